@@ -1,0 +1,169 @@
+"""The command line: compose the config, validate it, make a plan, and run the stages."""
+
+import importlib
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from charactertrain import __version__, pipeline, stages
+from charactertrain.artifacts import Manifest, Outcome
+from charactertrain.config import RunConfig, validate
+from charactertrain.constitution import load_constitution
+from charactertrain.exceptions import CharacterTrainError
+from charactertrain.models.sources import model_identity
+from charactertrain.pipeline import Action, Step, Work
+from charactertrain.storage import Directory, open_directory
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSTITUTIONS = ROOT / "constitutions"
+
+
+def main() -> None:
+    """Console entry point."""
+    # Hydra's own decorator prints a traceback for errors; ours are messages for people.
+    _compose_and_run()
+
+
+@hydra.main(config_path=str(ROOT / "conf"), config_name="config", version_base="1.3")
+def _compose_and_run(composed: DictConfig) -> float | None:
+    console = Console(soft_wrap=True, highlight=False)
+    try:
+        values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        return run(validate(values), console)
+    except CharacterTrainError as error:
+        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        console.print(str(error), markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here")
+        sys.exit(130)
+
+
+def run(config: RunConfig, console: Console) -> float | None:
+    """Run what `config` asks for; the mean trait effect, for sweeps, once there is a report."""
+    directory = open_directory(config.run.dir)
+    constitution = load_constitution(config.constitution, shipped_dir=CONSTITUTIONS)
+    definitions = stages.define(config, constitution, model_identity(config.model.path))
+    steps = pipeline.make_plan(
+        definitions, directory, only=config.run.only, until=config.run.until
+    )
+    _print_plan(console, config, steps, directory)
+    if config.run.dry:
+        return None
+    pipeline.check_plan(steps, directory)
+    pipeline.check_inputs(steps, directory)
+    if any(step.action is not Action.SKIP for step in steps):
+        _check_model(config)
+        directory.write_bytes("config.yaml", _resolved_yaml(config))
+    return _execute(config, constitution, steps, directory, console)
+
+
+def _execute(
+    config: RunConfig, constitution: Any, steps: Sequence[Step], directory: Directory, console: Console
+) -> float | None:
+    from charactertrain.stages.context import Context
+    from charactertrain.stages.start import open_session
+
+    started = time.monotonic()
+    effect: float | None = None
+    with open_session(config, directory, console) as session:
+        context = Context(config, constitution, session)
+        for step in steps:
+            name = step.stage.name
+
+            def implementation(work: Work, name: str = name) -> Outcome:
+                module = importlib.import_module(f"charactertrain.stages.{name}")
+                outcome: Outcome = module.run(work, context)
+                return outcome
+
+            if step.action is not Action.SKIP:
+                console.print(f"[bold]{name}[/]")
+            manifest = pipeline.execute(
+                step, directory, implementation, code_version=code_version()
+            )
+            session.end_leases()
+            if step.action is not Action.SKIP:
+                _print_done(console, manifest)
+            if name == "report":
+                effect = _print_summary(console, manifest, directory)
+    console.print(f"done in {time.monotonic() - started:.0f} s")
+    return effect
+
+
+def _check_model(config: RunConfig) -> None:
+    """Raise before anything is started if the model is not there or is too short."""
+    from charactertrain.models import loading, sources
+
+    model = sources.resolve(config.model.path)
+    loading.check_context(model, config.model.context_tokens)
+    loading.load_tokenizer(model)
+
+
+def _resolved_yaml(config: RunConfig) -> bytes:
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))).encode()
+
+
+def code_version() -> str:
+    """The package's version, with the commit of a source checkout."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return __version__
+    return f"{__version__}+{described.stdout.strip()}"
+
+
+def _print_plan(
+    console: Console, config: RunConfig, steps: Sequence[Step], directory: Directory
+) -> None:
+    table = Table(title=f"{directory.uri}  ({config.model.name}, {config.constitution})")
+    for column in ("stage", "action", "size", "fingerprint"):
+        table.add_column(column)
+    for step in steps:
+        fingerprint = step.identity.fingerprint[:12]
+        table.add_row(step.stage.name, step.action.value, step.stage.size, fingerprint)
+    console.print(table)
+    for step in steps:
+        for reason in step.reasons:
+            console.print(f"  {step.stage.name}: {reason}", markup=False)
+
+
+def _print_done(console: Console, manifest: Manifest) -> None:
+    rows = ", ".join(f"{count} {table}" for table, count in manifest.rows.items())
+    rejects = sum(manifest.rejects.values())
+    note = f", {rejects} rejected" if rejects else ""
+    console.print(f"  {rows or 'done'}{note} in {manifest.wall_seconds:.0f} s", style="green")
+
+
+def _print_summary(console: Console, manifest: Manifest, directory: Directory) -> float | None:
+    table = Table(title="what each trait changed (policy minus base, 95 % interval)")
+    for column in ("trait", "measure", "base", "policy", "difference"):
+        table.add_column(column)
+    for row in manifest.summary["effects"]:
+        interval = f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
+        table.add_row(
+            row["trait"], row["measure"], f"{row['base']:.3f}", f"{row['policy']:.3f}", interval
+        )
+    console.print(table)
+    for verdict in manifest.summary["verdicts"]:
+        console.print(f"  {verdict}", markup=False)
+    console.print(f"report: {directory.uri}/report/report.html")
+    value: float | None = manifest.summary["objective"]
+    return value
+
+
+if __name__ == "__main__":
+    main()

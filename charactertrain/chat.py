@@ -1,0 +1,75 @@
+"""From what a model is shown to its token ids, by the model's own chat template."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from charactertrain.exceptions import SamplingError
+from charactertrain.records import Message
+from charactertrain.templates import Shown
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used here."""
+
+    all_special_tokens: list[str]
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any:
+        """Render a conversation."""
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        """Token ids of a text."""
+
+
+def encode(shown: Shown, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of what a model is to continue, up to where its own words begin."""
+    if not shown.messages:
+        return tokenizer.encode(shown.text)
+    return tokenizer.encode(_render(shown, tokenizer), add_special_tokens=False)
+
+
+def encode_choices(
+    shown: Shown, choices: Sequence[str], tokenizer: Tokenizer
+) -> tuple[list[int], list[int]]:
+    """Token ids before a choice, and the one token that each choice then is.
+
+    A tokenizer may merge the end of the text with the letter, so the whole is encoded with each
+    choice and split where they part. Raises SamplingError if a choice is not a single token there.
+    """
+    rendered = _render(shown, tokenizer) if shown.messages else shown.text
+    special = not shown.messages
+    encoded = [
+        tokenizer.encode(rendered + choice, add_special_tokens=special) for choice in choices
+    ]
+    common = 0
+    while all(len(ids) > common for ids in encoded) and len({ids[common] for ids in encoded}) == 1:
+        common += 1
+    if any(len(ids) != common + 1 for ids in encoded):
+        raise SamplingError(
+            f"the choices {list(choices)} are not single tokens of this model's tokenizer after "
+            f"{rendered[-40:]!r}; the judge ranker cannot read its letters. Use ranker=contrast."
+        )
+    return encoded[0][:common], [ids[common] for ids in encoded]
+
+
+def _render(shown: Shown, tokenizer: Tokenizer) -> str:
+    conversation = [
+        {"role": message.role, "content": defused(message.content, tokenizer)}
+        for message in shown.messages
+    ]
+    rendered: str = tokenizer.apply_chat_template(
+        conversation, tokenize=False, add_generation_prompt=True
+    )
+    return rendered + shown.text
+
+
+def defused(text: str, tokenizer: Tokenizer) -> str:
+    """`text` with the model's special tokens broken, so that no text can end its own turn."""
+    for token in tokenizer.all_special_tokens:
+        if token in text:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
+def conversation_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as the plain dictionaries that chat templates read."""
+    return [{"role": message.role, "content": message.content} for message in messages]

@@ -1,0 +1,414 @@
+"""Types, units and ranges of every setting. Values live in conf/; nothing here has a default.
+
+Each stage's section holds what decides its result (its identity) and, under `resources`, where
+and how it runs (never identity).
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from charactertrain.exceptions import ConfigError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Range = tuple[PositiveInt, PositiveInt]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class RunSection(Section):
+    """What this invocation does; none of it is identity."""
+
+    dir: str
+    """Run directory: a local path or a URI that pyarrow opens."""
+    only: str | None
+    """Run this stage alone."""
+    until: str | None
+    """Run up to and including this stage."""
+    dry: bool
+    """Print the plan and stop."""
+
+
+class ModelSection(Section):
+    """The chat model whose character is trained, and how it wants to be asked."""
+
+    name: str
+    path: str
+    """`embedded:<name>`, `tiny_random`, a local directory, or a hub id."""
+    precision: Literal["auto", "bf16", "fp32"]
+    """`auto`: bf16 where the hardware computes in it, fp32 elsewhere."""
+    context_tokens: PositiveInt
+    """Longest prompt and response together."""
+    trait_placement: Literal["system", "user_turn"]
+    """Where the character is shown. Small models ignore the system prompt."""
+    traits_shown: Literal["all", "at_stake"]
+    """The whole character, or only the trait that the prompt is about."""
+    prompt_synthesis: Literal["chat", "completion"]
+    """Asked in chat, or as a completion after worked lines (small models)."""
+
+
+class SamplerResources(Section):
+    """How engines run."""
+
+    num_engines: Range
+    """Fewest and most engines of the autoscaling pool."""
+    tensor_parallel_size: PositiveInt
+    max_num_seqs: PositiveInt
+    """Sequences that one engine runs at a time."""
+    memory_fraction: Annotated[float, Field(gt=0, le=1)]
+    """Share of an accelerator's memory that an engine may take."""
+    kv_cache_gib: PositiveFloat
+    """KV cache of an engine that runs on CPU, in GiB."""
+    eager: bool
+    """Skip compilation: a quicker start, slower tokens."""
+    rows_per_chunk: PositiveInt
+    """Rows that are sampled, written and resumed as one."""
+    chunks_in_flight: PositiveInt
+    """Chunks that one engine works on at a time, so that no chunk's tail leaves it idle."""
+    cpus_per_engine: PositiveFloat
+    gpus_per_engine: Annotated[float, Field(ge=0)]
+
+
+class SamplerSection(Section):
+    """Who writes and scores text."""
+
+    kind: Literal["vllm", "fake"]
+    resources: SamplerResources
+
+
+class ClusterSection(Section):
+    """Where Ray runs; none of it is identity."""
+
+    address: Literal["local", "auto"]
+    """`local` starts Ray on this machine; `auto` joins the cluster this process is part of."""
+    num_cpus: PositiveInt | None
+    """Logical CPUs of a local cluster; None counts the cores."""
+    num_workers: Range
+    """Fewest and most training workers."""
+    cpus_per_worker: PositiveFloat
+    gpus_per_worker: Annotated[float, Field(ge=0)]
+    max_failures: Count
+    """Times a training run is restarted from its last checkpoint."""
+
+
+class PromptsSection(Section):
+    """Synthesis of the messages for which a trait matters."""
+
+    attempts_per_facet: PositiveInt
+    """Messages that the model is asked for per trait and facet."""
+    validation_share: Fraction
+    """Share of scenario families that measure the preference model."""
+    test_share: Fraction
+    """Share of scenario families that measure the policy."""
+    temperature: PositiveFloat
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    max_tokens: PositiveInt
+    min_words: PositiveInt
+    max_words: PositiveInt
+    max_similarity: Fraction
+    """Jaccard similarity of word sets above which a message is a near-duplicate."""
+    min_accepted_share: Fraction
+    """Below this share of attempts the stage stops and says why."""
+    min_trait_shift: float
+    """Template check: least rise of the contrast, in nats per token, when the trait is shown."""
+    check_prompts: PositiveInt
+    """Messages per trait in the template check and the ranker check."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share + test_share must leave a share for training")
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words {self.min_words} exceeds max_words {self.max_words}")
+        return self
+
+
+class ResponsesSection(Section):
+    """Candidates per prompt, and when a candidate is a reject."""
+
+    variants: dict[str, Count]
+    """Candidates per prompt by variant: how the character is shown when they are written."""
+    temperature: PositiveFloat
+    max_tokens: PositiveInt
+    ending: Literal["natural", "fixed"]
+    """`natural`: a response cut at max_tokens is a reject. `fixed`: all have max_tokens tokens."""
+    max_repetition: Fraction
+    """Share of repeated 4-grams above which a candidate is a loop."""
+    max_reject_share: Fraction
+    """Above this share of rejects the stage stops."""
+
+    @property
+    def per_prompt(self) -> int:
+        """Candidates per prompt."""
+        return sum(self.variants.values())
+
+    @model_validator(mode="after")
+    def _at_least_two(self) -> Self:
+        if self.per_prompt < 2:
+            raise ValueError(f"variants give {self.per_prompt} candidates; a ranking needs 2")
+        return self
+
+
+class RankingsSection(Section):
+    """The model ranks its own responses."""
+
+    ranker: Literal["auto", "judge", "contrast"]
+    contrast_temperature: PositiveFloat
+    """Nats per token of difference that make a preference of sigmoid(1) = 0.73."""
+    utility_prior: PositiveFloat
+    """Precision of the Gaussian prior on Bradley-Terry utilities."""
+    min_accuracy: Fraction
+    """Ranker check: least accuracy on pairs whose truth is known."""
+    min_judge_accuracy: Fraction
+    """`auto` takes the judge from this accuracy on."""
+
+
+class PairsSection(Section):
+    """Pairs with soft labels from rankings."""
+
+    min_probability: Annotated[float, Field(ge=0.5, lt=1)]
+    """Pairs less certain than this are left out, and counted."""
+
+
+class TrainingResources(Section):
+    """How a training stage runs; none of it decides what is learnt."""
+
+    microbatch_size: PositiveInt
+    """Prompts (with all their responses) that one worker runs at a time."""
+    checkpoint_every: PositiveInt
+    """Steps between checkpoints."""
+
+
+class DeepSpeedSection(Section):
+    """ZeRO: how the training state is spread; the result does not depend on it."""
+
+    stage: Literal[0, 1, 2, 3]
+    offload: bool
+    """Keep optimizer state (and, at stage 3, parameters) in host memory."""
+
+
+class PreferenceModelSection(Section):
+    """The scalar model that learns the rankings."""
+
+    epochs: PositiveInt
+    prompts_per_step: PositiveInt
+    learning_rate: PositiveFloat
+    warmup_share: Fraction
+    """Share of steps over which the learning rate rises."""
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: PositiveFloat
+    centering: Annotated[float, Field(ge=0)]
+    """Weight of the squared-reward penalty that keeps rewards near zero."""
+    min_accuracy: Fraction
+    """Held-out accuracy below which the policy stage is not worth its cost: the run stops."""
+    deepspeed: DeepSpeedSection
+    resources: TrainingResources
+
+
+class WarmStartSection(Section):
+    """A supervised pass over the top-ranked responses, the trait not shown."""
+
+    epochs: Count
+    """0 leaves the warm start out."""
+    prompts_per_step: PositiveInt
+    learning_rate: PositiveFloat
+
+
+class ObjectiveSection(Section):
+    """The policy objective."""
+
+    name: Literal["grpo", "centered", "rloo"]
+    """How advantages are made from a group's rewards."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)]
+    clip_high: PositiveFloat
+    kl_coef: Annotated[float, Field(ge=0)]
+    """Weight of the per-token KL to the reference, in units of advantage per nat."""
+    without_kl: bool
+    """Must be true for kl_coef 0: an unanchored policy is asked for by name."""
+    importance_cap: PositiveFloat
+    """Truncation of the trainer-to-sampler importance weight."""
+
+    @model_validator(mode="after")
+    def _anchored(self) -> Self:
+        if (self.kl_coef == 0) != self.without_kl:
+            raise ValueError(
+                f"kl_coef is {self.kl_coef} and without_kl is {self.without_kl}: a policy with "
+                "no KL to the reference drifts into hacks of its reward; ask for it by setting "
+                "both kl_coef=0 and without_kl=true"
+            )
+        return self
+
+
+class PolicySection(Section):
+    """Optimisation of the policy against the preference model."""
+
+    warm_start: WarmStartSection
+    objective: ObjectiveSection
+    num_steps: PositiveInt
+    prompts_per_step: PositiveInt
+    group_size: Annotated[int, Field(ge=2)]
+    """Responses per prompt."""
+    max_tokens: PositiveInt
+    ending: Literal["natural", "fixed"]
+    learning_rate: PositiveFloat
+    warmup_steps: Count
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: PositiveFloat
+    sync_tolerance: PositiveFloat
+    """Largest difference between the sampler's and the trainer's probe logprobs, in nats."""
+    deepspeed: DeepSpeedSection
+    resources: TrainingResources
+
+
+class EvaluationSection(Section):
+    """Base against policy on held-out prompts."""
+
+    responses_per_prompt: PositiveInt
+    temperature: PositiveFloat
+    max_tokens: PositiveInt
+    length_prompts: Count
+    """Prompts on which the natural length is measured, without the limit above."""
+    length_max_tokens: PositiveInt
+    num_resamples: Annotated[int, Field(ge=100)]
+    """Of the cluster bootstrap."""
+
+
+class LoggingSection(Section):
+    """Where metrics go besides the console and the run directory."""
+
+    wandb: Literal["off", "offline", "online"]
+    project: str
+
+
+class RunConfig(Section):
+    """Everything one run is made from."""
+
+    run: RunSection
+    seed: Count
+    constitution: str
+    """A name shipped in constitutions/, or a path."""
+    model: ModelSection
+    sampler: SamplerSection
+    cluster: ClusterSection
+    prompts: PromptsSection
+    responses: ResponsesSection
+    rankings: RankingsSection
+    pairs: PairsSection
+    preference_model: PreferenceModelSection
+    policy: PolicySection
+    evaluation: EvaluationSection
+    logging: LoggingSection
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for problem in (
+            *_sequence_problems(self),
+            *_batch_problems(self),
+            *_cluster_problems(self),
+        ):
+            raise ValueError(problem)
+        return self
+
+
+def _sequence_problems(config: RunConfig) -> list[str]:
+    lengths = {
+        "prompts.max_tokens": config.prompts.max_tokens,
+        "responses.max_tokens": config.responses.max_tokens,
+        "policy.max_tokens": config.policy.max_tokens,
+        "evaluation.max_tokens": config.evaluation.max_tokens,
+        "evaluation.length_max_tokens": config.evaluation.length_max_tokens,
+    }
+    context = config.model.context_tokens
+    return [
+        f"{key} is {tokens} tokens and leaves no room for a prompt in model.context_tokens "
+        f"{context}; lower the one or raise the other"
+        for key, tokens in lengths.items()
+        if tokens >= context
+    ]
+
+
+def _batch_problems(config: RunConfig) -> list[str]:
+    batches = {
+        "preference_model": (
+            config.preference_model.prompts_per_step,
+            config.preference_model.resources.microbatch_size,
+        ),
+        "policy": (config.policy.prompts_per_step, config.policy.resources.microbatch_size),
+        "policy.warm_start": (
+            config.policy.warm_start.prompts_per_step,
+            config.policy.resources.microbatch_size,
+        ),
+    }
+    fewest, most = config.cluster.num_workers
+    if fewest > most:
+        return [f"cluster.num_workers is ({fewest}, {most}); give (fewest, most)"]
+    problems = []
+    for key, (prompts, microbatch) in batches.items():
+        for workers in sorted({fewest, most}):
+            if prompts % (workers * microbatch):
+                problems.append(
+                    f"{key}.prompts_per_step {prompts} is not a multiple of workers x "
+                    f"microbatch_size = {workers} x {microbatch}; every worker must get the same "
+                    "number of microbatches"
+                )
+    return problems
+
+
+def _cluster_problems(config: RunConfig) -> list[str]:
+    problems = []
+    directory = config.run.dir
+    if config.cluster.address != "local" and "://" not in directory and directory[:1] != "/":
+        problems.append(
+            f"run.dir {directory!r} is relative, and on a cluster it would resolve inside each "
+            "job's own working directory; give an absolute path that all nodes share, or a URI"
+        )
+    parallel, gpus = (
+        config.sampler.resources.tensor_parallel_size,
+        config.sampler.resources.gpus_per_engine,
+    )
+    if gpus >= 1 and gpus != parallel:
+        problems.append(
+            f"sampler.resources: gpus_per_engine {gpus} and tensor_parallel_size {parallel} "
+            "differ; an engine takes one GPU per tensor-parallel rank"
+        )
+    if config.cluster.num_cpus is not None and config.cluster.address == "local":
+        needed = config.cluster.num_workers[0] * config.cluster.cpus_per_worker
+        if needed > config.cluster.num_cpus:
+            problems.append(
+                f"cluster: {config.cluster.num_workers[0]} workers of "
+                f"{config.cluster.cpus_per_worker} CPUs need {needed}, and cluster.num_cpus is "
+                f"{config.cluster.num_cpus}"
+            )
+    return problems
+
+
+def validate(values: Mapping[str, Any]) -> RunConfig:
+    """The config as a frozen object; raises ConfigError that lists every problem by its key."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"]) or "config"
+            message = problem["msg"].removeprefix("Value error, ")
+            shown = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
+            lines.append(f"{key}: {message}{shown}")
+        raise ConfigError("the configuration is not valid:\n  " + "\n  ".join(lines)) from None
+
+
+def identity(section: Section) -> dict[str, Any]:
+    """The part of a section that decides results: all but resources and ZeRO settings."""
+    execution = {"resources", "deepspeed"}
+    return {
+        name: identity(value) if isinstance(value, Section) else value
+        for name, value in section
+        if name not in execution
+    }

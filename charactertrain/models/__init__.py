@@ -1,0 +1,1 @@
+"""Models: finding, loading, the preference model's head, and saving."""

@@ -1,0 +1,76 @@
+"""Loading causal language models and preference models for training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from charactertrain.exceptions import ModelError
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; it must have a chat template and a token that ends a reply."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"{directory} has no chat template: expected a chat model, found a base model. Choose "
+            "an instruction-tuned model."
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{directory}: the tokenizer has no end-of-sequence token")
+    return tokenizer
+
+
+def check_context(directory: Path, context_tokens: int) -> None:
+    """Raise ModelError if the model cannot attend over `context_tokens`."""
+    config = AutoConfig.from_pretrained(directory)
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and context_tokens > longest:
+        raise ModelError(
+            f"model.context_tokens is {context_tokens}, and {directory} attends over {longest}; "
+            "lower model.context_tokens"
+        )
+
+
+def load_causal_lm(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in `dtype`, for training or as the frozen reference."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+    )
+    model.config.use_cache = False
+    return model
+
+
+def load_preference_model(directory: Path, dtype: torch.dtype, *, seed: int) -> PreTrainedModel:
+    """A scalar head on the body in `directory`; the head is random unless it was trained."""
+    config = AutoConfig.from_pretrained(directory)
+    fresh = not any("SequenceClassification" in name for name in config.architectures or [])
+    options: dict[str, Any] = {"num_labels": 1} if fresh else {}
+    if config.pad_token_id is None:
+        options["pad_token_id"] = end_token_ids(directory)[0]
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        directory, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", **options
+    )
+    model.config.use_cache = False
+    return model
+
+
+def end_token_ids(directory: Path) -> list[int]:
+    """The tokens that end a reply, as generation stops at them."""
+    for name in ("generation_config.json", "config.json"):
+        file = directory / name
+        if file.is_file():
+            end = json.loads(file.read_text()).get("eos_token_id")
+            if end is not None:
+                return end if isinstance(end, list) else [end]
+    raise ModelError(f"{directory} names no eos_token_id in its generation or model config")

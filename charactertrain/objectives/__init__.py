@@ -1,0 +1,1 @@
+"""The maths of training: tensors and floats in, tensors out; no configuration, no devices."""

@@ -1,0 +1,173 @@
+"""The stages in order: which would run, be skipped, go on or be refused, and running them.
+
+A stage is described here and implemented elsewhere: this module imports nothing heavy, so that
+a plan is made in an instant and before anything is started.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from charactertrain import artifacts
+from charactertrain.artifacts import Identity, Json, Manifest, Outcome
+from charactertrain.exceptions import ArtifactError, ConfigError
+from charactertrain.storage import Directory
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One job that makes one artifact."""
+
+    name: str
+    inputs: tuple[str, ...]
+    """Names of the stages whose artifacts it reads."""
+    identity_config: Json
+    """What decides its result, apart from its inputs."""
+    resolved_config: Json
+    """Its whole config, for the manifest."""
+    size: str
+    """What it will make, for the plan; such as '288 responses'."""
+
+
+class Action(StrEnum):
+    """What happens to a stage."""
+
+    RUN = "run"
+    RESUME = "resume"
+    SKIP = "skip"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage, what happens to it in this run, and why."""
+
+    stage: Stage
+    identity: Identity
+    action: Action
+    reasons: tuple[str, ...]
+    """Differences that make it refuse; empty otherwise."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an implementation of a stage is handed."""
+
+    stage: Stage
+    identity: Identity
+    directory: Directory
+    inputs: Mapping[str, tuple[Directory, Manifest]]
+
+
+def make_plan(
+    stages: Sequence[Stage], run_directory: Directory, *, only: str | None, until: str | None
+) -> list[Step]:
+    """Decide for each selected stage, in order, from what is in the run directory.
+
+    Identities chain: a stage's fingerprint covers those of its inputs, so a change anywhere
+    upstream changes every stage below it.
+    """
+    selected = select(stages, only=only, until=until)
+    fingerprints: dict[str, str] = {}
+    steps = []
+    for stage in stages:
+        inputs = {name: fingerprints[name] for name in stage.inputs}
+        identity = Identity(stage.name, stage.identity_config, inputs)
+        fingerprints[stage.name] = identity.fingerprint
+        if stage.name in selected:
+            steps.append(_step(stage, identity, run_directory.child(stage.name)))
+    return steps
+
+
+def select(stages: Sequence[Stage], *, only: str | None, until: str | None) -> list[str]:
+    """Names of the stages that `run.only` and `run.until` choose."""
+    names = [stage.name for stage in stages]
+    for key, value in (("run.only", only), ("run.until", until)):
+        if value is not None and value not in names:
+            raise ConfigError(f"{key}: no stage {value!r}; expected one of {', '.join(names)}")
+    if only is not None and until is not None:
+        raise ConfigError("run.only and run.until exclude each other; give one of them")
+    if only is not None:
+        return [only]
+    return names if until is None else names[: names.index(until) + 1]
+
+
+def _step(stage: Stage, identity: Identity, directory: Directory) -> Step:
+    manifest = artifacts.read_manifest(directory)
+    if manifest is not None:
+        if manifest.fingerprint == identity.fingerprint:
+            return Step(stage, identity, Action.SKIP, ())
+        found = manifest.identity
+    else:
+        started = artifacts.unfinished(directory)
+        if started is None:
+            return Step(stage, identity, Action.RUN, ())
+        if started.fingerprint == identity.fingerprint:
+            return Step(stage, identity, Action.RESUME, ())
+        found = started
+    return Step(stage, identity, Action.REFUSE, tuple(artifacts.differences(identity, found)))
+
+
+def check_plan(steps: Sequence[Step], run_directory: Directory) -> None:
+    """Raise ArtifactError if any stage refuses, saying what differs and the ways out."""
+    refused = [step for step in steps if step.action is Action.REFUSE]
+    if not refused:
+        return
+    first = refused[0]
+    reasons = "\n".join(f"  {reason}" for reason in first.reasons)
+    names = ", ".join(step.stage.name for step in refused)
+    raise ArtifactError(
+        f"{run_directory.uri}/{first.stage.name} was made with other settings:\n{reasons}\n"
+        f"Nothing was changed. Stages that would not match: {names}. Ways out: give the settings "
+        "it was made with; choose another run.dir; or move those directories away to make them "
+        "anew."
+    )
+
+
+def check_inputs(steps: Sequence[Step], run_directory: Directory) -> None:
+    """Raise ArtifactError if an input is neither there nor made by an earlier step."""
+    made: set[str] = set()
+    for step in steps:
+        for name in step.stage.inputs:
+            if name in made:
+                continue
+            manifest = artifacts.require(run_directory.child(name), name)
+            expected = step.identity.inputs[name]
+            if manifest.fingerprint != expected and step.action is not Action.SKIP:
+                identity = manifest.identity
+                raise ArtifactError(
+                    f"{run_directory.uri}/{name} was made with other settings than this run asks "
+                    f"for (fingerprint {manifest.fingerprint[:12]}, expected {expected[:12]}; "
+                    f"its config: {identity.config}). Run it again in another run.dir, or give "
+                    "the settings it was made with."
+                )
+        made.add(step.stage.name)
+
+
+def execute(
+    step: Step,
+    run_directory: Directory,
+    implementation: Callable[[Work], Outcome],
+    *,
+    code_version: str,
+) -> Manifest:
+    """Run one step and commit its artifact; the manifest, also of a stage that is skipped."""
+    directory = run_directory.child(step.stage.name)
+    if step.action is Action.SKIP:
+        return artifacts.require(directory, step.stage.name)
+    inputs = {}
+    for name in step.stage.inputs:
+        source = run_directory.child(name)
+        inputs[name] = (source, artifacts.require(source, name))
+    artifacts.begin(directory, step.identity)
+    started = time.monotonic()
+    outcome = implementation(Work(step.stage, step.identity, directory, inputs))
+    return artifacts.commit(
+        directory,
+        step.identity,
+        outcome,
+        resolved_config=step.stage.resolved_config,
+        code_version=code_version,
+        wall_seconds=time.monotonic() - started,
+    )

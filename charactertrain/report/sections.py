@@ -1,0 +1,186 @@
+"""Parts of the page made ready for the template: charts, and tables that need counting."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from markupsafe import Markup
+
+from charactertrain.report import plots
+from charactertrain.report.training_view import (
+    Accuracy,
+    Measure,
+    Phase,
+    PolicyStep,
+    PreferenceModelView,
+    PromptCount,
+)
+from charactertrain.report.view import TraitView
+
+MAX_STEP_ROWS = 100
+"""Steps in the table of policy metrics; a longer run is thinned and the page says so."""
+
+MetricName = Literal[
+    "reward",
+    "kl",
+    "length_tokens",
+    "entropy",
+    "clip_fraction",
+    "zero_variance_fraction",
+    "loss",
+    "seconds",
+]
+METRIC_TITLES: dict[MetricName, str] = {
+    "reward": "Reward",
+    "kl": "KL to reference, nats per token",
+    "length_tokens": "Length, tokens",
+    "entropy": "Entropy, nats",
+    "clip_fraction": "Clipped share of tokens",
+    "zero_variance_fraction": "Groups without variance",
+    "loss": "Loss",
+    "seconds": "Seconds",
+}
+PHASE_TITLES: dict[Phase, str] = {
+    "warm_start": "Warm start",
+    "optimise": "Optimisation against the preference model",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """A chart with its caption."""
+
+    title: str
+    """Caption."""
+    svg: Markup
+    """Inline SVG."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhaseSection:
+    """One phase of policy training as charts and a table."""
+
+    title: str
+    """Heading."""
+    num_steps: int
+    """Steps in the phase; 0 when it was not run or not recorded."""
+    metrics: tuple[MetricName, ...]
+    """Metrics that the phase has."""
+    absent: tuple[MetricName, ...]
+    """Metrics that it has not."""
+    charts: tuple[Chart, ...]
+    """One chart a metric."""
+    rows: tuple[PolicyStep, ...]
+    """Steps in the table, thinned to about `MAX_STEP_ROWS`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptRow:
+    """Prompts of one trait and kind, by split."""
+
+    trait_id: str | None
+    """Trait at stake; None for general prompts."""
+    kind: str
+    """trait or general."""
+    num_families: int
+    """Scenario families."""
+    counts: tuple[int, ...]
+    """Prompts by split, in the order of the table's columns."""
+
+
+def effect_charts(traits: Sequence[TraitView]) -> dict[Measure, Markup]:
+    """Forest plot by measure; a measure that no trait has is absent."""
+    measures: tuple[Measure, ...] = ("contrast", "detector_rate", "reward")
+    # Only SVG from `plots` becomes Markup here: ElementTree has escaped every text in it.
+    return {
+        measure: Markup(plots.effects_plot(traits, measure))
+        for measure in measures
+        if any(measure in trait.effects for trait in traits)
+    }
+
+
+def accuracies(model: PreferenceModelView) -> tuple[tuple[str, Accuracy], ...]:
+    """Held-out accuracy overall, then by trait."""
+    overall = [("all pairs", model.accuracy_overall)] if model.accuracy_overall else []
+    return (*overall, *model.accuracy_by_trait.items())
+
+
+def accuracy_chart(model: PreferenceModelView) -> Markup | None:
+    """Held-out accuracies as a chart; None when there are none."""
+    rows = accuracies(model)
+    return Markup(plots.accuracy_plot(rows)) if rows else None
+
+
+def calibration_chart(model: PreferenceModelView) -> Markup | None:
+    """Reliability diagram; None when calibration was not measured."""
+    before, after = model.before_temperature, model.after_temperature
+    return Markup(plots.calibration_plot(before, after)) if before or after else None
+
+
+def curve_charts(model: PreferenceModelView) -> tuple[Chart, ...]:
+    """Training loss and accuracy by step; what was not measured is absent."""
+    curves = {
+        "Loss, nats per pair": [(point.step, point.loss) for point in model.curve],
+        "Accuracy on training pairs": [
+            (point.step, point.accuracy) for point in model.curve if point.accuracy is not None
+        ],
+    }
+    return tuple(
+        Chart(title=title, svg=Markup(plots.curve_plot(f"preference {title}", title, points)))
+        for title, points in curves.items()
+        if points
+    )
+
+
+def phase_section(phase: Phase, policy: Sequence[PolicyStep]) -> PhaseSection:
+    """One phase of policy training, with a chart for every metric that it has."""
+    steps = [step for step in policy if step.phase == phase]
+    curves = {metric: _curve(metric, steps) for metric in METRIC_TITLES}
+    return PhaseSection(
+        title=PHASE_TITLES[phase],
+        num_steps=len(steps),
+        metrics=tuple(metric for metric, points in curves.items() if points),
+        absent=tuple(metric for metric, points in curves.items() if not points),
+        charts=tuple(
+            Chart(
+                title=METRIC_TITLES[metric],
+                svg=Markup(plots.curve_plot(f"{phase} {metric}", METRIC_TITLES[metric], points)),
+            )
+            for metric, points in curves.items()
+            if points
+        ),
+        rows=_thinned(steps),
+    )
+
+
+def _curve(metric: MetricName, steps: Sequence[PolicyStep]) -> list[tuple[int, float]]:
+    values = [(step.step, getattr(step, metric)) for step in steps]
+    if all(value is None for _, value in values):
+        return []
+    return [(step, math.nan if value is None else value) for step, value in values]
+
+
+def _thinned(steps: Sequence[PolicyStep]) -> tuple[PolicyStep, ...]:
+    stride = math.ceil(len(steps) / MAX_STEP_ROWS) or 1
+    thinned = steps[::stride]
+    # The last step is the policy that was evaluated, so it is always shown.
+    return (*thinned, steps[-1]) if steps and thinned[-1] != steps[-1] else tuple(thinned)
+
+
+def prompt_rows(prompts: Sequence[PromptCount], splits: Sequence[str]) -> tuple[PromptRow, ...]:
+    """Prompt counts summed over families, by trait and kind."""
+    groups: dict[tuple[str | None, str], list[PromptCount]] = {}
+    for prompt in prompts:
+        groups.setdefault((prompt.trait_id, prompt.kind), []).append(prompt)
+    return tuple(
+        PromptRow(
+            trait_id=trait_id,
+            kind=kind,
+            num_families=len({member.family for member in members}),
+            counts=tuple(
+                sum(member.count for member in members if member.split == split) for split in splits
+            ),
+        )
+        for (trait_id, kind), members in groups.items()
+    )

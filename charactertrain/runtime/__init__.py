@@ -1,0 +1,1 @@
+"""Plumbing: Ray, samplers, the training loop, DeepSpeed, checkpoints, weight sync, metrics."""

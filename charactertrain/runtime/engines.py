@@ -1,0 +1,188 @@
+"""Engines that outlive the stages that use them.
+
+Starting an engine costs 25 to 40 seconds even for a small model, so engines are actors of their
+own, kept by a broker. A Ray Data worker holds a lease on one: Ray Data scales, retries and
+throttles the workers, and the broker starts an engine when more workers come than engines serve.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import ray
+from ray.exceptions import RayActorError
+
+from charactertrain.exceptions import SamplingError
+from charactertrain.runtime.fake_sampler import FakeSampler
+from charactertrain.runtime.sampling import (
+    Choice,
+    ChoiceRequest,
+    Failure,
+    Sample,
+    Sampler,
+    SampleRequest,
+    SamplingSettings,
+    Score,
+    ScoreRequest,
+)
+from charactertrain.runtime.vllm_engine import EngineSpec, start_engine
+
+_MAX_ENGINE_LOSSES = 3
+Result = TypeVar("Result")
+
+
+@dataclass
+class _Engine:
+    spec: EngineSpec
+    weights: str
+    handle: Any
+    leases: int
+
+
+class EngineBroker:
+    """The actor that knows which engines run, on which weights, and for how many workers."""
+
+    def __init__(self, max_engines: int) -> None:
+        """Start at most `max_engines` engines of one kind."""
+        self._max_engines = max_engines
+        self._engines: dict[str, _Engine] = {}
+        self._lock = asyncio.Lock()
+
+    async def acquire(self, spec: EngineSpec, weights: str) -> tuple[str, Any]:
+        """An engine of this kind on these weights: its id and its handle.
+
+        The least busy one that fits; a new one while the pool may grow; an unused one of the same
+        architecture, given the weights, before a new one is started for them.
+        """
+        async with self._lock:
+            alike = {k: e for k, e in self._engines.items() if e.spec == spec}
+            fitting = [key for key, engine in alike.items() if engine.weights == weights]
+            key = min(fitting, key=lambda k: alike[k].leases, default=None)
+            if key is None or (alike[key].leases > 0 and len(alike) < self._max_engines):
+                idle = [k for k, e in alike.items() if e.leases == 0]
+                key = idle[0] if idle else self._start(spec, weights)
+            engine = self._engines[key]
+            await engine.handle.ready.remote()
+            if engine.weights != weights:
+                await engine.handle.load.remote(weights, weights)
+                engine.weights = weights
+            engine.leases += 1
+            return key, engine.handle
+
+    def _start(self, spec: EngineSpec, weights: str) -> str:
+        key = f"engine-{uuid4().hex[:8]}"
+        self._engines[key] = _Engine(spec, weights, start_engine(spec, weights, key), 0)
+        return key
+
+    async def release(self, key: str) -> None:
+        """Give a lease back; the engine stays warm."""
+        if key in self._engines:
+            self._engines[key].leases = max(0, self._engines[key].leases - 1)
+
+    async def release_all(self) -> None:
+        """End every lease: those of workers that died without giving theirs back."""
+        for engine in self._engines.values():
+            engine.leases = 0
+
+    async def rename_weights(self, key: str, weights: str) -> None:
+        """Record that an engine's weights were changed by a weight update."""
+        self._engines[key].weights = weights
+
+    async def discard(self, key: str) -> None:
+        """Forget an engine that died."""
+        engine = self._engines.pop(key, None)
+        if engine is not None:
+            ray.kill(engine.handle)
+
+    async def shutdown(self) -> None:
+        """Stop every engine."""
+        for engine in self._engines.values():
+            try:
+                await asyncio.wait_for(engine.handle.shutdown.remote(), timeout=30)
+            except (RayActorError, TimeoutError):
+                ray.kill(engine.handle)
+        self._engines.clear()
+
+
+@dataclass(frozen=True)
+class SamplerSource:
+    """Where a worker gets its sampler; travels to any process of the cluster."""
+
+    broker: str | None
+    """Name of the broker actor; None for the fake sampler."""
+    spec: EngineSpec | None
+    weights: str
+
+    def open(self) -> Sampler:
+        """A sampler for this process; give it back with `close_sampler`."""
+        if self.broker is None or self.spec is None:
+            return FakeSampler()
+        return LeasedSampler(ray.get_actor(self.broker), self.spec, self.weights)
+
+
+class LeasedSampler:
+    """A `Sampler` on a leased engine; replaces an engine that dies, a bounded number of times."""
+
+    def __init__(self, broker: Any, spec: EngineSpec, weights: str) -> None:
+        """Lease an engine now, starting one if need be."""
+        self._broker, self._spec, self._weights = broker, spec, weights
+        self._losses = 0
+        self._lease()
+
+    def _lease(self) -> None:
+        try:
+            self.key, self.handle = ray.get(self._broker.acquire.remote(self._spec, self._weights))
+        except RayActorError as error:
+            raise SamplingError(
+                f"no engine for {self._weights} could be started: {error}"
+            ) from error
+
+    def _call(self, ask: Callable[[Any], Any]) -> Any:
+        while True:
+            try:
+                return ray.get(ask(self.handle))
+            except RayActorError as error:
+                self._losses += 1
+                ray.get(self._broker.discard.remote(self.key))
+                if self._losses > _MAX_ENGINE_LOSSES:
+                    raise SamplingError(
+                        f"{self._losses} engines for {self._weights} died one after another; the "
+                        f"last said: {error}"
+                    ) from error
+                self._lease()
+
+    def sample(
+        self, requests: Sequence[SampleRequest], settings: SamplingSettings
+    ) -> list[Sample | Failure]:
+        """Draw one text per request."""
+        results: list[Sample | Failure] = self._call(
+            lambda engine: engine.sample.remote(requests, settings)
+        )
+        return results
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Score | Failure]:
+        """Log-probabilities of given texts."""
+        results: list[Score | Failure] = self._call(lambda engine: engine.score.remote(requests))
+        return results
+
+    def choose(self, requests: Sequence[ChoiceRequest]) -> list[Choice | Failure]:
+        """Log-probabilities of given next tokens."""
+        results: list[Choice | Failure] = self._call(lambda engine: engine.choose.remote(requests))
+        return results
+
+    def rewards(self, token_ids: Sequence[Sequence[int]]) -> list[float]:
+        """The preference model's scalar for each whole sequence."""
+        results: list[float] = self._call(lambda engine: engine.rewards.remote(token_ids))
+        return results
+
+    def close(self) -> None:
+        """Give the lease back."""
+        ray.get(self._broker.release.remote(self.key))
+
+
+def close_sampler(sampler: Sampler) -> None:
+    """Give back what `SamplerSource.open` took."""
+    if isinstance(sampler, LeasedSampler):
+        sampler.close()

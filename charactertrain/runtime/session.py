@@ -1,0 +1,160 @@
+"""What one run holds while it lasts: the Ray connection, the engines, the console, the metrics."""
+
+import logging
+import os
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+import ray.data
+from rich.console import Console
+
+from charactertrain.exceptions import ConfigError
+from charactertrain.runtime.dataflow import PoolSettings
+from charactertrain.runtime.engines import EngineBroker, SamplerSource
+from charactertrain.runtime.metrics import MetricLog
+from charactertrain.runtime.progress import Progress
+from charactertrain.runtime.vllm_engine import EngineSpec
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How this run's engines are started."""
+
+    fake: bool
+    precision: str
+    context_tokens: int
+    num_engines: tuple[int, int]
+    tensor_parallel_size: int
+    max_num_seqs: int
+    memory_fraction: float
+    kv_cache_gib: float
+    eager: bool
+    cpus_per_engine: float
+    gpus_per_engine: float
+    rows_per_chunk: int
+    chunks_in_flight: int
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """Which Ray cluster to use."""
+
+    address: str
+    """`local` or `auto`."""
+    num_cpus: int | None
+
+
+class Session:
+    """Everything that must be started once and stopped at the end. A context manager.
+
+    Nothing is started before a stage asks for it, so a run whose stages are all skipped is over
+    in an instant.
+    """
+
+    def __init__(
+        self,
+        cluster: ClusterSettings,
+        engines: EngineSettings,
+        *,
+        console: Console,
+        metrics: MetricLog,
+    ) -> None:
+        """Remember the settings; start nothing."""
+        self._cluster = cluster
+        self._engines = engines
+        self._broker: Any = None
+        self.console = console
+        self.metrics = metrics
+        self.progress = Progress(console)
+
+    def __enter__(self) -> Self:
+        """Enter the run."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop what was started, also after an error."""
+        if self._broker is not None:
+            ray.get(self._broker.shutdown.remote())
+            ray.kill(self._broker)
+            self._broker = None
+        if ray.is_initialized():
+            ray.shutdown()
+        self.metrics.close()
+
+    @property
+    def pool(self) -> PoolSettings:
+        """The Ray Data pool that keeps the engines busy."""
+        settings = self._engines
+        return PoolSettings(
+            settings.num_engines, settings.rows_per_chunk, settings.chunks_in_flight
+        )
+
+    def connect(self) -> None:
+        """Start or join the Ray cluster, once."""
+        if ray.is_initialized():
+            return
+        self.console.print("  starting Ray", style="dim")
+        _quiet_ray_data()
+        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if self._cluster.address == "local":
+            # Logical CPUs schedule; threads compute. Ray Data's own tasks need slots beside an
+            # engine or a trainer that keeps all cores busy.
+            cpus = self._cluster.num_cpus or max(4, os.cpu_count() or 1)
+            options |= {"num_cpus": cpus, "include_dashboard": False, "address": "local"}
+        else:
+            options["address"] = "auto"
+        try:
+            ray.init(**options)
+        except ConnectionError as error:
+            raise ConfigError(
+                f"cluster=ray: no Ray cluster to join: {error}. Start the run with `ray job submit`"
+                " or on a node of the cluster, or use cluster=local."
+            ) from error
+
+    def sampler(self, architecture: str, weights: str, *, kind: str = "generate") -> SamplerSource:
+        """Where workers get a sampler for `weights`, which has the config of `architecture`."""
+        self.connect()
+        settings = self._engines
+        if settings.fake:
+            return SamplerSource(None, None, weights)
+        spec = EngineSpec(
+            kind=kind,
+            architecture=architecture,
+            precision=settings.precision,
+            context_tokens=settings.context_tokens,
+            tensor_parallel_size=settings.tensor_parallel_size,
+            max_num_seqs=settings.max_num_seqs,
+            memory_fraction=settings.memory_fraction,
+            kv_cache_gib=settings.kv_cache_gib,
+            eager=settings.eager,
+            num_cpus=settings.cpus_per_engine,
+            num_gpus=settings.gpus_per_engine,
+            threads=os.cpu_count() or 1,
+        )
+        return SamplerSource(self._broker_name(), spec, weights)
+
+    def end_leases(self) -> None:
+        """Between stages: no worker is left, so no lease can be."""
+        if self._broker is not None:
+            ray.get(self._broker.release_all.remote())
+
+    def _broker_name(self) -> str:
+        name = f"charactertrain-engines-{ray.get_runtime_context().get_job_id()}"
+        if self._broker is None:
+            actor = ray.remote(EngineBroker).options(name=name, num_cpus=0, max_concurrency=100)
+            self._broker = actor.remote(self._engines.num_engines[1])
+        return name
+
+
+def _quiet_ray_data() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -1,0 +1,300 @@
+"""One vLLM engine as a long-lived Ray actor: writes, scores, judges, rewards, takes new weights.
+
+The async engine overlaps whatever calls are in flight, so the tail of one batch never leaves it
+idle. vllm is imported in the actor alone, after the actor's environment is set.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import ray
+
+from charactertrain import chat
+from charactertrain.exceptions import SamplingError
+from charactertrain.runtime.sampling import (
+    Choice,
+    ChoiceRequest,
+    Failure,
+    Sample,
+    SampleRequest,
+    SamplingSettings,
+    Score,
+    ScoreRequest,
+)
+from charactertrain.runtime.weight_sync import SHARED_MEMORY_BACKEND
+
+WEIGHT_TRANSFER_BACKENDS = {"cpu": SHARED_MEMORY_BACKEND, "cuda": "nccl"}
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What decides whether a running engine can serve: all but its weights."""
+
+    kind: str
+    """`generate`, or `reward` for a preference model."""
+    architecture: str
+    """The local directory or hub id whose config and tokenizer the engine was started from."""
+    precision: str
+    context_tokens: int
+    tensor_parallel_size: int
+    max_num_seqs: int
+    memory_fraction: float
+    kv_cache_gib: float
+    eager: bool
+    num_cpus: float
+    num_gpus: float
+    threads: int
+    """OpenMP threads of an engine that runs on CPU."""
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables that must be set before the actor's process starts."""
+        variables = {"HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1"}
+        variables["VLLM_LOGGING_LEVEL"] = "ERROR"
+        if self.num_gpus == 0:
+            # Ray sets OMP_NUM_THREADS to the actor's logical CPUs, and vLLM's own binding takes
+            # one core of two away (scoring: 195 against 380 tokens/s, 2026-11).
+            variables["OMP_NUM_THREADS"] = str(self.threads)
+            variables["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+            variables["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(self.kv_cache_gib)))
+        return variables
+
+
+class VllmEngine:
+    """The actor. Every method takes plain records and returns plain records."""
+
+    def __init__(self, spec: EngineSpec, weights: str) -> None:
+        """Start the engine on `weights`, a directory or hub id with the spec's architecture."""
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from charactertrain.runtime.hardware import has_accelerator, resolve_precision
+
+        device = "cuda" if has_accelerator() else "cpu"
+        arguments: dict[str, Any] = {
+            "model": weights,
+            "dtype": str(resolve_precision(spec.precision)).removeprefix("torch."),
+            "max_model_len": spec.context_tokens,
+            "max_num_seqs": spec.max_num_seqs,
+            "tensor_parallel_size": spec.tensor_parallel_size,
+            "enforce_eager": spec.eager,
+            "gpu_memory_utilization": spec.memory_fraction,
+            "enable_prefix_caching": True,
+            "disable_log_stats": True,
+            "trust_remote_code": False,
+            "seed": 0,
+        }
+        if spec.tensor_parallel_size == 1:
+            # A worker process of its own would spin beside the engine's threads.
+            arguments["distributed_executor_backend"] = "uni"
+        if device == "cpu":
+            # Blocks of 128, the default on CPU, are longer than most prompts: nothing would ever
+            # be found in the prefix cache.
+            arguments["block_size"] = 32
+            # A seeded request whose prefill is split kills a CPU engine (vLLM 0.32 rewinds the
+            # request's generator, and a CPU generator has no offset).
+            arguments["enable_chunked_prefill"] = False
+            arguments["max_num_batched_tokens"] = max(4096, spec.context_tokens)
+        if spec.kind == "reward":
+            arguments |= {"runner": "pooling", "convert": "classify"}
+        else:
+            arguments |= {
+                "logprobs_mode": "processed_logprobs",
+                "max_logprobs": 8,
+                "weight_transfer_config": {"backend": WEIGHT_TRANSFER_BACKENDS[device]},
+            }
+        try:
+            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        except (RuntimeError, ValueError, OSError) as error:
+            raise SamplingError(
+                f"the vLLM engine for {weights} did not start: {error}. If memory ran out: lower "
+                "sampler.resources.memory_fraction, kv_cache_gib or max_num_seqs, or raise "
+                "tensor_parallel_size."
+            ) from error
+        self._spec = spec
+        self._weight_version = "0"
+
+    async def ready(self) -> bool:
+        """True once the engine has started."""
+        return True
+
+    # Writing and scoring
+
+    async def sample(
+        self, requests: Sequence[SampleRequest], settings: SamplingSettings
+    ) -> list[Sample | Failure]:
+        """Draw one text per request."""
+        return list(await asyncio.gather(*(self._sample(r, settings) for r in requests)))
+
+    async def _sample(self, request: SampleRequest, settings: SamplingSettings) -> Sample | Failure:
+        from vllm import SamplingParams
+
+        prompt_ids = chat.encode(request.shown, self._engine.get_tokenizer())
+        room = self._spec.context_tokens - len(prompt_ids)
+        if room < settings.max_tokens:
+            return _too_long(request.request_id, len(prompt_ids), settings.max_tokens, self._spec)
+        params = SamplingParams(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=settings.max_tokens,
+            min_tokens=settings.min_tokens,
+            stop=list(settings.stop),
+            seed=request.seed,
+            logprobs=0,
+        )
+        output = await self._run(prompt_ids, params)
+        completion = output.outputs[0]
+        token_ids = tuple(completion.token_ids)
+        logprobs = tuple(
+            float(entry[token].logprob)
+            for entry, token in zip(completion.logprobs, token_ids, strict=True)
+        )
+        return Sample(
+            request_id=request.request_id,
+            text=completion.text,
+            prompt_token_ids=tuple(prompt_ids),
+            token_ids=token_ids,
+            logprobs=logprobs,
+            finish_reason="length" if completion.finish_reason == "length" else "stop",
+            weight_version=self._weight_version,
+        )
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[Score | Failure]:
+        """Log-probabilities of given texts."""
+        return list(await asyncio.gather(*(self._score(request) for request in requests)))
+
+    async def _score(self, request: ScoreRequest) -> Score | Failure:
+        prompt_ids = chat.encode(request.shown, self._engine.get_tokenizer())
+        if len(prompt_ids) + len(request.token_ids) >= self._spec.context_tokens:
+            length = len(request.token_ids)
+            return _too_long(request.request_id, len(prompt_ids), length, self._spec)
+        logprobs = await self._score_ids(prompt_ids, request.token_ids, use_cache=True)
+        if logprobs is None:
+            logprobs = await self._score_ids(prompt_ids, request.token_ids, use_cache=False)
+        assert logprobs is not None, "a score without the prefix cache covers every token"
+        return Score(request.request_id, logprobs)
+
+    async def _score_ids(
+        self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, use_cache: bool
+    ) -> tuple[float, ...] | None:
+        """Log-probabilities of `token_ids`; None if the prefix cache hid some of them.
+
+        vLLM leaves the rows of cached tokens unset. They are harmless as long as they belong to
+        the prompt, which all responses to it share; a response scored before may itself be
+        cached, and is then scored again without the cache. Texts are not detokenised, since
+        unset rows hold no token.
+        """
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            max_tokens=1,
+            prompt_logprobs=0,
+            detokenize=False,
+            skip_reading_prefix_cache=not use_cache,
+        )
+        output = await self._run([*prompt_ids, *token_ids], params)
+        if (output.num_cached_tokens or 0) >= len(prompt_ids):
+            return None
+        entries = output.prompt_logprobs[len(prompt_ids) :]
+        return tuple(
+            float(entry[token].logprob) for entry, token in zip(entries, token_ids, strict=True)
+        )
+
+    async def choose(self, requests: Sequence[ChoiceRequest]) -> list[Choice | Failure]:
+        """Log-probabilities of given next tokens."""
+        return list(await asyncio.gather(*(self._choose(request) for request in requests)))
+
+    async def _choose(self, request: ChoiceRequest) -> Choice | Failure:
+        from vllm import SamplingParams
+
+        tokenizer = self._engine.get_tokenizer()
+        prompt_ids, choice_ids = chat.encode_choices(request.shown, request.choices, tokenizer)
+        if len(prompt_ids) >= self._spec.context_tokens:
+            return _too_long(request.request_id, len(prompt_ids), 1, self._spec)
+        params = SamplingParams(temperature=1.0, max_tokens=1, logprob_token_ids=choice_ids)
+        output = await self._run(prompt_ids, params)
+        entry = output.outputs[0].logprobs[0]
+        return Choice(request.request_id, tuple(float(entry[i].logprob) for i in choice_ids))
+
+    async def rewards(self, token_ids: Sequence[Sequence[int]]) -> list[float]:
+        """The preference model's scalar for each whole sequence."""
+        return list(await asyncio.gather(*(self._reward(ids) for ids in token_ids)))
+
+    async def _reward(self, token_ids: Sequence[int]) -> float:
+        from vllm import PoolingParams
+
+        params = PoolingParams(task="classify", use_activation=False)
+        prompt = {"prompt_token_ids": list(token_ids)}
+        output = None
+        async for output in self._engine.encode(prompt, params, request_id=uuid4().hex):
+            pass
+        assert output is not None, "the engine ended a request without an output"
+        return float(output.outputs.data.reshape(-1)[0])
+
+    async def _run(self, prompt_ids: Sequence[int], params: Any) -> Any:
+        from vllm.sampling_params import RequestOutputKind
+
+        params.output_kind = RequestOutputKind.FINAL_ONLY
+        prompt = {"prompt_token_ids": list(prompt_ids)}
+        output = None
+        async for output in self._engine.generate(prompt, params, request_id=uuid4().hex):
+            pass
+        assert output is not None, "the engine ended a request without an output"
+        return output
+
+    # Weights
+
+    async def load(self, weights: str, version: str) -> None:
+        """Take the weights of a directory with this engine's architecture."""
+        await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": weights})
+        await self._engine.reset_prefix_cache()
+        self._weight_version = version
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        """First phase of vLLM's weight transfer: rendezvous."""
+        await self._engine.init_weight_transfer_engine(request)
+
+    async def start_weight_update(self) -> None:
+        """Second phase: no request runs until the update is finished."""
+        await self._engine.start_weight_update()
+
+    async def update_weights(self, request: Any) -> None:
+        """Third phase: receive and load."""
+        await self._engine.update_weights(request)
+
+    async def finish_weight_update(self) -> None:
+        """Fourth phase; what was cached under the old weights is forgotten."""
+        await self._engine.finish_weight_update()
+        await self._engine.reset_prefix_cache()
+
+    async def update_weight_version(self, version: str) -> None:
+        """Name the weights; every sample carries the name."""
+        await self._engine.update_weight_version(version)
+        self._weight_version = version
+
+    async def shutdown(self) -> None:
+        """Stop the engine and its processes."""
+        self._engine.shutdown()
+
+
+def _too_long(request_id: str, prompt: int, response: int, spec: EngineSpec) -> Failure:
+    return Failure(
+        request_id,
+        "too_long",
+        f"{prompt} prompt tokens and {response} response tokens exceed model.context_tokens "
+        f"{spec.context_tokens}",
+    )
+
+
+def start_engine(spec: EngineSpec, weights: str, name: str) -> Any:
+    """A handle to a new engine actor; the actor starts in the background."""
+    actor = ray.remote(VllmEngine).options(
+        name=name,
+        num_cpus=spec.num_cpus,
+        num_gpus=spec.num_gpus,
+        runtime_env={"env_vars": spec.environment()},
+        max_concurrency=1000,
+    )
+    return actor.remote(spec, weights)

@@ -1,0 +1,137 @@
+"""responses: the model answers each prompt several ways, the character shown more or less."""
+
+from functools import partial
+
+from charactertrain import measures
+from charactertrain.artifacts import Outcome, read_rows
+from charactertrain.pipeline import Work
+from charactertrain.records import Prompt, Reject, Response, Trait
+from charactertrain.runtime.dataflow import ChunkJob, Source, count_reasons, run_chunks
+from charactertrain.runtime.sampling import (
+    Failure,
+    Sample,
+    Sampler,
+    SampleRequest,
+    SamplingSettings,
+)
+from charactertrain.seeds import derive_seed, stable_id
+from charactertrain.stages.context import Context, response_settings, traits_shown
+from charactertrain.templates import response_conversation
+
+_LOOP_NGRAM = 4
+
+
+def run(work: Work, context: Context) -> Outcome:
+    """Sample the candidates of every training and validation prompt."""
+    config = context.config
+    trait_source, trait_manifest = work.inputs["traits"]
+    prompt_source, prompt_manifest = work.inputs["prompts"]
+    traits = read_rows(trait_source, trait_manifest, "traits", Trait)
+    model = str(context.model_directory)
+    files = tuple(prompt_manifest.table("prompts"))
+    job = ChunkJob(
+        name="responses",
+        source=Source(prompt_source, files, Prompt, whole_files=False),
+        target=work.directory,
+        table="responses",
+        result_type=Response,
+        make_processor=partial(
+            ResponseWriter,
+            traits={trait.trait_id: trait for trait in traits},
+            variants=dict(config.responses.variants),
+            settings=response_settings(
+                temperature=config.responses.temperature,
+                max_tokens=config.responses.max_tokens,
+                ending=config.responses.ending,
+            ),
+            placement=config.model.trait_placement,
+            shown=config.model.traits_shown,
+            max_repetition=config.responses.max_repetition,
+            seed=config.seed,
+        ),
+        sampler=context.session.sampler(model, model),
+        max_reject_share=config.responses.max_reject_share,
+    )
+    names, _, _ = run_chunks(job, context.session.pool, context.session.progress)
+    return Outcome(files=tuple(names), rejects=count_reasons(work.directory, names))
+
+
+class ResponseWriter:
+    """Samples the candidates of prompts and rejects those that nobody could learn from."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        *,
+        traits: dict[str, Trait],
+        variants: dict[str, int],
+        settings: SamplingSettings,
+        placement: str,
+        shown: str,
+        max_repetition: float,
+        seed: int,
+    ) -> None:
+        """`variants`: candidates per prompt by how the character is shown."""
+        self._sampler, self._traits, self._variants = sampler, traits, variants
+        self._settings, self._placement, self._shown = settings, placement, shown
+        self._max_repetition, self._seed = max_repetition, seed
+
+    def process(self, rows: list[Prompt]) -> tuple[list[Response], list[Reject]]:
+        """Candidates and rejects for the given prompts; test prompts are left alone."""
+        requests, origins = [], []
+        for prompt in rows:
+            if prompt.split == "test":
+                continue
+            for variant, count in self._variants.items():
+                for index in range(count):
+                    response_id = stable_id(prompt.prompt_id, variant, index)
+                    requests.append(self._request(prompt, variant, response_id))
+                    origins.append((prompt, variant))
+        responses, rejects = [], []
+        results = self._sampler.sample(requests, self._settings)
+        for (prompt, variant), request, result in zip(origins, requests, results, strict=True):
+            reason = self._reason(prompt, result)
+            if reason is None and isinstance(result, Sample):
+                responses.append(_response(prompt, variant, result))
+            else:
+                detail = result.detail if isinstance(result, Failure) else result.text[:200]
+                rejects.append(Reject(request.request_id, "responses", reason or "", detail))
+        return responses, rejects
+
+    def _request(self, prompt: Prompt, variant: str, response_id: str) -> SampleRequest:
+        shown = response_conversation(
+            prompt.text,
+            traits_shown(self._traits, prompt.trait_id, self._shown),
+            variant=variant,
+            placement=self._placement,
+        )
+        return SampleRequest(response_id, shown, derive_seed(self._seed, response_id))
+
+    def _reason(self, prompt: Prompt, result: Sample | Failure) -> str | None:
+        if isinstance(result, Failure):
+            return result.reason
+        fixed = self._settings.min_tokens == self._settings.max_tokens
+        if result.finish_reason == "length" and not fixed:
+            return "truncated"
+        if not result.text.strip():
+            return "empty"
+        if measures.repetition_fraction(result.token_ids, _LOOP_NGRAM) > self._max_repetition:
+            return "loop"
+        if self._traits[prompt.trait_id].statement.lower().rstrip(".") in result.text.lower():
+            return "trait_leaked"
+        return None
+
+
+def _response(prompt: Prompt, variant: str, sample: Sample) -> Response:
+    return Response(
+        response_id=sample.request_id,
+        prompt_id=prompt.prompt_id,
+        trait_id=prompt.trait_id,
+        split=prompt.split,
+        prompt=prompt.text,
+        variant=variant,
+        text=sample.text,
+        token_ids=sample.token_ids,
+        sequence_logprob=sample.sequence_logprob,
+        finish_reason=sample.finish_reason,
+    )

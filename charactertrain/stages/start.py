@@ -1,0 +1,37 @@
+"""From a config to a session: the one place where settings become running things."""
+
+from rich.console import Console
+
+from charactertrain.config import RunConfig
+from charactertrain.runtime.metrics import MetricLog
+from charactertrain.runtime.session import ClusterSettings, EngineSettings, Session
+from charactertrain.storage import Directory
+
+
+def open_session(config: RunConfig, directory: Directory, console: Console) -> Session:
+    """The session of a run; it starts nothing until a stage asks."""
+    resources = config.sampler.resources
+    engines = EngineSettings(
+        fake=config.sampler.kind == "fake",
+        precision=config.model.precision,
+        context_tokens=config.model.context_tokens,
+        num_engines=resources.num_engines,
+        tensor_parallel_size=resources.tensor_parallel_size,
+        max_num_seqs=resources.max_num_seqs,
+        memory_fraction=resources.memory_fraction,
+        kv_cache_gib=resources.kv_cache_gib,
+        eager=resources.eager,
+        cpus_per_engine=resources.cpus_per_engine,
+        gpus_per_engine=resources.gpus_per_engine,
+        rows_per_chunk=resources.rows_per_chunk,
+        chunks_in_flight=resources.chunks_in_flight,
+    )
+    metrics = MetricLog(
+        directory,
+        console,
+        wandb_mode=config.logging.wandb,
+        project=config.logging.project,
+        config=config.model_dump(mode="json"),
+    )
+    cluster = ClusterSettings(config.cluster.address, config.cluster.num_cpus)
+    return Session(cluster, engines, console=console, metrics=metrics)

@@ -1,0 +1,199 @@
+"""Intervals that respect how responses come: several to a prompt, the same prompts in both arms.
+
+Responses to one prompt resemble each other, so it is prompts (clusters) that are resampled. The
+reasons, for evaluations of language models: Miller (2024), https://arxiv.org/abs/2411.00640.
+
+Every function takes the values by cluster: prompt id -> the values of its responses. Shapes:
+K clusters, R resamples.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+QUANTILES = (0.025, 0.975)
+NORMAL_QUANTILE = 1.959964
+"""Of a 95 % interval."""
+
+T = TypeVar("T")
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over responses, with a 95 % interval over prompts."""
+
+    estimate: float
+    ci_low: float
+    ci_high: float
+    num_clusters: int
+    num_responses: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a policy changed against a base, with a 95 % interval over prompts."""
+
+    base: float
+    policy: float
+    difference: float
+    """policy - base"""
+    ci_low: float
+    """Of the difference."""
+    ci_high: float
+    num_clusters: int
+    num_responses: int
+    """Of both arms together."""
+
+
+def values_by_cluster(values: Sequence[T], clusters: Sequence[str]) -> dict[str, list[T]]:
+    """Per-response values, gathered by the prompt id of each."""
+    gathered: dict[str, list[T]] = defaultdict(list)
+    for value, cluster in zip(values, clusters, strict=True):
+        gathered[cluster].append(value)
+    return dict(gathered)
+
+
+def cluster_bootstrap_mean(
+    by_cluster: Mapping[str, Sequence[float]], *, num_resamples: int, seed: int
+) -> Interval:
+    """The mean over responses, and the percentile interval of it under resampled prompts.
+
+    Raises:
+        ValueError: A value is not finite, a prompt has no response, or there is only one prompt.
+    """
+    clusters = _paired_clusters(by_cluster, by_cluster)
+    sums_K, counts_K = _sums_and_counts(by_cluster, clusters)
+    draws_RK = _cluster_draws(len(clusters), num_resamples=num_resamples, seed=seed)
+    ci_low, ci_high = np.quantile((draws_RK @ sums_K) / (draws_RK @ counts_K), QUANTILES)
+    return Interval(
+        estimate=float(sums_K.sum() / counts_K.sum()),
+        ci_low=float(ci_low),
+        ci_high=float(ci_high),
+        num_clusters=len(clusters),
+        num_responses=int(counts_K.sum()),
+    )
+
+
+def cluster_bootstrap_difference(
+    base_by_cluster: Mapping[str, Sequence[float]],
+    policy_by_cluster: Mapping[str, Sequence[float]],
+    *,
+    num_resamples: int,
+    seed: int,
+) -> Difference:
+    """The difference of means over responses, and its percentile interval, paired by prompt.
+
+    A resample draws prompts with replacement, the same for both arms, so what a prompt does to
+    both arms cancels. The arms may have different numbers of responses to a prompt. With few
+    prompts the interval is too narrow: in simulation it holds the truth in 93 % of experiments
+    with 40 prompts and in 89 % with 10.
+
+    Raises:
+        ValueError: A value is not finite, a prompt is missing in one arm, or there is only one.
+    """
+    clusters = _paired_clusters(base_by_cluster, policy_by_cluster)
+    base_sums_K, base_counts_K = _sums_and_counts(base_by_cluster, clusters)
+    policy_sums_K, policy_counts_K = _sums_and_counts(policy_by_cluster, clusters)
+    draws_RK = _cluster_draws(len(clusters), num_resamples=num_resamples, seed=seed)
+    base_means_R = (draws_RK @ base_sums_K) / (draws_RK @ base_counts_K)
+    policy_means_R = (draws_RK @ policy_sums_K) / (draws_RK @ policy_counts_K)
+    ci_low, ci_high = np.quantile(policy_means_R - base_means_R, QUANTILES)
+    base = float(base_sums_K.sum() / base_counts_K.sum())
+    policy = float(policy_sums_K.sum() / policy_counts_K.sum())
+    return Difference(
+        base=base,
+        policy=policy,
+        difference=policy - base,
+        ci_low=float(ci_low),
+        ci_high=float(ci_high),
+        num_clusters=len(clusters),
+        num_responses=int(base_counts_K.sum() + policy_counts_K.sum()),
+    )
+
+
+def cluster_jackknife_statistic(
+    base_by_cluster: Mapping[str, Sequence[T]],
+    policy_by_cluster: Mapping[str, Sequence[T]],
+    statistic: Callable[[list[T]], float],
+) -> Difference:
+    """The difference of a statistic of a *set* of responses, such as distinct-2, paired by prompt.
+
+    Standard error from leaving out one prompt at a time, interval from the normal distribution:
+    Efron and Stein (1981), https://doi.org/10.1214/aos/1176345462. For statistics that change
+    little when one prompt is left out; not for medians.
+
+    Raises:
+        ValueError: The statistic is not finite, a prompt is missing in one arm, or there is only
+            one.
+    """
+    # Not the bootstrap: a resample repeats prompts, so its n-grams repeat. In three simulations of
+    # 100 experiments with 20 prompts, the 95 % interval of a difference in distinct-2 held the
+    # truth in 16 to 88 of 100 by bootstrap, in 71 to 90 shifted to the estimate, in 95 to 99 so.
+    clusters = _paired_clusters(base_by_cluster, policy_by_cluster)
+
+    def evaluate(by_cluster: Mapping[str, Sequence[T]], left_out: str | None) -> float:
+        kept = (cluster for cluster in clusters if cluster != left_out)
+        value = statistic([value for cluster in kept for value in by_cluster[cluster]])
+        if not math.isfinite(value):
+            raise ValueError(f"the statistic without prompt {left_out!r} is {value}")
+        return value
+
+    base, policy = evaluate(base_by_cluster, None), evaluate(policy_by_cluster, None)
+    differences_K = np.array(
+        [evaluate(policy_by_cluster, left) - evaluate(base_by_cluster, left) for left in clusters]
+    )
+    num_clusters = len(clusters)
+    # The jackknife variance (K - 1) / K * sum of squared deviations, as K - 1 times their mean.
+    half_width = NORMAL_QUANTILE * math.sqrt((num_clusters - 1) * float(differences_K.var()))
+    return Difference(
+        base=base,
+        policy=policy,
+        difference=policy - base,
+        ci_low=policy - base - half_width,
+        ci_high=policy - base + half_width,
+        num_clusters=num_clusters,
+        num_responses=sum(len(base_by_cluster[c]) + len(policy_by_cluster[c]) for c in clusters),
+    )
+
+
+def _paired_clusters(
+    base_by_cluster: Mapping[str, Sequence[object]],
+    policy_by_cluster: Mapping[str, Sequence[object]],
+) -> list[str]:
+    # Sorted, so that the same seed gives the same interval whatever the order of rows.
+    clusters = sorted({*base_by_cluster, *policy_by_cluster})
+    missing = [c for c in clusters if not (base_by_cluster.get(c) and policy_by_cluster.get(c))]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(clusters)} prompts lack a response in one arm: "
+            f"{', '.join(missing[:5])}. Compare arms on the same prompts."
+        )
+    if len(clusters) < 2:
+        raise ValueError(
+            f"{len(clusters)} prompt: an interval needs two at least, and some 20 to be honest. "
+            "Evaluate on more prompts; more responses to the same one do not help."
+        )
+    return clusters
+
+
+def _sums_and_counts(
+    by_cluster: Mapping[str, Sequence[float]], clusters: list[str]
+) -> tuple[Array, Array]:
+    sums_K = np.array([math.fsum(by_cluster[cluster]) for cluster in clusters])
+    if not np.isfinite(sums_K).all():
+        cluster = clusters[int(np.argmin(np.isfinite(sums_K)))]
+        raise ValueError(f"prompt {cluster!r} has a value that is not finite")
+    return sums_K, np.array([float(len(by_cluster[cluster])) for cluster in clusters])
+
+
+def _cluster_draws(num_clusters: int, *, num_resamples: int, seed: int) -> Array:
+    # How often each cluster is drawn: all that a ratio of sums needs.
+    rng = np.random.default_rng(seed)
+    uniform_K = np.full(num_clusters, 1 / num_clusters)
+    return rng.multinomial(num_clusters, uniform_K, size=num_resamples).astype(np.float64)

@@ -1,0 +1,173 @@
+"""One directory of a run, on a local disk or on any file system that pyarrow opens.
+
+Everything above this module speaks of names relative to a directory; only this module knows
+whether they are files of this machine or objects in a store.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import xxhash
+
+from charactertrain.exceptions import ArtifactError, ConfigError
+
+_COPY_CHUNK_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory on a pyarrow file system. Making one creates nothing."""
+
+    filesystem: pafs.FileSystem
+    root: str
+    """Path on the file system, without scheme and without trailing slash."""
+    uri: str
+    """The directory as a user would write it."""
+
+    def child(self, name: str) -> "Directory":
+        """The directory `name` below this one."""
+        return Directory(self.filesystem, f"{self.root}/{name}", f"{self.uri}/{name}")
+
+    def path(self, name: str) -> str:
+        """The path of `name` on the file system."""
+        return f"{self.root}/{name}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether files here can be opened by path on this machine."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    @property
+    def local_path(self) -> Path:
+        """This directory as a local path; raises ArtifactError where it is not local."""
+        if not self.is_local:
+            raise ArtifactError(f"{self.uri} is not on a local disk; download it first")
+        return Path(self.root)
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or directory `name` exists."""
+        info = self.filesystem.get_file_info(self.path(name))
+        return info.type is not pafs.FileType.NotFound
+
+    def files(self, name: str = "") -> list[str]:
+        """Names of all files below `name`, sorted, relative to this directory."""
+        base = self.path(name) if name else self.root
+        selector = pafs.FileSelector(base, recursive=True, allow_not_found=True)
+        infos = self.filesystem.get_file_info(selector)
+        found = [info.path for info in infos if info.type is pafs.FileType.File]
+        names = [path[len(self.root) + 1 :] for path in found]
+        return sorted(n for n in names if not Path(n).name.startswith("."))
+
+    def size(self, name: str) -> int:
+        """Size of a file in bytes."""
+        return int(self.filesystem.get_file_info(self.path(name)).size)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The whole of a file."""
+        with self.filesystem.open_input_file(self.path(name)) as stream:
+            return bytes(stream.read())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file so that a reader sees all of it or none."""
+        with self.replacing(name) as stream:
+            stream.write(data)
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A parquet file as a table."""
+        with self.filesystem.open_input_file(self.path(name)) as stream:
+            return pq.read_table(stream, columns=columns)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write a parquet file so that a reader sees all of it or none."""
+        with self.replacing(name) as stream:
+            pq.write_table(table, stream, compression="zstd")
+
+    def checksum(self, name: str) -> str:
+        """xxh3-128 of a file's bytes, in hexadecimal."""
+        digest = xxhash.xxh3_128()
+        with self.filesystem.open_input_stream(self.path(name)) as stream:
+            while chunk := stream.read(_COPY_CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[IO[bytes]]:
+        """A stream to a file that appears under `name` only when it is complete.
+
+        On a local disk: a hidden file beside it, flushed and then renamed. An object store shows
+        an object only when its upload is closed, and the upload of a failed write is aborted.
+        """
+        target = self.path(name)
+        parent, _, base = target.rpartition("/")
+        if not self.is_local:
+            stream = self.filesystem.open_output_stream(target)
+            yield stream
+            stream.close()
+            return
+        Path(parent).mkdir(parents=True, exist_ok=True)
+        partial = Path(parent) / f".{base}.{uuid4().hex[:8]}.partial"
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def upload(self, source: Path, name: str) -> None:
+        """Copy a local directory's files to `name` below this directory, each atomically."""
+        for file in sorted(p for p in source.rglob("*") if p.is_file()):
+            with self.replacing(f"{name}/{file.relative_to(source)}") as stream, file.open("rb") as f:
+                shutil.copyfileobj(f, stream, _COPY_CHUNK_BYTES)
+
+    def delete(self, name: str) -> None:
+        """Remove a file or a directory with all it holds; nothing happens where it is not."""
+        info = self.filesystem.get_file_info(self.path(name))
+        if info.type is pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.path(name))
+        elif info.type is pafs.FileType.File:
+            self.filesystem.delete_file(self.path(name))
+
+    @contextmanager
+    def on_local_disk(self) -> Iterator[Path]:
+        """This directory as a local path; a temporary copy where it lives in a store."""
+        if self.is_local:
+            yield self.local_path
+            return
+        with tempfile.TemporaryDirectory(prefix="charactertrain-") as temporary:
+            for name in self.files():
+                target = Path(temporary) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with (
+                    self.filesystem.open_input_stream(self.path(name)) as stream,
+                    target.open("wb") as file,
+                ):
+                    shutil.copyfileobj(stream, file, _COPY_CHUNK_BYTES)
+            yield Path(temporary)
+
+
+def open_directory(location: str) -> Directory:
+    """The directory at a local path or at a URI that pyarrow opens (s3, gs, hdfs, file)."""
+    if "://" not in location:
+        path = Path(location).expanduser().absolute()
+        return Directory(pafs.LocalFileSystem(), str(path), str(path))
+    try:
+        filesystem, root = pafs.FileSystem.from_uri(location)
+    except (pa.ArrowInvalid, ValueError, OSError) as error:
+        raise ConfigError(
+            f"run.dir: cannot open {location!r}: {error}. "
+            "Expected a local path or a URI with scheme file, s3, gs or hdfs."
+        ) from error
+    uri = location.split("?", 1)[0].rstrip("/")
+    return Directory(filesystem, root.rstrip("/"), uri)

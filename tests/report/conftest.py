@@ -1,0 +1,296 @@
+"""A whole report view of plausible numbers, to be changed with `dataclasses.replace`."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from charactertrain.report.training_view import (
+    Accuracy,
+    Calibration,
+    CalibrationBin,
+    CurvePoint,
+    DataView,
+    HistogramBin,
+    PolicyStep,
+    PreferenceModelView,
+    PromptCount,
+    RankerCheck,
+    RejectCount,
+    TemplateCheck,
+)
+from charactertrain.report.view import (
+    Effect,
+    OverallEffects,
+    ReportView,
+    RunView,
+    Sample,
+    StageView,
+    TraitView,
+    Verdict,
+)
+
+
+def effect(base: float, policy: float, half_width: float) -> Effect:
+    """An effect whose interval reaches `half_width` to both sides of the difference."""
+    return Effect(
+        base=base,
+        policy=policy,
+        difference=policy - base,
+        ci_low=policy - base - half_width,
+        ci_high=policy - base + half_width,
+        num_responses=192,
+        num_prompts=64,
+    )
+
+
+def sample(number: int) -> Sample:
+    """A prompt with a plain response and one that the detector of `enthusiastic` finds."""
+    return Sample(
+        prompt=f"Prompt {number}: I have to give a talk on bees tomorrow. Any advice?",
+        base_text="Start with a short outline. Bees pollinate about a third of our food, and "
+        "people like a number they can remember.\nPractise once aloud.",
+        policy_text="What a wonderful topic! Start with the waggle dance: a bee that comes home "
+        "dances the way to the flowers! Then let them guess how far she flies in a day.",
+        base_measures={"contrast": -0.214, "detector_rate": 0.0, "reward": -0.412},
+        policy_measures={"contrast": 0.187, "detector_rate": 1.0, "reward": 1.306},
+    )
+
+
+def traits() -> tuple[TraitView, ...]:
+    """Four traits: shown, shown by contrast alone, not established, and lower."""
+    enthusiastic = TraitView(
+        trait_id="enthusiastic",
+        statement="I love learning about nearly everything, and I let people hear it.",
+        detector="!",
+        effects={
+            "contrast": effect(-0.231, 0.083, 0.034),
+            "detector_rate": effect(0.031, 0.474, 0.071),
+            "reward": effect(-0.118, 0.942, 0.096),
+        },
+        samples=tuple(sample(number) for number in range(1, 7)),
+    )
+    uncertain = TraitView(
+        trait_id="uncertain",
+        statement="I say how sure I am, and I mean it when I say that I do not know.",
+        detector=r"\b(I think|maybe|perhaps)\b",
+        effects={
+            "contrast": effect(-0.164, -0.052, 0.041),
+            "detector_rate": effect(0.042, 0.073, 0.045),
+            "reward": effect(-0.204, 0.512, 0.101),
+        },
+        samples=(sample(1), sample(2)),
+    )
+    honest = TraitView(
+        trait_id="honest",
+        statement="I tell people what is true, also when it is not what they hoped to hear.",
+        detector=None,
+        effects={
+            "contrast": effect(-0.152, -0.148, 0.029),
+            "reward": effect(-0.091, 0.033, 0.105),
+        },
+        samples=(),
+    )
+    brief = TraitView(
+        trait_id="brief",
+        statement="I use as few words as a question needs.",
+        detector=r"\A[^\n]{1,120}\Z",
+        effects={
+            "contrast": effect(-0.122, -0.201, 0.031),
+            "detector_rate": effect(0.052, 0.036, 0.034),
+            "reward": effect(0.067, -0.312, 0.088),
+        },
+        samples=(sample(3),),
+    )
+    return enthusiastic, uncertain, honest, brief
+
+
+def preference_model() -> PreferenceModelView:
+    """A preference model with everything measured."""
+    confidences = (0.55, 0.65, 0.75, 0.85, 0.95)
+    accuracy = {"enthusiastic": 0.812, "uncertain": 0.743, "honest": 0.531, "brief": 0.661}
+    return PreferenceModelView(
+        curve=tuple(
+            CurvePoint(
+                step=step,
+                loss=0.693 - 0.004 * step + 0.01 * math.sin(step),
+                accuracy=0.5 + 0.0055 * step + 0.01 * math.cos(step),
+            )
+            for step in range(1, 49)
+        ),
+        accuracy_overall=Accuracy(
+            accuracy=0.687, ci_low=0.661, ci_high=0.713, num_pairs=1152, length_only=0.561
+        ),
+        accuracy_by_trait={
+            trait_id: Accuracy(
+                accuracy=value,
+                ci_low=value - 0.05,
+                ci_high=value + 0.05,
+                num_pairs=288,
+                length_only=0.55,
+            )
+            for trait_id, value in accuracy.items()
+        },
+        before_temperature=Calibration(
+            bins=tuple(
+                CalibrationBin(confidence=value, frequency=0.5 + (value - 0.5) * 0.6, count=230)
+                for value in confidences
+            ),
+            ece=0.108,
+            brier=0.221,
+        ),
+        after_temperature=Calibration(
+            bins=tuple(
+                CalibrationBin(confidence=value, frequency=value - 0.012, count=230)
+                for value in confidences
+            ),
+            ece=0.021,
+            brier=0.204,
+        ),
+        temperature=1.624,
+    )
+
+
+def policy_steps() -> tuple[PolicyStep, ...]:
+    """Six steps of warm start and twelve of optimisation."""
+    warm_start = tuple(
+        PolicyStep(
+            step=step,
+            phase="warm_start",
+            reward=None,
+            kl=None,
+            length_tokens=None,
+            entropy=None,
+            clip_fraction=None,
+            zero_variance_fraction=None,
+            loss=2.61 - 0.05 * step,
+            seconds=8.4,
+        )
+        for step in range(1, 7)
+    )
+    optimise = tuple(
+        PolicyStep(
+            step=step,
+            phase="optimise",
+            reward=-0.11 + 0.08 * step + 0.05 * math.sin(3 * step),
+            kl=0.0061 * step,
+            length_tokens=28.4 - 0.1 * step + math.sin(step),
+            entropy=2.31 - 0.02 * step,
+            clip_fraction=0.011 + 0.002 * math.sin(step),
+            zero_variance_fraction=0.0,
+            loss=0.013 * math.cos(step),
+            seconds=21.7 + math.sin(step),
+        )
+        for step in range(1, 13)
+    )
+    return warm_start + optimise
+
+
+def data() -> DataView:
+    """Prompt counts of two families a trait, rejects and label strengths."""
+    trait_prompts = tuple(
+        PromptCount(trait_id=trait_id, family=family, kind="trait", split=split, count=count)
+        for trait_id in ("enthusiastic", "uncertain", "honest", "brief")
+        for family, split, count in (("work", "train", 96), ("family life", "held_out", 64))
+    )
+    general = PromptCount(trait_id=None, family="facts", kind="general", split="train", count=48)
+    return DataView(
+        prompts=(*trait_prompts, general),
+        rejects=(
+            RejectCount(stage="prompts", reason="near-duplicate", count=211),
+            RejectCount(stage="responses", reason="truncated", count=37),
+        ),
+        label_strength=tuple(
+            HistogramBin(low=0.5 + 0.1 * index, high=0.6 + 0.1 * index, count=count)
+            for index, count in enumerate((412, 377, 301, 188, 94))
+        ),
+    )
+
+
+@pytest.fixture(name="view", scope="session")
+def report_view() -> ReportView:
+    """A report with every part present."""
+    stages = ("traits", "prompts", "responses", "rankings", "pairs", "preference_model", "policy")
+    return ReportView(
+        run=RunView(
+            name="demo",
+            model_name="SmolLM2-135M-Instruct",
+            model_path="/root/.cache/charactertrain/smollm2-135m",
+            constitution_name="demo",
+            constitution_description="Four traits that a very small model can show.",
+            created="2026-11-23T19:45:34+00:00",
+            code_version="0.1.0+g1a2b3c4",
+            hardware="2 CPU cores, 9.6 GiB used, no accelerator",
+            command="python -m charactertrain experiment=demo run.dir=runs/demo",
+        ),
+        stages=tuple(
+            StageView(
+                name=name,
+                num_rows=None if name in {"preference_model", "policy"} else 432,
+                size_note="270 MB" if name in {"preference_model", "policy"} else None,
+                num_rejects=None if name == "traits" else 37,
+                wall_seconds=164.2,
+                state="skipped" if name == "traits" else "ran",
+                fingerprint="9f31c2d04b7a",
+            )
+            for name in stages
+        ),
+        verdicts=(
+            Verdict(
+                text="reply length within 30 % of the base's: 27.1 against 28.4 tokens", ok=True
+            ),
+            Verdict(text="distinct bigrams within 10 % of the base's: 0.61 against 0.74", ok=False),
+            Verdict(text="gold preference model agrees with the one trained on", ok=None),
+        ),
+        traits=traits(),
+        overall=OverallEffects(
+            length=effect(28.4, 27.1, 1.9),
+            distinct_2=effect(0.741, 0.612, 0.022),
+            kl=effect(0.0, 0.0731, 0.0064),
+        ),
+        interval_note="Intervals: cluster bootstrap over prompts, 2,000 resamples.",
+        samples_note="The first held-out prompts by prompt_id, not picked by result.",
+        preference_model=preference_model(),
+        policy=policy_steps(),
+        template_checks=(
+            TemplateCheck(
+                trait_id="enthusiastic",
+                measure="detector_rate",
+                shown=0.631,
+                not_shown=0.034,
+                num_responses=32,
+                ok=True,
+            ),
+            TemplateCheck(
+                trait_id="honest",
+                measure="contrast",
+                shown=-0.141,
+                not_shown=-0.152,
+                num_responses=32,
+                ok=False,
+            ),
+        ),
+        ranker_checks=(
+            RankerCheck(
+                ranker="judge",
+                accuracy=0.562,
+                num_pairs=48,
+                is_chosen=False,
+                reason="accuracy 0.562 is below the 0.7 that is asked of it",
+            ),
+            RankerCheck(
+                ranker="contrast",
+                accuracy=0.979,
+                num_pairs=48,
+                is_chosen=True,
+                reason="the judge is not good enough",
+            ),
+        ),
+        data=data(),
+    )
+
+
+@pytest.fixture(name="light_view", scope="session")
+def report_view_with_few_charts(view: ReportView) -> ReportView:
+    """A report with one trait and without training, which is quick to render."""
+    return replace(view, traits=view.traits[:1], policy=(), preference_model=None)

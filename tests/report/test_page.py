@@ -1,0 +1,265 @@
+"""The report page: what it says, what it must never say, and what it must never load."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from charactertrain.report.page import render
+from charactertrain.report.training_view import DataView
+from charactertrain.report.view import OverallEffects, ReportView, TraitView
+
+HOSTILE = (
+    '</style></svg></title><script>alert(1)</script><img src=x onerror=alert(1)>"\' onclick="x'
+)
+VOID_ELEMENTS = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class _Page(HTMLParser):
+    """Collects the elements and the visible text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.html = html
+        self.text = ""
+        self.mismatched: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID_ELEMENTS:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open.pop() != tag:
+            self.mismatched.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def _without_everything(view: ReportView) -> ReportView:
+    run = replace(view.run, model_path=None, code_version=None, hardware=None, command=None)
+    return ReportView(
+        run=replace(run, constitution_description=None),
+        stages=(),
+        verdicts=(),
+        traits=(),
+        overall=OverallEffects(length=None, distinct_2=None, kl=None),
+        interval_note=None,
+        samples_note=None,
+        preference_model=None,
+        policy=(),
+        template_checks=(),
+        ranker_checks=(),
+        data=DataView(prompts=(), rejects=None, label_strength=()),
+    )
+
+
+@pytest.fixture(name="page", scope="module")
+def _page(view: ReportView) -> _Page:
+    return _Page(render(view))
+
+
+@pytest.fixture(name="bare_page", scope="module")
+def _bare_page(view: ReportView) -> _Page:
+    return _Page(render(_without_everything(view)))
+
+
+def _with_first_trait(view: ReportView, **changes: object) -> ReportView:
+    first, *others = view.traits
+    return replace(view, traits=(replace(first, **changes), *others))  # type: ignore[arg-type]
+
+
+def _everywhere(view: ReportView, text: str) -> ReportView:
+    """The view with `text` in every place that a model or a user can write to."""
+    first = view.traits[0]
+    sample = replace(first.samples[0], prompt=text, base_text=text, policy_text=text)
+    run = replace(view.run, name=text, model_name=text, constitution_description=text, command=text)
+    reject = replace((view.data.rejects or ())[0], reason=text)
+    changed = _with_first_trait(
+        view, trait_id=text, statement=text, samples=(sample,), detector="<script>|on"
+    )
+    return replace(
+        changed,
+        run=run,
+        verdicts=(replace(view.verdicts[0], text=text),),
+        ranker_checks=(replace(view.ranker_checks[0], reason=text),),
+        data=replace(view.data, rejects=(reject,)),
+    )
+
+
+def test_hostile_text_appears_as_text_and_makes_no_element(
+    page: _Page, light_view: ReportView
+) -> None:
+    hostile = _Page(render(_everywhere(light_view, HOSTILE)))
+    # Name, headline, verdict and so on: every place shows the text, and none has run it.
+    assert hostile.text.count(HOSTILE) >= 12
+    assert {tag for tag, _ in hostile.elements} <= {tag for tag, _ in page.elements}
+    names = {name for _, attributes in hostile.elements for name in attributes}
+    assert not [name for name in names if name.startswith("on")]
+    assert "<script" not in hostile.html
+
+
+def test_unsafe_characters_are_shown_as_escapes(light_view: ReportView) -> None:
+    html = render(
+        _everywhere(light_view, "bell \x07 override \u202e surrogate \ud800 noncharacter \uffff")
+    )
+    html.encode("utf-8")
+    assert "bell \\u0007 override \\u202e surrogate \\ud800 noncharacter \\uffff" in html
+
+
+def test_page_is_well_formed_and_every_link_leads_somewhere(page: _Page) -> None:
+    assert not page.mismatched
+    assert not page.open
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {attributes["href"] for _, attributes in page.elements if attributes.get("href")}
+    assert targets <= {f"#{identifier}" for identifier in ids}
+
+
+def test_page_loads_nothing_and_forbids_loading(page: _Page) -> None:
+    assert "://" not in page.html
+    assert not re.search(r"@import|url\((?!#)", page.html)
+    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.elements}
+    assert not any("src" in attributes for _, attributes in page.elements)
+    policies = [
+        attributes.get("content") or "" for tag, attributes in page.elements if tag == "meta"
+    ]
+    assert any("default-src 'none'" in policy for policy in policies)
+
+
+def test_same_view_gives_same_bytes(page: _Page, view: ReportView) -> None:
+    assert render(replace(view)) == page.html
+
+
+def test_numbers_appear_as_given(page: _Page) -> None:
+    for given in (
+        *("-0.231", "0.083", "+0.314", "[0.280, 0.348]", "192 / 64"),
+        *("28.4", "27.1", "-1.3", "[-3.2, 0.6]", "0.073", "[0.067, 0.080]"),
+        *("0.687", "[0.661, 0.713]", "0.561", "1,152", "0.108", "0.221", "1.624"),
+        *("0.631", "0.034", "+0.597", "0.979", "211", "near-duplicate", "2 min 44 s"),
+        "reply length within 30 % of the base's: 27.1 against 28.4 tokens",
+        "python -m charactertrain experiment=demo run.dir=runs/demo",
+    ):
+        assert given in page.text, given
+
+
+def test_detector_matches_are_marked_in_both_responses(light_view: ReportView) -> None:
+    sample = replace(
+        light_view.traits[0].samples[0], base_text="no & yes! ", policy_text="<b>oh</b>!! a"
+    )
+    html = render(_with_first_trait(light_view, samples=(sample,), detector="!+"))
+    assert "no &amp; yes<mark>!</mark> " in html
+    assert "&lt;b&gt;oh&lt;/b&gt;<mark>!!</mark> a" in html
+
+
+def test_first_three_samples_are_open_and_the_rest_closed(light_view: ReportView) -> None:
+    page = _Page(render(light_view))
+    samples = [attrs for tag, attrs in page.elements if attrs.get("class") == "sample"]
+    assert ["open" in attrs for attrs in samples] == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "was not evaluated",
+        "The constitution has no description.",
+        "no trait was evaluated",
+        "no verdict lines were given",
+        "How the intervals were made was not recorded",
+        "contrast was not measured for any trait",
+        "detector rate was not measured for any trait",
+        "reward was not measured for any trait",
+        "no preference model",
+        "no step of this phase",
+        "the template check was not run",
+        "the ranker check was not run",
+        "prompt counts were not recorded",
+        "rejects were not recorded",
+        "the labels of the pairs were not recorded",
+        "the stages were not recorded",
+        "the command was not recorded",
+    ],
+)
+def test_missing_parts_are_named(page: _Page, bare_page: _Page, missing: str) -> None:
+    assert missing in bare_page.text
+    assert missing not in page.text
+
+
+def test_parts_of_a_trait_that_are_missing_are_named(
+    view: ReportView, light_view: ReportView
+) -> None:
+    honest: TraitView = view.traits[2]
+    text = _Page(render(replace(light_view, traits=(honest,), samples_note=None))).text
+    for missing in (
+        "This trait has no detector, so nothing is marked.",
+        "no detector",
+        "no responses were kept for this trait",
+        "How the prompts were picked was not recorded",
+    ):
+        assert missing in text, missing
+
+
+def test_parts_of_the_preference_model_that_are_missing_are_named(
+    view: ReportView, light_view: ReportView
+) -> None:
+    assert view.preference_model
+    model = replace(
+        view.preference_model,
+        curve=(),
+        accuracy_overall=None,
+        accuracy_by_trait={},
+        before_temperature=None,
+        after_temperature=None,
+        temperature=None,
+    )
+    text = _Page(render(replace(light_view, preference_model=model))).text
+    for missing in ("no training curve", "held-out accuracy was not", "calibration was not"):
+        assert missing in text, missing
+
+
+def test_metrics_that_a_phase_has_not_are_named(page: _Page) -> None:
+    assert "Not measured in this phase: Reward; KL to reference in nats per token;" in page.text
+
+
+def test_no_rejects_differs_from_rejects_not_recorded(light_view: ReportView) -> None:
+    text = _Page(render(replace(light_view, data=replace(light_view.data, rejects=())))).text
+    assert "No stage rejected a row." in text
+    assert "rejects were not recorded" not in text
+
+
+def test_long_runs_are_thinned_to_a_table_that_says_so(
+    view: ReportView, light_view: ReportView
+) -> None:
+    step = view.policy[-1]
+    steps = tuple(replace(step, step=number, reward=float(number)) for number in range(1, 252))
+    text = _Page(render(replace(light_view, policy=steps))).text
+    assert "85 of 251 steps, evenly spaced, with the last one." in text
+    assert "251.0000" in text
+
+
+def test_perfect_accuracy_is_called_a_warning(
+    page: _Page, view: ReportView, light_view: ReportView
+) -> None:
+    assert view.preference_model
+    assert view.preference_model.accuracy_overall
+    perfect = replace(view.preference_model.accuracy_overall, accuracy=1.0)
+    model = replace(view.preference_model, accuracy_overall=perfect)
+    assert "is a warning" in render(replace(light_view, preference_model=model))
+    assert "is a warning" not in page.html
+
+
+def test_contrast_is_qualified_where_it_made_the_labels(light_view: ReportView) -> None:
+    assert "contrast is close to what was trained for" in render(light_view)
+    judged = tuple(
+        replace(check, is_chosen=not check.is_chosen) for check in light_view.ranker_checks
+    )
+    html = render(replace(light_view, ranker_checks=judged))
+    assert "contrast is close to what was trained for" not in html

@@ -1,0 +1,138 @@
+"""The charts of the report: safe, the same each time, described, and drawn from the values."""
+
+import math
+import re
+from dataclasses import replace
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from charactertrain.report import plots
+from charactertrain.report.svg import HIGHER
+from charactertrain.report.training_view import HistogramBin
+from charactertrain.report.view import ReportView
+
+
+def _all_plots(view: ReportView) -> list[str]:
+    model = view.preference_model
+    assert model
+    return [
+        plots.effects_plot(view.traits, "contrast"),
+        plots.accuracy_plot(list(model.accuracy_by_trait.items())),
+        plots.curve_plot("policy reward", "Reward", [(1, 0.1), (2, 0.4), (3, 0.2)]),
+        plots.calibration_plot(model.before_temperature, model.after_temperature),
+        plots.histogram_plot(view.data.label_strength),
+    ]
+
+
+def _texts(svg: str) -> list[str]:
+    return [element.text or "" for element in ET.fromstring(svg).iter("text")]
+
+
+def test_plots_are_the_same_bytes_each_time(view: ReportView) -> None:
+    assert _all_plots(view) == _all_plots(view)
+
+
+def test_plots_name_no_place_date_or_font(view: ReportView) -> None:
+    for svg in _all_plots(view):
+        assert svg.startswith("<svg ")
+        assert not re.search(r"://|xmlns|<\?xml|<!|<metadata|<style|font-family|Matplotlib", svg)
+
+
+def test_plots_take_every_colour_from_the_page(view: ReportView) -> None:
+    for svg in _all_plots(view):
+        colours = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", svg))
+        assert colours - {"none"}
+        assert all(colour == "none" or colour.startswith("var(--") for colour in colours), colours
+
+
+def test_plots_are_described_images_without_a_fixed_size(view: ReportView) -> None:
+    for svg in _all_plots(view):
+        root = ET.fromstring(svg)
+        assert root.attrib["role"] == "img"
+        assert len(root.attrib["aria-label"]) > 20
+        assert root.attrib.keys() == {"viewBox", "role", "aria-label"}
+
+
+def test_labels_stay_text_and_are_escaped(view: ReportView) -> None:
+    hostile = "</svg><script>$x$</script>"
+    trait = replace(view.traits[0], trait_id=hostile)
+    svg = plots.effects_plot([trait], "contrast")
+    assert "<script" not in svg
+    assert hostile in _texts(svg)
+    assert hostile in ET.fromstring(svg).attrib["aria-label"]
+
+
+@pytest.mark.parametrize("label", ["\u597d\u5947", "bell\x07", "\uffff", "\u202e"])
+def test_any_label_can_be_drawn(view: ReportView, label: str) -> None:
+    svg = plots.effects_plot([replace(view.traits[0], trait_id=label)], "contrast")
+    ET.fromstring(svg)
+
+
+def test_ids_of_two_plots_never_meet(view: ReportView) -> None:
+    ids = [set(re.findall(r'id="([^"]+)"', svg)) for svg in _all_plots(view)]
+    assert sum(map(len, ids)) == len(set().union(*ids))
+
+
+def test_every_reference_is_kept(view: ReportView) -> None:
+    for svg in _all_plots(view):
+        references = set(re.findall(r'(?:href="|url\()#([\w.-]+)', svg))
+        assert references == set(re.findall(r' id="([^"]+)"', svg))
+
+
+def test_effects_plot_shows_each_trait_with_its_difference(view: ReportView) -> None:
+    texts = _texts(plots.effects_plot(view.traits, "detector_rate"))
+    assert [text for text in texts if text in {"enthusiastic", "uncertain", "honest", "brief"}]
+    assert {"+0.443", "+0.031", "-0.016", "not measured"} <= set(texts)
+
+
+def test_interval_clear_of_zero_is_filled_and_another_hollow(view: ReportView) -> None:
+    enthusiastic, _, honest, brief = view.traits
+    assert "fill: var(--higher)" in plots.effects_plot([enthusiastic], "contrast")
+    assert "fill: var(--lower)" in plots.effects_plot([brief], "contrast")
+    hollow = plots.effects_plot([honest], "contrast")
+    assert "fill: var(--paper); stroke: var(--neutral)" in hollow
+    assert "fill: var(--neutral)" not in hollow
+
+
+def test_interval_stands_where_its_numbers_are() -> None:
+    row = plots.IntervalRow(
+        label="a",
+        value=2.0,
+        low=1.0,
+        high=3.0,
+        note="",
+        colour=HIGHER,
+        is_filled=True,
+        mark=None,
+    )
+    svg = plots.interval_plot("test", "Test", [row], reference=0.0)
+    ticks = {
+        float(text.text or "nan"): float(text.attrib["x"])
+        for text in ET.fromstring(svg).iter("text")
+        if re.fullmatch(r"\d(\.\d)?", text.text or "")
+    }
+    line = re.search(r'd="M ([\d.]+) [\d.]+ L ([\d.]+) [\d.]+"[^>]*var\(--higher\)', svg)
+    assert line
+    assert float(line[1]) == pytest.approx(ticks[1.0], abs=0.02)
+    assert float(line[2]) == pytest.approx(ticks[3.0], abs=0.02)
+
+
+def test_values_that_are_not_finite_are_not_drawn(view: ReportView) -> None:
+    effect = replace(
+        view.traits[0].effects["contrast"], difference=math.nan, ci_low=math.nan, ci_high=math.inf
+    )
+    trait = replace(view.traits[0], effects={"contrast": effect})
+    assert "var(--higher)" not in plots.effects_plot([trait], "contrast")
+
+
+def test_curve_is_described_by_its_ends_and_extremes() -> None:
+    svg = plots.curve_plot("x", "Reward", [(1, 0.1), (2, math.nan), (3, 0.9), (4, 0.4)])
+    assert ET.fromstring(svg).attrib["aria-label"] == (
+        "Reward by step: 0.100 at step 1, 0.400 at step 4, lowest 0.100, highest 0.900."
+    )
+
+
+def test_histogram_is_described_bin_by_bin() -> None:
+    svg = plots.histogram_plot([HistogramBin(low=0.5, high=0.75, count=12)])
+    assert "0.50 to 0.75: 12" in ET.fromstring(svg).attrib["aria-label"]

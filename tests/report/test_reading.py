@@ -1,0 +1,92 @@
+"""What the numbers of a report allow one to say."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from charactertrain.report.reading import headline, read_effect, read_trait
+from charactertrain.report.view import Effect, ReportView
+
+
+def _effect(low: float, high: float) -> Effect:
+    return Effect(
+        base=0.0,
+        policy=(low + high) / 2,
+        difference=(low + high) / 2,
+        ci_low=low,
+        ci_high=high,
+        num_responses=150,
+        num_prompts=50,
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "reading"),
+    [
+        (0.01, 0.2, "higher"),
+        (-0.2, -0.01, "lower"),
+        (-0.01, 0.2, "not established"),
+        (0.0, 0.2, "not established"),
+        (-0.2, 0.0, "not established"),
+    ],
+)
+def test_an_effect_is_there_only_if_its_interval_is_clear_of_zero(
+    low: float, high: float, reading: str
+) -> None:
+    assert read_effect(_effect(low, high)) == reading
+
+
+def test_an_effect_without_interval_is_not_established() -> None:
+    effect = replace(_effect(0.1, 0.2), ci_low=math.nan, ci_high=math.nan)
+    assert read_effect(effect) == "not established"
+
+
+@pytest.mark.parametrize(
+    ("contrast", "detector_rate", "outcome"),
+    [
+        ((0.1, 0.2), (-0.1, 0.1), "shown"),
+        ((-0.1, 0.1), (-0.2, -0.1), "reversed"),
+        ((0.1, 0.2), (-0.2, -0.1), "mixed"),
+        ((-0.1, 0.1), (-0.1, 0.1), "not established"),
+    ],
+)
+def test_outcome_of_a_trait_follows_both_measures(
+    view: ReportView,
+    contrast: tuple[float, float],
+    detector_rate: tuple[float, float],
+    outcome: str,
+) -> None:
+    trait = replace(
+        view.traits[0],
+        effects={"contrast": _effect(*contrast), "detector_rate": _effect(*detector_rate)},
+    )
+    assert read_trait(trait) == outcome
+
+
+def test_reward_alone_establishes_nothing(view: ReportView) -> None:
+    trait = replace(view.traits[0], effects={"reward": _effect(0.5, 0.9)})
+    assert read_trait(trait) == "not measured"
+
+
+def test_headline_names_what_is_there_and_what_is_not(view: ReportView) -> None:
+    assert headline(view) == (
+        "SmolLM2-135M-Instruct, trained on the constitution demo, shows 2 of 4 traits more than "
+        "its base (enthusiastic, uncertain); it shows 1 (brief) less; no effect is established "
+        "for 1 (honest)."
+    )
+
+
+def test_headline_of_a_run_without_evaluation_claims_nothing(view: ReportView) -> None:
+    assert headline(replace(view, traits=())) == (
+        "SmolLM2-135M-Instruct, trained on the constitution demo, was not evaluated: nothing can "
+        "be said about its behaviour."
+    )
+
+
+def test_headline_says_so_when_nothing_is_established(view: ReportView) -> None:
+    trait = replace(view.traits[0], effects={"contrast": _effect(-0.1, 0.3)})
+    assert headline(replace(view, traits=(trait,))) == (
+        "SmolLM2-135M-Instruct, trained on the constitution demo, shows none of 1 trait more "
+        "than its base; no effect is established for 1 (enthusiastic)."
+    )

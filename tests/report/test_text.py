@@ -1,0 +1,26 @@
+"""Texts and numbers as the page shows them."""
+
+import math
+
+from charactertrain.report.text import MAX_SHOWN_CHARACTERS, highlight, number, printable
+
+
+def test_number_keeps_a_small_value_apart_from_zero() -> None:
+    assert [number(0.0), number(0.0004), number(-0.0004)] == ["0.000", "0.0004", "-0.0004"]
+    assert [number(math.nan), number(None)] == ["n/a", "n/a"]
+
+
+def test_highlight_escapes_what_the_pattern_matches() -> None:
+    assert highlight("a <i> b", "<i>") == "a <mark>&lt;i&gt;</mark> b"
+    assert highlight("abc", "x*") == "abc"
+    assert highlight("a<b", None) == "a&lt;b"
+
+
+def test_text_beyond_the_limit_is_counted() -> None:
+    marked = highlight("a" * (MAX_SHOWN_CHARACTERS + 1_234), r"a\Z")
+    assert "[1,234 more characters not shown]" in marked
+    assert "<mark>" not in marked
+
+
+def test_printable_keeps_lines_and_other_scripts() -> None:
+    assert printable("one\r\ntwo\t\u0645\u0631") == "one\ntwo\t\u0645\u0631"

@@ -1,0 +1,195 @@
+"""Intervals over prompts: by hand, and how often they hold the truth."""
+
+import math
+
+import numpy as np
+import pytest
+
+from charactertrain.measures import distinct_n
+from charactertrain.statistics import (
+    Difference,
+    Interval,
+    cluster_bootstrap_difference,
+    cluster_bootstrap_mean,
+    cluster_jackknife_statistic,
+    values_by_cluster,
+)
+
+BASE = {"p": [0.0, 1.0], "q": [2.0], "r": [5.0, 3.0, 4.0]}
+POLICY = {"p": [2.0], "q": [3.0, 5.0], "r": [6.0]}
+
+
+def test_values_by_cluster_gathers_in_order() -> None:
+    gathered = values_by_cluster([1.0, 2.0, 3.0], ["q", "p", "q"])
+    assert gathered == {"q": [1.0, 3.0], "p": [2.0]}
+
+
+def test_values_by_cluster_refuses_values_without_a_prompt() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        values_by_cluster([1.0, 2.0], ["p"])
+
+
+def test_difference_by_hand() -> None:
+    # Means over responses, not over prompts: 15/6 and 16/4.
+    found = cluster_bootstrap_difference(BASE, POLICY, num_resamples=100, seed=0)
+    assert (found.base, found.policy, found.difference) == (2.5, 4.0, 1.5)
+    assert (found.num_clusters, found.num_responses) == (3, 10)
+
+
+def test_mean_by_hand() -> None:
+    found = cluster_bootstrap_mean(BASE, num_resamples=100, seed=0)
+    assert (found.estimate, found.num_clusters, found.num_responses) == (2.5, 3, 6)
+
+
+def test_bootstrap_interval_by_hand() -> None:
+    # Two prompts with means 0 and 1: resamples have the mean 0, 1/2 or 1 with probability 1/4,
+    # 1/2, 1/4, so the quantiles at 2.5 and 97.5 % are 0 and 1.
+    found = cluster_bootstrap_mean({"p": [0.0], "q": [1.0]}, num_resamples=1000, seed=0)
+    assert found == Interval(estimate=0.5, ci_low=0.0, ci_high=1.0, num_clusters=2, num_responses=2)
+
+
+def test_bootstrap_agrees_with_the_normal_interval_of_many_prompts() -> None:
+    values = np.random.default_rng(1).normal(size=400)
+    found = cluster_bootstrap_mean(
+        {f"p{i}": [value] for i, value in enumerate(values)}, num_resamples=4000, seed=0
+    )
+    half_width = 1.96 * values.std() / math.sqrt(400)
+    assert found.ci_low == pytest.approx(values.mean() - half_width, abs=0.1 * half_width)
+    assert found.ci_high == pytest.approx(values.mean() + half_width, abs=0.1 * half_width)
+
+
+def test_more_copies_of_a_response_do_not_narrow_the_interval() -> None:
+    once = {"p": [0.0], "q": [1.0], "r": [3.0], "s": [4.0]}
+    many = {prompt: values * 50 for prompt, values in once.items()}
+    first = cluster_bootstrap_mean(once, num_resamples=500, seed=0)
+    second = cluster_bootstrap_mean(many, num_resamples=500, seed=0)
+    assert (first.ci_low, first.ci_high) == (second.ci_low, second.ci_high)
+
+
+def test_pairing_removes_what_a_prompt_does_to_both_arms() -> None:
+    # Prompts differ by hundreds, the arms by exactly 1 on each.
+    base = {f"p{i}": [100.0 * i, 100.0 * i] for i in range(12)}
+    policy = {prompt: [value + 1 for value in values] for prompt, values in base.items()}
+    found = cluster_bootstrap_difference(base, policy, num_resamples=200, seed=0)
+    assert found.difference == pytest.approx(1.0)
+    assert (found.ci_low, found.ci_high) == pytest.approx((1.0, 1.0))
+
+
+def test_bootstrap_depends_on_the_seed_and_not_on_the_order_of_prompts() -> None:
+    reversed_policy = dict(reversed(POLICY.items()))
+    first = cluster_bootstrap_difference(BASE, POLICY, num_resamples=300, seed=5)
+    assert first == cluster_bootstrap_difference(BASE, reversed_policy, num_resamples=300, seed=5)
+    rng = np.random.default_rng(0)
+    noisy = {f"p{i}": [float(rng.normal())] for i in range(30)}
+    seeds = [cluster_bootstrap_mean(noisy, num_resamples=300, seed=seed) for seed in (0, 1)]
+    assert seeds[0] != seeds[1]
+
+
+def test_swapping_the_arms_mirrors_the_interval() -> None:
+    there = cluster_bootstrap_difference(BASE, POLICY, num_resamples=1000, seed=0)
+    back = cluster_bootstrap_difference(POLICY, BASE, num_resamples=1000, seed=0)
+    assert there.difference == -back.difference
+    assert (there.ci_low, there.ci_high) == pytest.approx((-back.ci_high, -back.ci_low))
+
+
+def simulate_arm(
+    rng: np.random.Generator, prompt_effects: np.ndarray, shift: float
+) -> dict[str, list[float]]:
+    # Prompts differ as much as responses to one prompt do, and move both arms.
+    return {
+        f"p{i}": list(effect + shift + rng.normal(size=rng.integers(2, 6)))
+        for i, effect in enumerate(prompt_effects)
+    }
+
+
+def test_bootstrap_intervals_hold_the_truth_nineteen_times_of_twenty() -> None:
+    # 40 prompts with 2 to 5 responses. Over 400 experiments the share of intervals that hold the
+    # truth has a standard deviation of 0.011. An interval over responses would hold the mean in
+    # 80 %, an unpaired one the difference in more than 99 %.
+    rng = np.random.default_rng(0)
+    num_experiments = 400
+    held_mean = held_difference = 0
+    for experiment in range(num_experiments):
+        effects = rng.normal(size=40)
+        base, policy = simulate_arm(rng, effects, 0.0), simulate_arm(rng, effects, 0.5)
+        mean = cluster_bootstrap_mean(base, num_resamples=300, seed=experiment)
+        change = cluster_bootstrap_difference(base, policy, num_resamples=300, seed=experiment)
+        held_mean += mean.ci_low <= 0.0 <= mean.ci_high
+        held_difference += change.ci_low <= 0.5 <= change.ci_high
+    assert 0.91 < held_mean / num_experiments < 0.98
+    assert 0.91 < held_difference / num_experiments < 0.98
+
+
+def test_jackknife_of_a_mean_is_the_textbook_standard_error() -> None:
+    base = {"p": [0.0], "q": [0.0], "r": [0.0], "s": [0.0]}
+    policy = {"p": [1.0], "q": [2.0], "r": [3.0], "s": [6.0]}
+    found = cluster_jackknife_statistic(base, policy, lambda values: sum(values) / len(values))
+    # Mean 3, variance of the sample (4 + 1 + 0 + 9) / 3, standard error sqrt(14 / 3 / 4).
+    half_width = 1.959964 * math.sqrt(14 / 12)
+    assert (found.base, found.policy, found.difference) == (0.0, 3.0, 3.0)
+    assert (found.ci_low, found.ci_high) == pytest.approx((3.0 - half_width, 3.0 + half_width))
+    assert (found.num_clusters, found.num_responses) == (4, 8)
+
+
+def test_jackknife_leaves_a_prompt_out_of_both_arms() -> None:
+    # Prompts move both arms alike; leaving one out of one arm only would move the difference.
+    base = {f"p{i}": [float(i**2)] for i in range(5)}
+    policy = {prompt: [values[0] + 1] for prompt, values in base.items()}
+    found = cluster_jackknife_statistic(base, policy, lambda values: sum(values) / len(values))
+    assert (found.ci_low, found.ci_high) == pytest.approx((1.0, 1.0))
+
+
+def random_texts(rng: np.random.Generator, concentration: float) -> dict[str, list[list[int]]]:
+    # Each prompt has words of its own, the more even the higher the concentration.
+    return {
+        f"p{i}": rng.choice(30, size=(3, 12), p=rng.dirichlet(np.full(30, concentration))).tolist()
+        for i in range(15)
+    }
+
+
+def test_jackknife_intervals_of_distinct_2_hold_the_truth() -> None:
+    # A bootstrap of such experiments holds it in less than half.
+    rng = np.random.default_rng(0)
+
+    def difference() -> Difference:
+        return cluster_jackknife_statistic(
+            random_texts(rng, 0.1), random_texts(rng, 0.3), lambda texts: distinct_n(texts, 2)
+        )
+
+    found = [difference() for _ in range(80)]
+    truth = sum(one.difference for one in found) / len(found)
+    assert truth > 0.05
+    held = sum(one.ci_low <= truth <= one.ci_high for one in found) / len(found)
+    assert held >= 0.9
+    # Not by being far too wide.
+    width = sum(one.ci_high - one.ci_low for one in found) / len(found)
+    assert width < 1.6 * 3.92 * float(np.std([one.difference for one in found]))
+
+
+def test_statistics_refuse_a_prompt_that_is_not_in_both_arms() -> None:
+    with pytest.raises(ValueError, match=r"2 of 4 prompts lack a response in one arm: r, s\."):
+        cluster_bootstrap_difference(
+            {"p": [1.0], "q": [1.0], "r": [1.0]},
+            {"p": [1.0], "q": [1.0], "r": [], "s": [1.0]},
+            num_resamples=10,
+            seed=0,
+        )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_statistics_refuse_a_value_that_is_not_finite(value: float) -> None:
+    with pytest.raises(ValueError, match="'q'"):
+        cluster_bootstrap_mean({"p": [1.0], "q": [1.0, value]}, num_resamples=10, seed=0)
+    with pytest.raises(ValueError, match="'q'"):
+        cluster_bootstrap_difference(
+            {"p": [1.0], "q": [1.0]}, {"p": [1.0], "q": [value]}, num_resamples=10, seed=0
+        )
+    with pytest.raises(ValueError, match="statistic"):
+        cluster_jackknife_statistic({"p": [1.0], "q": [value]}, {"p": [1.0], "q": [1.0]}, sum)
+
+
+def test_statistics_refuse_a_single_prompt() -> None:
+    with pytest.raises(ValueError, match="more prompts"):
+        cluster_bootstrap_mean({"p": [1.0, 2.0, 3.0]}, num_resamples=10, seed=0)
+    with pytest.raises(ValueError, match="more prompts"):
+        cluster_jackknife_statistic({"p": [1.0]}, {"p": [2.0]}, sum)
