@@ -102,6 +102,12 @@ def fit_temperature(margins: ArrayLike, targets: ArrayLike) -> float:
     return float(1 / np.sqrt(low * high))
 
 
+def probabilities(margins: ArrayLike, temperature: float) -> list[float]:
+    """P(the first is better) of each margin: sigma(margin / temperature)."""
+    values: list[float] = _sigmoid(np.asarray(margins, dtype=np.float64) / temperature).tolist()
+    return values
+
+
 def accuracy(margins: ArrayLike, targets: ArrayLike) -> float:
     """Share of decided pairs (target not 0.5) whose margin has the target's sign, 0 to 1.
 

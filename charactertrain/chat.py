@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from charactertrain.exceptions import SamplingError
-from charactertrain.records import Message
-from charactertrain.templates import Shown
+from charactertrain.templates import Shown, plain_conversation
 
 
 class Tokenizer(Protocol):
@@ -25,6 +24,16 @@ def encode(shown: Shown, tokenizer: Tokenizer) -> list[int]:
     if not shown.messages:
         return tokenizer.encode(shown.text)
     return tokenizer.encode(_render(shown, tokenizer), add_special_tokens=False)
+
+
+def encode_exchange(prompt: str, response: str, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of a prompt and a response to it, without the end of turn.
+
+    What a preference model reads, in training and in serving alike; its scalar stands at the last
+    token.
+    """
+    prompt_ids = encode(plain_conversation(prompt), tokenizer)
+    return prompt_ids + tokenizer.encode(defused(response, tokenizer), add_special_tokens=False)
 
 
 def encode_choices(
@@ -68,8 +77,3 @@ def defused(text: str, tokenizer: Tokenizer) -> str:
         if token in text:
             text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
-
-
-def conversation_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Messages as the plain dictionaries that chat templates read."""
-    return [{"role": message.role, "content": message.content} for message in messages]

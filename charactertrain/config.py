@@ -233,8 +233,6 @@ class ObjectiveSection(Section):
     """Weight of the per-token KL to the reference, in units of advantage per nat."""
     without_kl: bool
     """Must be true for kl_coef 0: an unanchored policy is asked for by name."""
-    importance_cap: PositiveFloat
-    """Truncation of the trainer-to-sampler importance weight."""
 
     @model_validator(mode="after")
     def _anchored(self) -> Self:

@@ -79,9 +79,10 @@ def test_debiased_probability_of_the_other_response_is_the_rest() -> None:
 
 
 def test_swap_consistency_by_hand() -> None:
-    # The first response wins twice; the second wins twice; A wins twice; B wins twice; no winner.
-    pairs = [(0.9, 0.2), (0.1, 0.6), (0.9, 0.8), (0.4, 0.4), (0.5, 0.1)]
-    assert swap_consistency(pairs) == 2 / 5
+    # The first response wins twice; the second wins twice, in two pairs; A wins twice; B wins
+    # twice; no winner in one order.
+    pairs = [(0.9, 0.2), (0.1, 0.6), (0.3, 0.8), (0.9, 0.8), (0.4, 0.4), (0.5, 0.1)]
+    assert swap_consistency(pairs) == 3 / 6
 
 
 def test_swap_consistency_of_nothing_is_refused() -> None:
@@ -159,7 +160,7 @@ def test_utilities_do_not_read_the_diagonal() -> None:
     [
         [[0.5, 0.8], [0.3, 0.5]],  # more than 1 together
         [[0.5, 1.2], [-0.2, 0.5]],  # no probabilities
-        [[0.5, math.nan], [0.3, 0.5]],  # one half missing
+        [[0.5, math.nan], [1.0, 0.5]],  # one half missing
         [[0.5, 0.8, 0.1], [0.2, 0.5, 0.1]],  # not square
         [0.5, 0.5],
     ],
@@ -177,7 +178,7 @@ def test_utilities_refuse_a_flat_prior() -> None:
 def test_ranking_is_best_first_with_ties_by_id() -> None:
     # 0.1 + 0.2 is 0.30000000000000004: the same utility as 0.3.
     ids = ["d", "c", "b", "a"]
-    assert ranking_from_utilities(ids, [0.3, 0.1 + 0.2, -1.0, 2.0]) == ["a", "c", "d", "b"]
+    assert ranking_from_utilities(ids, [0.1 + 0.2, 0.3, -1.0, 2.0]) == ["a", "c", "d", "b"]
 
 
 def test_ranking_refuses_another_number_of_utilities() -> None:

@@ -74,3 +74,9 @@ def end_token_ids(directory: Path) -> list[int]:
             if end is not None:
                 return end if isinstance(end, list) else [end]
     raise ModelError(f"{directory} names no eos_token_id in its generation or model config")
+
+
+def stored_dtype(directory: Path) -> torch.dtype:
+    """The dtype that the model's weights are stored in, and that what is made of it is saved in."""
+    dtype = AutoConfig.from_pretrained(directory).dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from charactertrain.exceptions import ConfigError
 from charactertrain.runtime.dataflow import PoolSettings
-from charactertrain.runtime.engines import EngineBroker, SamplerSource
+from charactertrain.runtime.engines import EngineBroker, LeasedSampler, SamplerSource
 from charactertrain.runtime.metrics import MetricLog
 from charactertrain.runtime.progress import Progress
 from charactertrain.runtime.vllm_engine import EngineSpec
@@ -144,6 +144,10 @@ class Session:
         """Between stages: no worker is left, so no lease can be."""
         if self._broker is not None:
             ray.get(self._broker.release_all.remote())
+
+    def disown_weights(self, sampler: LeasedSampler) -> None:
+        """Record that an engine's weights are about to be changed by weight updates."""
+        ray.get(self._broker.rename_weights.remote(sampler.key, "in training"))
 
     def _broker_name(self) -> str:
         name = f"charactertrain-engines-{ray.get_runtime_context().get_job_id()}"

@@ -18,11 +18,10 @@ CLIP_LOW, CLIP_HIGH = 0.2, 0.3
 
 
 def test_clipped_policy_loss_by_hand() -> None:
-    # Ratios and advantages: (1.2, 1), (2, 1), (0.5, 1), (2, -1), (0.5, -1), and padding.
-    ratios = torch.tensor([[1.2, 2.0, 0.5], [2.0, 0.5, 3.0]])
+    ratios = torch.tensor([[1.2, 2.0, 0.5, 1.4], [2.0, 0.5, 3.0, 3.0]])
     advantages = torch.tensor([[1.0], [-1.0]])
-    mask = torch.tensor([[True, True, True], [True, True, False]])
-    behaviour = torch.full((2, 3), -1.5)
+    mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
+    behaviour = torch.full((2, 4), -1.5)
     terms = clipped_policy_loss(
         behaviour + ratios.log(),
         behaviour,
@@ -32,10 +31,10 @@ def test_clipped_policy_loss_by_hand() -> None:
         clip_high=CLIP_HIGH,
         num_tokens=10,
     )
-    # min(r A, clip(r) A): 1.2, 1.3 (clipped), 0.5, -2, -0.8 (clipped); the sum is 0.2.
-    assert terms.loss.item() == pytest.approx(-0.2 / 10)
-    assert terms.ratio_sum.item() == pytest.approx(1.2 + 2 + 0.5 + 2 + 0.5)
-    assert terms.clipped_sum.item() == 2.0
+    # min(r A, clip(r) A): 1.2, 1.3 (clipped), 0.5, 1.3 (clipped), -2, -0.8 (clipped): 1.5 in all.
+    assert terms.loss.item() == pytest.approx(-1.5 / 10)
+    assert terms.ratio_sum.item() == pytest.approx(1.2 + 2 + 0.5 + 1.4 + 2 + 0.5)
+    assert terms.clipped_sum.item() == 3.0
 
 
 def test_clipping_takes_the_gradient_only_from_moves_that_have_gone_too_far() -> None:
@@ -172,11 +171,11 @@ def test_policy_loss_refuses_advantages_without_a_token_axis() -> None:
 
 
 def test_truncated_importance_weights_by_hand() -> None:
-    trainer = torch.tensor([[0.2, 0.1, 0.9]]).log().requires_grad_()
+    trainer = torch.tensor([[0.2, 0.05, 0.9]]).log().requires_grad_()
     sampler = torch.tensor([[0.1, 0.2, 0.1]]).log()
     weights = truncated_importance_weights(trainer, sampler, cap=3.0)
-    # 2, 1/2, and 9 cut to 3: small weights are not cut.
-    torch.testing.assert_close(weights, torch.tensor([[2.0, 0.5, 3.0]]))
+    # 2, 1/4, and 9 cut to 3: small weights are not cut.
+    torch.testing.assert_close(weights, torch.tensor([[2.0, 0.25, 3.0]]))
     assert not weights.requires_grad
 
 

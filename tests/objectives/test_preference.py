@@ -53,6 +53,11 @@ def test_bradley_terry_accuracy_counts_agreement_with_a_label_below_one_half() -
     assert terms.accuracy_sum.item() == 3.0
 
 
+def test_bradley_terry_accuracy_leaves_out_an_undecided_pair_of_equal_rewards() -> None:
+    terms = bradley_terry_loss(torch.ones(1), torch.ones(1), torch.tensor([0.5]), torch.ones(1))
+    assert terms.accuracy_sum.item() == 0.0
+
+
 def test_bradley_terry_depends_on_the_margin_only() -> None:
     chosen, rejected, probabilities, weights = pairs()
     shifted = bradley_terry_loss(chosen + 7.0, rejected + 7.0, probabilities, weights)

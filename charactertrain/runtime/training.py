@@ -1,0 +1,182 @@
+"""Training on Ray Train: one SPMD function on every worker, restarted from its last checkpoint.
+
+The function gets plain arguments, reports checkpoints through `report`, and sends metrics to the
+driver through a relay, so that a step is on the console while the next one runs.
+"""
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from charactertrain.exceptions import TrainingError
+from charactertrain.runtime.hardware import available_cores
+from charactertrain.storage import Directory
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """The worker group."""
+
+    num_workers: tuple[int, int]
+    cpus_per_worker: float
+    gpus_per_worker: float
+    max_failures: int
+
+
+class MetricRelay:
+    """The actor that carries metrics from rank 0 to the driver."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._lines: list[dict[str, Any]] = []
+
+    def send(self, values: dict[str, Any]) -> None:
+        """Add one line."""
+        self._lines.append(values)
+
+    def take(self) -> list[dict[str, Any]]:
+        """All lines since the last call."""
+        lines, self._lines = self._lines, []
+        return lines
+
+
+def fit(
+    loop: Callable[[dict[str, Any]], None],
+    arguments: Mapping[str, Any],
+    *,
+    workers: WorkerSettings,
+    storage: Directory,
+    on_metrics: Callable[[dict[str, Any]], None],
+) -> None:
+    """Run `loop` on every worker until it returns.
+
+    Checkpoints go to `storage`/checkpoints. A run that was killed goes on from the last one when
+    `fit` is called again with the same storage.
+
+    Raises:
+        TrainingError: The loop failed more often than `max_failures` allows, or failed for a
+            reason that a restart cannot mend.
+    """
+    relay = ray.remote(MetricRelay).options(num_cpus=0).remote()
+    use_gpu = workers.gpus_per_worker > 0
+    resources = {"CPU": workers.cpus_per_worker}
+    if use_gpu:
+        resources["GPU"] = workers.gpus_per_worker
+    fewest, most = workers.num_workers
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={**arguments, "relay": relay},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=fewest if fewest == most else (fewest, most),
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=storage.root,
+            storage_filesystem=storage.filesystem,
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            # DeepSpeed takes the first accelerator library that it can import, which on a CPU
+            # machine with CUDA wheels is the wrong one.
+            worker_runtime_env={"env_vars": {"DS_ACCELERATOR": "cuda" if use_gpu else "cpu"}},
+        ),
+    )
+    with _relayed(relay, on_metrics):
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise TrainingError(_cause(error)) from error
+
+
+def _cause(error: TrainingFailedError) -> str:
+    failures = getattr(error, "worker_failures", {}) or {}
+    for rank, failure in sorted(failures.items()):
+        return f"training failed on rank {rank}: {failure}"
+    return f"training failed: {error}"
+
+
+@contextmanager
+def _relayed(relay: Any, on_metrics: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Hand on metrics while training runs, and whatever is left when it ends."""
+    stop = threading.Event()
+
+    def forward() -> None:
+        while True:
+            last = stop.wait(_POLL_SECONDS)
+            for values in ray.get(relay.take.remote()):
+                on_metrics(values)
+            if last:
+                return
+
+    thread = threading.Thread(target=forward, name="metric-relay", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        ray.kill(relay)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process's place in the worker group."""
+
+    rank: int
+    num_workers: int
+    relay: Any
+
+    def send(self, values: dict[str, Any]) -> None:
+        """Metrics of one step, from rank 0 alone."""
+        if self.rank == 0:
+            self.relay.send.remote(values)
+
+
+def join_group(arguments: Mapping[str, Any]) -> Worker:
+    """Set this worker up; the first call of every loop."""
+    context = ray.train.get_context()
+    # DeepSpeed counts the devices of a CPU machine by this variable.
+    os.environ["LOCAL_SIZE"] = str(context.get_local_world_size())
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, available_cores() // context.get_local_world_size()))
+    return Worker(context.get_world_rank(), context.get_world_size(), arguments["relay"])
+
+
+@contextmanager
+def last_checkpoint() -> Iterator[Path | None]:
+    """The last reported checkpoint as a local directory, or None at a fresh start."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as directory:
+        yield Path(directory)
+
+
+def report_checkpoint(save: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
+    """Save and report a checkpoint; every rank must call at the same step."""
+    with tempfile.TemporaryDirectory(prefix="charactertrain-checkpoint-") as temporary:
+        save(Path(temporary))
+        checkpoint = ray.train.Checkpoint.from_directory(temporary)
+        ray.train.report(dict(metrics), checkpoint=checkpoint)
+
+
+def learning_rate_at(step: int, *, peak: float, warmup_steps: int) -> float:
+    """Linear rise over `warmup_steps`, then constant. Steps count from 0."""
+    return peak * min(1.0, (step + 1) / max(1, warmup_steps))

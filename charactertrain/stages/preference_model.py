@@ -1,0 +1,201 @@
+"""preference_model: the policy's own base learns to score responses as the rankings order them."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from charactertrain import calibration, chat
+from charactertrain.artifacts import Outcome, iter_rows
+from charactertrain.exceptions import TrainingError
+from charactertrain.models import loading
+from charactertrain.pipeline import Work
+from charactertrain.records import PreferencePair
+from charactertrain.runtime import training
+from charactertrain.runtime.training import WorkerSettings
+from charactertrain.stages.context import Context
+from charactertrain.stages.preference_loop import PreferenceTask, RankedPrompt, train
+from charactertrain.statistics import cluster_bootstrap_mean
+
+_NUM_BINS = 10
+_NUM_RESAMPLES = 2000
+
+
+def run(work: Work, context: Context) -> Outcome:
+    """Train, calibrate on half of the held-out pairs, and measure on the other half."""
+    config = context.config.preference_model
+    prompts = _ranked_prompts(work, context)
+    context.session.connect()
+    task = PreferenceTask(
+        model_directory=str(context.model_directory),
+        precision=context.config.model.precision,
+        train=tuple(prompts["train"]),
+        validation=tuple(prompts["validation"]),
+        epochs=config.epochs,
+        prompts_per_step=config.prompts_per_step,
+        microbatch_size=config.resources.microbatch_size,
+        learning_rate=config.learning_rate,
+        warmup_share=config.warmup_share,
+        centering=config.centering,
+        zero_stage=config.deepspeed.stage,
+        offload=config.deepspeed.offload,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        checkpoint_every=config.resources.checkpoint_every,
+        seed=context.config.seed,
+        output=work.directory,
+    )
+    if not work.directory.exists("results.json"):
+        training.fit(
+            train,
+            {"task": task},
+            workers=worker_settings(context),
+            storage=work.directory,
+            on_metrics=lambda values: context.session.metrics.log("preference_model", values),
+        )
+    results = json.loads(work.directory.read_bytes("results.json"))
+    quality = measure(task.validation, results["validation_rewards"], seed=context.config.seed)
+    quality["length_slope"] = length_slope(task.validation, results["validation_rewards"])
+    work.directory.write_bytes("calibration.json", json.dumps(quality, indent=2).encode())
+    _check_accuracy(quality, config.min_accuracy)
+    files = ("results.json", "calibration.json", *work.directory.files("model"))
+    return Outcome(files=files, summary={**quality, "history": results["history"]})
+
+
+def worker_settings(context: Context) -> WorkerSettings:
+    """The worker group that the cluster section asks for."""
+    cluster = context.config.cluster
+    return WorkerSettings(
+        cluster.num_workers, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.max_failures
+    )
+
+
+def _ranked_prompts(work: Work, context: Context) -> dict[str, list[RankedPrompt]]:
+    """Prompts by split, with their responses as token ids."""
+    tokenizer: Any = loading.load_tokenizer(context.model_directory)
+    pairs_by_prompt: dict[str, list[PreferencePair]] = defaultdict(list)
+    for batch in iter_rows(*work.inputs["pairs"], "pairs", PreferencePair):
+        for pair in batch:
+            pairs_by_prompt[pair.prompt_id].append(pair)
+    prompts: dict[str, list[RankedPrompt]] = {"train": [], "validation": []}
+    for pairs in pairs_by_prompt.values():
+        prompts[pairs[0].split].append(_ranked_prompt(pairs, tokenizer))
+    return prompts
+
+
+def _ranked_prompt(pairs: list[PreferencePair], tokenizer: chat.Tokenizer) -> RankedPrompt:
+    prompt = pairs[0].prompt[-1].content
+    num_prompt_tokens = len(chat.encode_exchange(prompt, "", tokenizer))
+    texts: dict[str, str] = {}
+    for pair in pairs:
+        texts[pair.chosen_id] = pair.chosen[0].content
+        texts[pair.rejected_id] = pair.rejected[0].content
+    position = {response_id: index for index, response_id in enumerate(texts)}
+    sequences = [tuple(chat.encode_exchange(prompt, text, tokenizer)) for text in texts.values()]
+    return RankedPrompt(
+        prompt_id=pairs[0].prompt_id,
+        trait_id=pairs[0].trait_id,
+        sequences=tuple(sequences),
+        response_tokens=tuple(len(sequence) - num_prompt_tokens for sequence in sequences),
+        pairs=tuple(
+            (position[p.chosen_id], position[p.rejected_id], p.probability, p.weight)
+            for p in pairs
+        ),
+    )
+
+
+def measure(
+    prompts: Sequence[RankedPrompt], rewards: dict[str, list[float]], *, seed: int
+) -> dict[str, Any]:
+    """Held-out accuracy with intervals, and calibration before and after a temperature.
+
+    Prompts are split into two halves: the temperature is fitted on one, and both calibrations
+    are measured on the other.
+    """
+    rows = [
+        (prompt, rewards[prompt.prompt_id][i] - rewards[prompt.prompt_id][j], p, prompt.response_tokens[i] - prompt.response_tokens[j])
+        for prompt in prompts
+        for i, j, p, _ in prompt.pairs
+    ]
+    ordered = sorted({row[0].prompt_id for row in rows})
+    fitting = set(ordered[::2])
+    fit_rows = [row for row in rows if row[0].prompt_id in fitting]
+    test_rows = [row for row in rows if row[0].prompt_id not in fitting] or fit_rows
+    temperature = calibration.fit_temperature([r[1] for r in fit_rows], [r[2] for r in fit_rows])
+    return {
+        "accuracy": _accuracy(rows, seed),
+        "accuracy_by_trait": {
+            trait_id: _accuracy([row for row in rows if row[0].trait_id == trait_id], seed)
+            for trait_id in sorted({row[0].trait_id for row in rows})
+        },
+        "temperature": temperature,
+        "before_temperature": _calibration(test_rows, 1.0),
+        "after_temperature": _calibration(test_rows, temperature),
+        "num_pairs": len(rows),
+    }
+
+
+Row = tuple[RankedPrompt, float, float, int]
+
+
+def _accuracy(rows: Sequence[Row], seed: int) -> dict[str, Any]:
+    """Accuracy of the reward and of length alone (longer is better), by prompt clusters."""
+    by_prompt: dict[str, list[float]] = defaultdict(list)
+    by_length: dict[str, list[float]] = defaultdict(list)
+    for prompt, margin, _, extra_tokens in rows:
+        by_prompt[prompt.prompt_id].append(_hit(margin))
+        by_length[prompt.prompt_id].append(_hit(extra_tokens))
+    if len(by_prompt) < 2:
+        raise TrainingError(
+            f"{len(by_prompt)} held-out prompt is too few to measure the preference model; raise "
+            "prompts.attempts_per_facet or prompts.validation_share"
+        )
+    interval = cluster_bootstrap_mean(by_prompt, num_resamples=_NUM_RESAMPLES, seed=seed)
+    length = [hit for hits in by_length.values() for hit in hits]
+    longer = sum(length) / len(length)
+    return {**asdict(interval), "length_only": max(longer, 1 - longer)}
+
+
+def _hit(margin: float) -> float:
+    return 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0
+
+
+def _calibration(rows: Sequence[Row], temperature: float) -> dict[str, Any]:
+    probabilities = calibration.probabilities([row[1] for row in rows], temperature)
+    targets = [row[2] for row in rows]
+    # Pairs are stored with the better first; a probability has to be judged from both sides.
+    both = [*probabilities, *(1 - p for p in probabilities)]
+    both_targets = [*targets, *(1 - t for t in targets)]
+    bins = calibration.reliability_bins(both, both_targets, num_bins=_NUM_BINS)
+    return {
+        "bins": [asdict(entry) for entry in bins],
+        "ece": calibration.expected_calibration_error(both, both_targets, num_bins=_NUM_BINS),
+        "brier": calibration.brier_score(both, both_targets),
+    }
+
+
+def length_slope(prompts: Sequence[RankedPrompt], rewards: dict[str, list[float]]) -> float:
+    """Reward per token of response length, within prompts, by least squares.
+
+    The policy stage takes it off the reward, so that length earns nothing by itself.
+    """
+    products = squares = 0.0
+    for prompt in prompts:
+        lengths, values = prompt.response_tokens, rewards[prompt.prompt_id]
+        mean_length, mean_value = sum(lengths) / len(lengths), sum(values) / len(values)
+        for length, value in zip(lengths, values, strict=True):
+            products += (length - mean_length) * (value - mean_value)
+            squares += (length - mean_length) ** 2
+    return products / squares if squares > 0 else 0.0
+
+
+def _check_accuracy(quality: dict[str, Any], min_accuracy: float) -> None:
+    accuracy = quality["accuracy"]
+    if accuracy["estimate"] < min_accuracy:
+        raise TrainingError(
+            f"the preference model's held-out accuracy is {accuracy['estimate']:.3f} "
+            f"[{accuracy['ci_low']:.3f}, {accuracy['ci_high']:.3f}] over {quality['num_pairs']} "
+            f"pairs, below preference_model.min_accuracy {min_accuracy}: a policy trained on it "
+            "would follow noise. More prompts, another learning rate, or better rankings help."
+        )

@@ -1,0 +1,182 @@
+"""report: every earlier artifact as one page, with verdicts on what the run was to show."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from charactertrain.artifacts import Json, Outcome
+from charactertrain.pipeline import Work
+from charactertrain.report import page
+from charactertrain.report.reading import MEASURE_LABELS, OUTCOME_MEASURES, read_effect
+from charactertrain.report.text import count, interval, number, signed
+from charactertrain.report.training_view import PreferenceModelView
+from charactertrain.report.view import Effect, ReportView, TraitView, Verdict
+from charactertrain.stages import report_view
+from charactertrain.stages.context import Context
+
+MAX_LENGTH_CHANGE = 0.3
+"""Change of the reply length, as a share of the base's, from which it counts as length hacking."""
+MAX_CALIBRATION_ERROR = 0.08
+MIN_DISTINCT_SHARE = 0.9
+"""Of the base's distinct bigrams."""
+
+_MAX_LISTED_TRAITS = 8
+
+
+def run(work: Work, context: Context) -> Outcome:
+    """Write report.html; the summary is what the console prints."""
+    directory, evaluation = work.inputs["evaluation"]
+    results = json.loads(directory.read_bytes("report.json"))
+    view = report_view.assemble(work, context, results)
+    natural_length = report_view.effect(results["natural_length"])
+    view = replace(view, verdicts=verdicts(view, natural_length, evaluation.summary))
+    work.directory.write_bytes("report.html", page.render(view).encode())
+    return Outcome(
+        files=("report.html",),
+        summary={
+            "effects": effect_rows(view.traits),
+            "verdicts": [printed(verdict) for verdict in view.verdicts],
+            "objective": objective(view.traits),
+        },
+    )
+
+
+def effect_rows(traits: Sequence[TraitView]) -> list[Json]:
+    """One row per trait and measure, in the order of the constitution."""
+    return [
+        {
+            "trait": trait.trait_id,
+            "measure": measure,
+            "base": effect.base,
+            "policy": effect.policy,
+            "difference": effect.difference,
+            "ci_low": effect.ci_low,
+            "ci_high": effect.ci_high,
+        }
+        for trait in traits
+        for measure, effect in trait.effects.items()
+    ]
+
+
+def objective(traits: Sequence[TraitView]) -> float | None:
+    """Mean rise of the contrast over traits in nats per token; None where none was measured."""
+    contrasts = [trait.effects["contrast"] for trait in traits if "contrast" in trait.effects]
+    return fmean(effect.difference for effect in contrasts) if contrasts else None
+
+
+def printed(verdict: Verdict) -> str:
+    """A verdict as a line of text."""
+    mark = "unmeasured" if verdict.ok is None else "ok" if verdict.ok else "NOT"
+    return f"{mark}: {verdict.text}"
+
+
+def verdicts(
+    view: ReportView, natural_length: Effect | None, evaluation: Json
+) -> tuple[Verdict, ...]:
+    """What the run was to show, judged.
+
+    Args:
+        view: The page's view; its own verdicts are not looked at.
+        natural_length: Length in tokens where replies may end by themselves; None: not measured.
+        evaluation: The evaluation's summary, for its limits in tokens.
+    """
+    return (
+        _most_traits_rose(view.traits),
+        _length_kept(
+            f"length of replies of up to {evaluation['max_tokens']} tokens", view.overall.length
+        ),
+        _length_kept(
+            "length of replies that end by themselves within "
+            f"{evaluation['length_max_tokens']} tokens",
+            natural_length,
+        ),
+        *_preference_model_verdicts(view.preference_model),
+        _diversity_kept(view.overall.distinct_2),
+    )
+
+
+def _most_traits_rose(traits: Sequence[TraitView]) -> Verdict:
+    risen: list[str] = []
+    fallen: list[str] = []
+    for trait in traits:
+        found = {measure: read_effect(trait.effects.get(measure)) for measure in OUTCOME_MEASURES}
+        higher = [measure for measure, reading in found.items() if reading == "higher"]
+        if higher:
+            changes = [
+                f"{MEASURE_LABELS[measure].title.lower()} {_change(trait.effects[measure])}"
+                for measure in higher
+            ]
+            risen.append(f"{trait.trait_id} ({', '.join(changes)})")
+        fallen += [
+            f"{MEASURE_LABELS[measure].title.lower()} of {trait.trait_id}"
+            for measure, reading in found.items()
+            if reading == "lower"
+        ]
+    text = (
+        "most traits show more in contrast or detector rate, the interval above zero: "
+        f"{len(risen)} of {len(traits)}"
+    )
+    if risen:
+        text += f": {_listed(risen)}"
+    if fallen:
+        text += f"; fell: {_listed(fallen)}"
+    return Verdict(text=text, ok=2 * len(risen) > len(traits))
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = len(items) - _MAX_LISTED_TRAITS
+    rest = f" and {more} more" if more > 0 else ""
+    return ", ".join(items[:_MAX_LISTED_TRAITS]) + rest
+
+
+def _change(effect: Effect, digits: int = 3) -> str:
+    return f"{signed(effect.difference, digits)} {interval(effect.ci_low, effect.ci_high, digits)}"
+
+
+def _length_kept(subject: str, length: Effect | None) -> Verdict:
+    text = f"{subject} within {MAX_LENGTH_CHANGE:.0%} of the base's"
+    if length is None:
+        return Verdict(text=f"{text}: not measured", ok=None)
+    return Verdict(
+        text=f"{text}: {number(length.policy, 1)} against {number(length.base, 1)} tokens, "
+        f"{_change(length, 1)}",
+        ok=abs(length.difference) <= MAX_LENGTH_CHANGE * length.base,
+    )
+
+
+def _diversity_kept(distinct_2: Effect | None) -> Verdict:
+    text = f"distinct bigrams at least {MIN_DISTINCT_SHARE:.0%} of the base's"
+    if distinct_2 is None:
+        return Verdict(text=f"{text}: not measured", ok=None)
+    return Verdict(
+        text=f"{text}: {number(distinct_2.policy)} against {number(distinct_2.base)}, "
+        f"{_change(distinct_2)}",
+        ok=distinct_2.policy >= MIN_DISTINCT_SHARE * distinct_2.base,
+    )
+
+
+def _preference_model_verdicts(model: PreferenceModelView | None) -> list[Verdict]:
+    if model is None or model.accuracy_overall is None or model.after_temperature is None:
+        return [Verdict(text="quality of the preference model: not measured", ok=None)]
+    overall, length_only = model.accuracy_overall, model.accuracy_overall.length_only
+    accuracy = f"{number(overall.accuracy)} {interval(overall.ci_low, overall.ci_high)}"
+    perfect = [trait for trait, of in model.accuracy_by_trait.items() if of.accuracy >= 1]
+    note = f"; 100 % for {_listed(perfect)}" if perfect else ""
+    return [
+        Verdict(
+            text="preference model orders held-out pairs better than length alone, the interval "
+            f"above it: {accuracy} against {number(length_only)}, {count(overall.num_pairs)} pairs",
+            ok=None if length_only is None else overall.ci_low > length_only,
+        ),
+        Verdict(
+            text="preference model errs on some held-out pairs (no error at all would mean that "
+            f"something other than the trait tells them apart): {accuracy}{note}",
+            ok=overall.accuracy < 1,
+        ),
+        Verdict(
+            text=f"preference model calibrated, ECE at most {MAX_CALIBRATION_ERROR}: "
+            f"{number(model.after_temperature.ece)} after temperature {number(model.temperature)}",
+            ok=model.after_temperature.ece <= MAX_CALIBRATION_ERROR,
+        ),
+    ]

@@ -1,0 +1,332 @@
+"""The report's view of a run, assembled from its artifacts: read and renamed, never judged."""
+
+import os
+import platform
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from charactertrain.artifacts import Json, Manifest, read_rows
+from charactertrain.config import PromptsSection, RankingsSection
+from charactertrain.pipeline import Work
+from charactertrain.records import EvaluationSample, Prompt, Split, Trait
+from charactertrain.report.reading import MEASURE_LABELS
+from charactertrain.report.training_view import (
+    Accuracy,
+    Calibration,
+    CalibrationBin,
+    CurvePoint,
+    DataView,
+    HistogramBin,
+    Measure,
+    PolicyStep,
+    PreferenceModelView,
+    PromptCount,
+    RankerCheck,
+    RejectCount,
+    TemplateCheck,
+)
+from charactertrain.report.view import (
+    Effect,
+    OverallEffects,
+    ReportView,
+    RunView,
+    Sample,
+    StageView,
+    TraitView,
+)
+from charactertrain.seeds import derive_seed
+from charactertrain.stages.context import Context
+
+MEASURES: tuple[Measure, ...] = tuple(MEASURE_LABELS)
+NUM_SAMPLES = 8
+"""Prompts shown side by side, per trait."""
+
+_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+_NUM_STRENGTH_BINS = 10
+_STAGES_WITHOUT_REJECTS = {"traits", "preference_model", "policy"}
+
+
+def assemble(work: Work, context: Context, results: Json) -> ReportView:
+    """The page's view of all earlier artifacts, without verdicts; `results` is report.json."""
+    manifests = {name: manifest for name, (_, manifest) in work.inputs.items()}
+    prompts = read_rows(*work.inputs["prompts"], "prompts", Prompt)
+    config = context.config
+    return ReportView(
+        run=_run_view(work, context, manifests),
+        stages=tuple(_stage_view(name, manifest) for name, manifest in manifests.items()),
+        verdicts=(),
+        traits=_trait_views(work, prompts, results["traits"]),
+        overall=OverallEffects(
+            length=effect(results["length"]),
+            distinct_2=effect(results["distinct_2"]),
+            kl=effect(results["kl"]),
+        ),
+        interval_note=(
+            "Intervals are of 95 %, over prompts as clusters: a bootstrap with "
+            f"{manifests['evaluation'].summary['num_resamples']:,} resamples, and a jackknife for "
+            "distinct bigrams."
+        ),
+        samples_note=(
+            f"Up to {NUM_SAMPLES} prompts per trait, from each scenario family in turn and in the "
+            "order of a hash of the prompt's id, with the first response of base and policy: no "
+            "result bears on the choice."
+        ),
+        preference_model=_preference_model_view(manifests["preference_model"].summary),
+        policy=_policy_steps(manifests["policy"].summary["history"]),
+        template_checks=_template_checks(
+            manifests["prompts"].summary["template_check"], config.prompts
+        ),
+        ranker_checks=_ranker_checks(manifests["rankings"].summary, config.rankings),
+        data=DataView(
+            prompts=_prompt_counts(prompts),
+            rejects=tuple(
+                RejectCount(stage=name, reason=reason, count=count)
+                for name, manifest in manifests.items()
+                for reason, count in manifest.rejects.items()
+            ),
+            label_strength=_label_strength(work),
+        ),
+    )
+
+
+def effect(values: Json | None) -> Effect | None:
+    """One entry of report.json; None where it was not measured."""
+    return None if values is None else Effect(**values)
+
+
+def _trait_views(work: Work, prompts: Sequence[Prompt], results: Json) -> tuple[TraitView, ...]:
+    families = {prompt.prompt_id: prompt.family for prompt in prompts}
+    first: dict[str, dict[str, EvaluationSample]] = {}
+    for sample in read_rows(*work.inputs["evaluation"], "samples", EvaluationSample):
+        first.setdefault(sample.prompt_id, {}).setdefault(sample.arm, sample)
+    pairs = {
+        prompt_id: (arms["base"], arms["policy"])
+        for prompt_id, arms in first.items()
+        if {"base", "policy"} <= arms.keys()
+    }
+    views = []
+    for trait in read_rows(*work.inputs["traits"], "traits", Trait):
+        measured = {
+            measure: effect(results.get(trait.trait_id, {}).get(measure)) for measure in MEASURES
+        }
+        candidates = {
+            prompt_id: families[prompt_id]
+            for prompt_id, (base, _) in pairs.items()
+            if base.trait_id == trait.trait_id
+        }
+        views.append(
+            TraitView(
+                trait_id=trait.trait_id,
+                statement=trait.statement,
+                detector=trait.detector,
+                effects={measure: found for measure, found in measured.items() if found},
+                samples=tuple(_sample(*pairs[prompt_id]) for prompt_id in pick(candidates)),
+            )
+        )
+    return tuple(views)
+
+
+def pick(families: Mapping[str, str]) -> list[str]:
+    """Up to `NUM_SAMPLES` prompt ids, from each family in turn, in the order of a hash of the id.
+
+    Args:
+        families: Family of each prompt id. Nothing else bears on the choice.
+    """
+    seen: Counter[str] = Counter()
+    turns = {}
+    for prompt_id in sorted(families, key=derive_seed):
+        turns[prompt_id] = seen[families[prompt_id]]
+        seen[families[prompt_id]] += 1
+    return sorted(turns, key=turns.__getitem__)[:NUM_SAMPLES]
+
+
+def _sample(base: EvaluationSample, policy: EvaluationSample) -> Sample:
+    return Sample(
+        prompt=base.prompt,
+        base_text=base.text,
+        policy_text=policy.text,
+        base_measures=_sample_measures(base),
+        policy_measures=_sample_measures(policy),
+    )
+
+
+def _sample_measures(sample: EvaluationSample) -> dict[Measure, float]:
+    detected: dict[Measure, float] = (
+        {} if sample.detected is None else {"detector_rate": float(sample.detected)}
+    )
+    return {"contrast": sample.contrast, **detected, "reward": sample.reward}
+
+
+def _preference_model_view(summary: Json) -> PreferenceModelView:
+    return PreferenceModelView(
+        curve=tuple(
+            CurvePoint(step=row["step"], loss=row["loss"], accuracy=row.get("accuracy"))
+            for row in summary["history"]
+        ),
+        accuracy_overall=_accuracy(summary["accuracy"]),
+        accuracy_by_trait={
+            trait_id: _accuracy(values) for trait_id, values in summary["accuracy_by_trait"].items()
+        },
+        before_temperature=_calibration(summary["before_temperature"]),
+        after_temperature=_calibration(summary["after_temperature"]),
+        temperature=summary["temperature"],
+    )
+
+
+def _accuracy(values: Json) -> Accuracy:
+    return Accuracy(
+        accuracy=values["estimate"],
+        ci_low=values["ci_low"],
+        ci_high=values["ci_high"],
+        num_pairs=values["num_responses"],
+        length_only=values["length_only"],
+    )
+
+
+def _calibration(values: Json) -> Calibration:
+    bins = tuple(CalibrationBin(**entry) for entry in values["bins"])
+    return Calibration(bins=bins, ece=values["ece"], brier=values["brier"])
+
+
+def _policy_steps(history: Sequence[Json]) -> tuple[PolicyStep, ...]:
+    return tuple(
+        PolicyStep(
+            step=row["step"],
+            phase=row["phase"],
+            reward=row.get("reward"),
+            kl=row.get("kl"),
+            length_tokens=row.get("length_tokens"),
+            entropy=row.get("entropy"),
+            clip_fraction=row.get("clip_fraction"),
+            zero_variance_fraction=row.get("zero_variance_fraction"),
+            loss=row.get("loss"),
+            seconds=row.get("seconds"),
+        )
+        for row in history
+    )
+
+
+def _template_checks(shifts: Sequence[Json], settings: PromptsSection) -> tuple[TemplateCheck, ...]:
+    checks = []
+    for shift in shifts:
+        rise = shift["contrast_shown"] - shift["contrast_not_shown"]
+        # The stage goes by the contrast alone; the detector's rates are there to be looked at.
+        judged: dict[Measure, bool | None] = {
+            "contrast": rise >= settings.min_trait_shift,
+            "detector_rate": None,
+        }
+        for measure, ok in judged.items():
+            key = measure.removesuffix("_rate")
+            if shift[f"{key}_shown"] is not None:
+                checks.append(
+                    TemplateCheck(
+                        trait_id=shift["trait_id"],
+                        measure=measure,
+                        shown=shift[f"{key}_shown"],
+                        not_shown=shift[f"{key}_not_shown"],
+                        num_responses=shift["num_responses"],
+                        ok=ok,
+                    )
+                )
+    return tuple(checks)
+
+
+def _ranker_checks(summary: Json, settings: RankingsSection) -> tuple[RankerCheck, ...]:
+    return tuple(
+        RankerCheck(
+            ranker=quality["ranker"],
+            accuracy=quality["accuracy"] if quality["num_pairs"] else None,
+            num_pairs=quality["num_pairs"],
+            is_chosen=quality["ranker"] == summary["ranker"],
+            reason=_ranker_reason(quality["ranker"], summary["ranker"], settings),
+        )
+        for quality in summary["ranker_check"]
+    )
+
+
+def _ranker_reason(ranker: str, chosen: str, settings: RankingsSection) -> str:
+    if settings.ranker != "auto":
+        return f"the run asks for {settings.ranker}"
+    bar = f"the accuracy of {settings.min_judge_accuracy} from which auto takes the judge"
+    if ranker == "judge":
+        return f"{'reaches' if chosen == 'judge' else 'is below'} {bar}"
+    return f"the judge {'reaches' if chosen == 'judge' else 'is below'} {bar}"
+
+
+def _prompt_counts(prompts: Sequence[Prompt]) -> tuple[PromptCount, ...]:
+    counts = Counter(
+        (p.trait_id if p.kind == "trait" else None, p.family, p.kind, p.split) for p in prompts
+    )
+    return tuple(
+        PromptCount(trait_id=trait_id, family=family, kind=kind, split=split, count=count)
+        for wanted in _SPLITS
+        for (trait_id, family, kind, split), count in counts.items()
+        if split == wanted
+    )
+
+
+def _label_strength(work: Work) -> tuple[HistogramBin, ...]:
+    directory, manifest = work.inputs["pairs"]
+    probabilities = [
+        value
+        for entry in manifest.table("pairs")
+        for value in directory.read_table(entry.name, ["probability"])["probability"].to_pylist()
+    ]
+    counts, edges = np.histogram(probabilities, bins=_NUM_STRENGTH_BINS, range=(0.5, 1.0))
+    bins = zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True)
+    return tuple(HistogramBin(low=low, high=high, count=count) for low, high, count in bins)
+
+
+def _stage_view(name: str, manifest: Manifest) -> StageView:
+    has_rejects = name not in _STAGES_WITHOUT_REJECTS
+    return StageView(
+        name=name,
+        num_rows=manifest.rows.get("samples" if name == "evaluation" else name),
+        size_note=_size_note(manifest) if "history" in manifest.summary else None,
+        num_rejects=sum(manifest.rejects.values()) if has_rejects else None,
+        wall_seconds=manifest.wall_seconds,
+        state="ran",
+        fingerprint=manifest.fingerprint[:12],
+    )
+
+
+def _size_note(manifest: Manifest) -> str:
+    num_mb = sum(entry.size_bytes for entry in manifest.files) / 1e6
+    note = f"{len(manifest.summary['history'])} steps, {num_mb:,.0f} MB"
+    difference = manifest.summary.get("sync_difference")
+    if difference is None:
+        return note
+    return f"{note}, sampler within {difference:.2g} nats of the trainer after the first update"
+
+
+def _run_view(work: Work, context: Context, manifests: Mapping[str, Manifest]) -> RunView:
+    traits, evaluation = manifests["traits"], manifests["evaluation"]
+    versions = dict.fromkeys(manifest.code_version for manifest in manifests.values())
+    return RunView(
+        name=PurePosixPath(work.directory.root).parent.name,
+        model_name=context.config.model.name,
+        model_path=context.config.model.path,
+        constitution_name=traits.summary["name"],
+        constitution_description=traits.summary["description"],
+        # Not the clock: the same artifacts give the same page.
+        created=evaluation.created_at,
+        code_version=", ".join(versions),
+        hardware=_hardware(),
+        command=shlex.join(["python", "-m", "charactertrain", *sys.argv[1:]]),
+    )
+
+
+def _hardware() -> str:
+    """Processor, cores and memory of the machine that makes the page."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = models[0] if models else platform.processor() or platform.machine()
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0))
+    return f"driver: {processor}, {cores} cores, {memory_gib:.1f} GiB memory"

@@ -1,0 +1,93 @@
+"""Rollouts of a policy step: groups of responses to its prompts, with their rewards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from charactertrain import chat
+from charactertrain.exceptions import SamplingError
+from charactertrain.records import Prompt
+from charactertrain.runtime.sampling import Failure, Sample, SampleRequest, SamplingSettings
+from charactertrain.seeds import derive_seed
+from charactertrain.templates import plain_conversation
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled response with its reward."""
+
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Per token, under the sampler, in nats."""
+    reward: float
+    """The preference model's scalar, made length-neutral."""
+    weight_version: str
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How rollouts are drawn and scored."""
+
+    sampling: SamplingSettings
+    group_size: int
+    length_slope: float
+    """Reward per token that length alone earns, taken off."""
+    seed: int
+
+
+class RolloutCollector:
+    """Draws and scores groups through engine actors. Used by rank 0 alone."""
+
+    def __init__(
+        self, policy_engine: Any, reward_engine: Any, tokenizer: chat.Tokenizer, settings: RolloutSettings
+    ) -> None:
+        """The engines are actor handles."""
+        self._policy_engine, self._reward_engine = policy_engine, reward_engine
+        self._tokenizer, self._settings = tokenizer, settings
+
+    def collect(self, prompts: Sequence[Prompt], step: int) -> list[list[Rollout]]:
+        """One group of responses per prompt."""
+        settings = self._settings
+        requests = [
+            SampleRequest(
+                prompt.prompt_id,
+                plain_conversation(prompt.text),
+                derive_seed(settings.seed, "rollout", step, prompt.prompt_id, index),
+            )
+            for prompt in prompts
+            for index in range(settings.group_size)
+        ]
+        results: list[Sample | Failure] = ray.get(
+            self._policy_engine.sample.remote(requests, settings.sampling)
+        )
+        samples = [_served(result) for result in results]
+        repeated = [prompt for prompt in prompts for _ in range(settings.group_size)]
+        sequences = [
+            chat.encode_exchange(prompt.text, sample.text, self._tokenizer)
+            for prompt, sample in zip(repeated, samples, strict=True)
+        ]
+        rewards: list[float] = ray.get(self._reward_engine.rewards.remote(sequences))
+        mean_length = sum(len(sample.token_ids) for sample in samples) / len(samples)
+        rollouts = [
+            Rollout(
+                prompt_token_ids=sample.prompt_token_ids,
+                token_ids=sample.token_ids,
+                logprobs=sample.logprobs,
+                reward=reward - settings.length_slope * (len(sample.token_ids) - mean_length),
+                weight_version=sample.weight_version,
+            )
+            for sample, reward in zip(samples, rewards, strict=True)
+        ]
+        size = settings.group_size
+        return [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
+
+
+def _served(result: Sample | Failure) -> Sample:
+    if isinstance(result, Failure):
+        raise SamplingError(
+            f"rollout of prompt {result.request_id}: {result.reason}: {result.detail}"
+        )
+    return result
