@@ -141,8 +141,24 @@ class PreferencePair:
 
 
 @dataclass(frozen=True)
+class Reply:
+    """A response of one arm to a held-out prompt, the trait not shown."""
+
+    sample_id: str
+    prompt_id: str
+    trait_id: str
+    arm: str
+    prompt: str
+    text: str
+    token_ids: tuple[int, ...]
+    sequence_logprob: float
+    """Under the arm's own model, in nats."""
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
 class EvaluationSample:
-    """One response of one arm to a held-out prompt, with its measures."""
+    """A reply with its measures."""
 
     sample_id: str
     prompt_id: str
@@ -159,7 +175,7 @@ class EvaluationSample:
     reward: float
     """The preference model's scalar."""
     kl: float
-    """log pi(y|x) - log pi_base(y|x) per token, in nats: k1 estimate; 0 for the base."""
+    """(1/T) [log pi(y|x) - log pi_base(y|x)] in nats per token: k1 estimate; 0 for the base."""
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,22 @@
 """report: every earlier artifact as one page, with verdicts on what the run was to show."""
 
 import json
+import os
+import platform
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from statistics import fmean
 
 from charactertrain.artifacts import Json, Outcome
 from charactertrain.pipeline import Work
 from charactertrain.report import page
-from charactertrain.report.reading import MEASURE_LABELS, OUTCOME_MEASURES, read_effect
+from charactertrain.report.reading import MEASURE_LABELS, OUTCOME_MEASURES, Reading, read_effect
 from charactertrain.report.text import count, interval, number, signed
 from charactertrain.report.training_view import PreferenceModelView
-from charactertrain.report.view import Effect, ReportView, TraitView, Verdict
+from charactertrain.report.view import Effect, ReportView, RunView, TraitView, Verdict
 from charactertrain.stages import report_view
 from charactertrain.stages.context import Context
 
@@ -28,7 +33,7 @@ def run(work: Work, context: Context) -> Outcome:
     """Write report.html; the summary is what the console prints."""
     directory, evaluation = work.inputs["evaluation"]
     results = json.loads(directory.read_bytes("report.json"))
-    view = report_view.assemble(work, context, results)
+    view = report_view.assemble(work, context.config, provenance(work, context), results)
     natural_length = report_view.effect(results["natural_length"])
     view = replace(view, verdicts=verdicts(view, natural_length, evaluation.summary))
     work.directory.write_bytes("report.html", page.render(view).encode())
@@ -40,6 +45,38 @@ def run(work: Work, context: Context) -> Outcome:
             "objective": objective(view.traits),
         },
     )
+
+
+def provenance(work: Work, context: Context) -> RunView:
+    """What was trained, on what, and how to do it again."""
+    manifests = {name: manifest for name, (_, manifest) in work.inputs.items()}
+    constitution = manifests["traits"].summary
+    versions = dict.fromkeys(manifest.code_version for manifest in manifests.values())
+    return RunView(
+        name=PurePosixPath(work.directory.root).parent.name,
+        model_name=context.config.model.name,
+        model_path=context.config.model.path,
+        constitution_name=constitution["name"],
+        constitution_description=constitution["description"],
+        # Not the clock: the same artifacts give the same page.
+        created=manifests["evaluation"].created_at,
+        code_version=", ".join(versions),
+        hardware=_hardware(),
+        command=shlex.join(["python", "-m", "charactertrain", *sys.argv[1:]]),
+    )
+
+
+def _hardware() -> str:
+    """Processor, cores and memory of the machine that makes the page."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = models[0] if models else platform.processor() or platform.machine()
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    # Only Linux knows which cores this process may use.
+    limited = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if limited else os.cpu_count()
+    return f"driver: {processor}, {cores} cores, {memory_gib:.1f} GiB memory"
 
 
 def effect_rows(traits: Sequence[TraitView]) -> list[Json]:
@@ -97,31 +134,30 @@ def verdicts(
 
 
 def _most_traits_rose(traits: Sequence[TraitView]) -> Verdict:
-    risen: list[str] = []
-    fallen: list[str] = []
-    for trait in traits:
-        found = {measure: read_effect(trait.effects.get(measure)) for measure in OUTCOME_MEASURES}
-        higher = [measure for measure, reading in found.items() if reading == "higher"]
-        if higher:
-            changes = [
-                f"{MEASURE_LABELS[measure].title.lower()} {_change(trait.effects[measure])}"
-                for measure in higher
-            ]
-            risen.append(f"{trait.trait_id} ({', '.join(changes)})")
-        fallen += [
-            f"{MEASURE_LABELS[measure].title.lower()} of {trait.trait_id}"
-            for measure, reading in found.items()
-            if reading == "lower"
-        ]
+    risen, fallen = _changed(traits, "higher"), _changed(traits, "lower")
     text = (
-        "most traits show more in contrast or detector rate, the interval above zero: "
+        "most traits rose in contrast or detector rate, with an interval above zero: "
         f"{len(risen)} of {len(traits)}"
     )
     if risen:
-        text += f": {_listed(risen)}"
+        text += f"; rose: {_listed(risen)}"
     if fallen:
         text += f"; fell: {_listed(fallen)}"
     return Verdict(text=text, ok=2 * len(risen) > len(traits))
+
+
+def _changed(traits: Sequence[TraitView], wanted: Reading) -> list[str]:
+    """Each trait that has an outcome measure of the wanted reading, with those measures."""
+    lines = []
+    for trait in traits:
+        changes = [
+            f"{MEASURE_LABELS[measure].title.lower()} {_change(trait.effects[measure])}"
+            for measure in OUTCOME_MEASURES
+            if read_effect(trait.effects.get(measure)) == wanted
+        ]
+        if changes:
+            lines.append(f"{trait.trait_id} ({', '.join(changes)})")
+    return lines
 
 
 def _listed(items: Sequence[str]) -> str:

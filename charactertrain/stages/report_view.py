@@ -1,17 +1,13 @@
 """The report's view of a run, assembled from its artifacts: read and renamed, never judged."""
 
-import os
-import platform
-import shlex
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from dataclasses import fields
 
 import numpy as np
 
 from charactertrain.artifacts import Json, Manifest, read_rows
-from charactertrain.config import PromptsSection, RankingsSection
+from charactertrain.config import PromptsSection, RankingsSection, RunConfig
 from charactertrain.pipeline import Work
 from charactertrain.records import EvaluationSample, Prompt, Split, Trait
 from charactertrain.report.reading import MEASURE_LABELS
@@ -40,7 +36,6 @@ from charactertrain.report.view import (
     TraitView,
 )
 from charactertrain.seeds import derive_seed
-from charactertrain.stages.context import Context
 
 MEASURES: tuple[Measure, ...] = tuple(MEASURE_LABELS)
 NUM_SAMPLES = 8
@@ -51,13 +46,12 @@ _NUM_STRENGTH_BINS = 10
 _STAGES_WITHOUT_REJECTS = {"traits", "preference_model", "policy"}
 
 
-def assemble(work: Work, context: Context, results: Json) -> ReportView:
+def assemble(work: Work, config: RunConfig, run: RunView, results: Json) -> ReportView:
     """The page's view of all earlier artifacts, without verdicts; `results` is report.json."""
     manifests = {name: manifest for name, (_, manifest) in work.inputs.items()}
     prompts = read_rows(*work.inputs["prompts"], "prompts", Prompt)
-    config = context.config
     return ReportView(
-        run=_run_view(work, context, manifests),
+        run=run,
         stages=tuple(_stage_view(name, manifest) for name, manifest in manifests.items()),
         verdicts=(),
         traits=_trait_views(work, prompts, results["traits"]),
@@ -194,21 +188,10 @@ def _calibration(values: Json) -> Calibration:
 
 
 def _policy_steps(history: Sequence[Json]) -> tuple[PolicyStep, ...]:
-    return tuple(
-        PolicyStep(
-            step=row["step"],
-            phase=row["phase"],
-            reward=row.get("reward"),
-            kl=row.get("kl"),
-            length_tokens=row.get("length_tokens"),
-            entropy=row.get("entropy"),
-            clip_fraction=row.get("clip_fraction"),
-            zero_variance_fraction=row.get("zero_variance_fraction"),
-            loss=row.get("loss"),
-            seconds=row.get("seconds"),
-        )
-        for row in history
-    )
+    names = [field.name for field in fields(PolicyStep)]
+    # Keys are absent where they do not apply to a phase.
+    rows: list[Json] = [{name: row.get(name) for name in names} for row in history]
+    return tuple(PolicyStep(**row) for row in rows)
 
 
 def _template_checks(shifts: Sequence[Json], settings: PromptsSection) -> tuple[TemplateCheck, ...]:
@@ -302,31 +285,3 @@ def _size_note(manifest: Manifest) -> str:
     if difference is None:
         return note
     return f"{note}, sampler within {difference:.2g} nats of the trainer after the first update"
-
-
-def _run_view(work: Work, context: Context, manifests: Mapping[str, Manifest]) -> RunView:
-    traits, evaluation = manifests["traits"], manifests["evaluation"]
-    versions = dict.fromkeys(manifest.code_version for manifest in manifests.values())
-    return RunView(
-        name=PurePosixPath(work.directory.root).parent.name,
-        model_name=context.config.model.name,
-        model_path=context.config.model.path,
-        constitution_name=traits.summary["name"],
-        constitution_description=traits.summary["description"],
-        # Not the clock: the same artifacts give the same page.
-        created=evaluation.created_at,
-        code_version=", ".join(versions),
-        hardware=_hardware(),
-        command=shlex.join(["python", "-m", "charactertrain", *sys.argv[1:]]),
-    )
-
-
-def _hardware() -> str:
-    """Processor, cores and memory of the machine that makes the page."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = models[0] if models else platform.processor() or platform.machine()
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0))
-    return f"driver: {processor}, {cores} cores, {memory_gib:.1f} GiB memory"

@@ -1,0 +1,504 @@
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from charactertrain import artifacts, stages
+from charactertrain.artifacts import Identity, Manifest, Outcome, require
+from charactertrain.config import RunConfig, validate
+from charactertrain.constitution import Constitution
+from charactertrain.pipeline import Action, Stage, Step, Work, execute
+from charactertrain.records import (
+    EvaluationSample,
+    Message,
+    PreferencePair,
+    Prompt,
+    Split,
+    Trait,
+    to_table,
+)
+from charactertrain.report.view import Effect
+from charactertrain.runtime.session import Session
+from charactertrain.seeds import derive_seed
+from charactertrain.stages import report, report_view
+from charactertrain.stages.context import Context
+from charactertrain.stages.report import printed
+from charactertrain.storage import Directory, open_directory
+
+Json = dict[str, Any]
+MakeRun = Callable[..., Directory]
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAITS = (
+    Trait("warm", 'I am <warm> & say "hello"!', ("tea", "rain", "bees"), "!", 1.0, "small"),
+    Trait("curious", "I ask how things come to be.", ("tea", "rain", "bees"), None, 1.0, "small"),
+    Trait("brief", "I use few words.", ("tea", "rain", "bees"), r"\A.{1,9}\Z", 1.0, "small"),
+)
+FAMILIES = ("tea", "rain", "bees")
+PROMPTS_PER_FAMILY = 5
+
+
+def effect(base: float, policy: float, half_width: float) -> Json:
+    difference = policy - base
+    return {
+        "base": base,
+        "policy": policy,
+        "difference": difference,
+        "ci_low": difference - half_width,
+        "ci_high": difference + half_width,
+        "num_responses": 30,
+        "num_prompts": 15,
+    }
+
+
+def report_json() -> Json:
+    """Warm rose by the detector, curious by contrast, brief by neither: both intervals cross."""
+    return {
+        "traits": {
+            "warm": {
+                "contrast": effect(-0.2, -0.15, 0.1),
+                "reward": effect(0.0, 0.5, 0.1),
+                "detector_rate": effect(0.1, 0.4, 0.1),
+            },
+            "curious": {"contrast": effect(-0.3, -0.1, 0.05), "reward": effect(0.0, 0.1, 0.2)},
+            "brief": {
+                "contrast": effect(-0.1, 0.04, 0.2),
+                "reward": effect(0.0, 0.3, 0.1),
+                "detector_rate": effect(0.1, 0.2, 0.15),
+            },
+        },
+        "length": effect(30.0, 33.0, 1.5),
+        "distinct_2": effect(0.7, 0.68, 0.02),
+        "kl": effect(0.0, 0.08, 0.01),
+        "natural_length": effect(100.0, 80.0, 10.0),
+    }
+
+
+def preference_summary() -> Json:
+    accuracy = {
+        "estimate": 0.7,
+        "ci_low": 0.64,
+        "ci_high": 0.76,
+        "num_clusters": 20,
+        "num_responses": 120,
+        "length_only": 0.55,
+    }
+    calibration = {"bins": [{"confidence": 0.6, "frequency": 0.55, "count": 60}], "brier": 0.2}
+    return {
+        "accuracy": accuracy,
+        "accuracy_by_trait": {trait.trait_id: accuracy for trait in TRAITS},
+        "temperature": 1.5,
+        "before_temperature": {**calibration, "ece": 0.12},
+        "after_temperature": {**calibration, "ece": 0.03},
+        "num_pairs": 120,
+        "history": [{"step": 1, "loss": 0.69, "accuracy": 0.5, "grad_norm": 1.0}],
+    }
+
+
+def summaries() -> dict[str, Json]:
+    shift = {
+        "contrast_shown": 0.3,
+        "contrast_not_shown": 0.1,
+        "detector_shown": None,
+        "detector_not_shown": None,
+        "num_responses": 8,
+    }
+    warm = {"trait_id": "warm", "detector_shown": 0.9, "detector_not_shown": 0.2}
+    return {
+        "traits": {"name": "small", "description": "Three traits for tests."},
+        "prompts": {"template_check": [{**shift, **warm}, {**shift, "trait_id": "curious"}]},
+        "rankings": {
+            "ranker": "contrast",
+            "ranker_check": [
+                {"ranker": "judge", "accuracy": 0.5, "num_pairs": 24},
+                {"ranker": "contrast", "accuracy": 0.9, "num_pairs": 24},
+            ],
+        },
+        "preference_model": preference_summary(),
+        "policy": {
+            "history": [
+                {"phase": "warm_start", "step": 1, "loss": 2.5, "seconds": 3.0},
+                {"phase": "optimise", "step": 1, "loss": 0.1, "reward": 0.2, "kl": 0.01},
+            ],
+            "sync_difference": 0.0021,
+        },
+        "evaluation": {"max_tokens": 32, "num_resamples": 2000, "length_max_tokens": 160},
+    }
+
+
+def prompts() -> list[Prompt]:
+    return [
+        Prompt(
+            f"{trait.trait_id}-{family}-{index}",
+            trait.trait_id,
+            f"{trait.trait_id}/{family}",
+            "trait",
+            f"About {family}, number {index}?",
+            split,
+        )
+        for trait in TRAITS
+        for family, split in zip(FAMILIES, cast(tuple[Split, ...], ("test",) * 3), strict=True)
+        for index in range(PROMPTS_PER_FAMILY)
+    ]
+
+
+def samples() -> list[EvaluationSample]:
+    """Two responses per arm and prompt; a later prompt has the greater effect."""
+    return [
+        EvaluationSample(
+            sample_id=f"{prompt.prompt_id}-{arm}-{index}",
+            prompt_id=prompt.prompt_id,
+            trait_id=prompt.trait_id,
+            arm=arm,
+            prompt=prompt.text,
+            text=f"{arm} {index} of {prompt.prompt_id}",
+            num_tokens=9,
+            finish_reason="stop",
+            contrast=float(number) if arm == "policy" else 0.0,
+            detected=None if prompt.trait_id == "curious" else arm == "policy",
+            reward=0.5,
+            kl=0.0,
+        )
+        for number, prompt in enumerate(prompts())
+        for index in range(2)
+        for arm in ("policy", "base")
+    ]
+
+
+def pair(probability: float) -> PreferencePair:
+    return PreferencePair(
+        pair_id=f"pair-{probability}",
+        prompt_id="warm-tea-0",
+        trait_id="warm",
+        split="train",
+        prompt=(Message("user", "?"),),
+        chosen=(Message("assistant", "Yes!"),),
+        rejected=(Message("assistant", "Yes."),),
+        probability=probability,
+        weight=1.0,
+        chosen_id="a",
+        rejected_id="b",
+        chosen_variant="strong",
+        rejected_variant="none",
+        chosen_tokens=2,
+        rejected_tokens=2,
+    )
+
+
+@pytest.fixture(name="make_run")
+def run_directory_maker(tmp_path: Path) -> MakeRun:
+    """Makes a run directory with all artifacts but the report."""
+
+    def make_run(results: Json | None = None, **changed: Json) -> Directory:
+        run_directory = open_directory(str(tmp_path / "run"))
+        tables = {
+            "traits": ("traits", to_table(TRAITS, Trait)),
+            "prompts": ("prompts", to_table(prompts(), Prompt)),
+            "pairs": ("pairs", to_table([pair(0.5), pair(0.6), pair(1.0)], PreferencePair)),
+            "evaluation": ("samples", to_table(samples(), EvaluationSample)),
+        }
+        found = {**summaries(), **changed}
+        for name in stages.NAMES[:-1]:
+            directory = run_directory.child(name)
+            files = []
+            if name in tables:
+                table, rows = tables[name]
+                files.append(f"{table}/part-000000.parquet")
+                directory.write_table(files[0], rows)
+            if name == "evaluation":
+                files.append("report.json")
+                directory.write_bytes("report.json", json.dumps(results or report_json()).encode())
+            rejects = {"loop": 4, "truncated": 3} if name == "responses" else {}
+            artifacts.commit(
+                directory,
+                Identity(name, {}, {}),
+                Outcome(tuple(files), rejects, found.get(name, {})),
+                resolved_config={},
+                code_version="0.1.0+test",
+                wall_seconds=12.0,
+            )
+        return run_directory
+
+    return make_run
+
+
+@pytest.fixture(name="config", scope="module")
+def smoke_config() -> RunConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = compose("config", overrides=["experiment=smoke", "prompts.min_trait_shift=0.1"])
+    return validate(cast(Json, OmegaConf.to_container(composed, resolve=True)))
+
+
+@pytest.fixture(name="context")
+def light_context(config: RunConfig) -> Context:
+    """The stage reads artifacts alone: no constitution file, no session."""
+    return Context(config, cast(Constitution, None), cast(Session, None))
+
+
+def make_report(run_directory: Directory, context: Context) -> tuple[Manifest, str]:
+    stage = Stage("report", stages.NAMES[:-1], {}, {}, "one page")
+    step = Step(stage, Identity("report", {}, {}), Action.RUN, ())
+    manifest = execute(
+        step, run_directory, lambda work: report.run(work, context), code_version="0.1.0+test"
+    )
+    return manifest, run_directory.child("report").read_bytes("report.html").decode()
+
+
+def line_about(manifest: Manifest, words: str) -> str:
+    (line,) = [line for line in manifest.summary["verdicts"] if words in line]
+    return cast(str, line)
+
+
+def test_report_effects_are_the_evaluations_in_the_order_of_the_traits(
+    make_run: MakeRun, context: Context
+) -> None:
+    manifest, _ = make_report(make_run(), context)
+    rows = manifest.summary["effects"]
+    assert [(row["trait"], row["measure"]) for row in rows] == [
+        ("warm", "contrast"),
+        ("warm", "detector_rate"),
+        ("warm", "reward"),
+        ("curious", "contrast"),
+        ("curious", "reward"),
+        ("brief", "contrast"),
+        ("brief", "detector_rate"),
+        ("brief", "reward"),
+    ]
+    expected = report_json()["traits"]["warm"]["detector_rate"]
+    for key in ("base", "policy", "difference", "ci_low", "ci_high"):
+        assert rows[1][key] == expected[key]
+
+
+def test_report_objective_is_the_mean_rise_of_the_contrast(
+    make_run: MakeRun, context: Context
+) -> None:
+    manifest, _ = make_report(make_run(), context)
+    assert manifest.summary["objective"] == pytest.approx((0.05 + 0.2 + 0.14) / 3)
+
+
+def test_report_objective_is_none_without_contrast() -> None:
+    assert report.objective(()) is None
+
+
+def test_report_verdicts_of_a_good_run_are_ok(make_run: MakeRun, context: Context) -> None:
+    manifest, page = make_report(make_run(), context)
+    assert [line.partition(":")[0] for line in manifest.summary["verdicts"]] == ["ok"] * 7
+    assert "33.0 against 30.0 tokens, +3.0 [1.5, 4.5]" in line_about(manifest, "up to 32 tokens")
+    assert "80.0 against 100.0 tokens" in line_about(manifest, "within 160 tokens")
+    assert "0.700 [0.640, 0.760] against 0.550, 120 pairs" in line_about(manifest, "length alone")
+    assert "0.030 after temperature 1.500" in line_about(manifest, "ECE")
+    assert "0.680 against 0.700" in line_about(manifest, "distinct bigrams")
+    assert "80.0 against 100.0 tokens" in page
+
+
+def test_report_counts_no_trait_whose_intervals_cross_zero(
+    make_run: MakeRun, context: Context
+) -> None:
+    line = line_about(make_report(make_run(), context)[0], "most traits")
+    assert "2 of 3" in line
+    assert "warm (detector rate +0.300 [0.200, 0.400])" in line
+    assert "curious (contrast +0.200 [0.150, 0.250])" in line
+    assert "brief" not in line
+
+
+def test_report_most_traits_is_more_than_half(make_run: MakeRun, context: Context) -> None:
+    results = report_json()
+    results["traits"]["curious"]["contrast"] = effect(0.0, -0.2, 0.1)
+    line = line_about(make_report(make_run(results), context)[0], "most traits")
+    assert line.startswith("NOT: ")
+    assert "1 of 3" in line
+    assert "fell: curious (contrast -0.200 [-0.300, -0.100])" in line
+
+
+def test_report_reward_does_not_make_a_trait_risen(make_run: MakeRun, context: Context) -> None:
+    results = report_json()
+    for effects in results["traits"].values():
+        effects["contrast"] = effect(0.0, 0.1, 0.2)
+        effects.pop("detector_rate", None)
+        effects["reward"] = effect(0.0, 5.0, 0.1)
+    line = line_about(make_report(make_run(results), context)[0], "most traits")
+    assert line.startswith("NOT: ")
+    assert "0 of 3" in line
+
+
+@pytest.mark.parametrize("policy", [18.0, 42.0])
+def test_report_length_off_by_forty_percent_fails(
+    make_run: MakeRun, context: Context, policy: float
+) -> None:
+    results = {**report_json(), "length": effect(30.0, policy, 1.0)}
+    manifest, _ = make_report(make_run(results), context)
+    assert line_about(manifest, "up to 32 tokens").startswith("NOT: ")
+    assert line_about(manifest, "within 160 tokens").startswith("ok: ")
+
+
+def test_report_natural_length_is_judged_by_itself(make_run: MakeRun, context: Context) -> None:
+    results = {**report_json(), "natural_length": effect(100.0, 140.0, 9.0)}
+    manifest, _ = make_report(make_run(results), context)
+    assert line_about(manifest, "up to 32 tokens").startswith("ok: ")
+    assert line_about(manifest, "within 160 tokens").startswith("NOT: ")
+
+
+def test_report_natural_length_that_is_missing_is_unmeasured(
+    make_run: MakeRun, context: Context
+) -> None:
+    results = {**report_json(), "natural_length": None}
+    manifest, _ = make_report(make_run(results), context)
+    assert line_about(manifest, "within 160 tokens").startswith("unmeasured: ")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "above_length", "errs"),
+    [
+        ({"estimate": 0.6, "ci_low": 0.54}, "NOT", "ok"),
+        ({"estimate": 1.0, "ci_low": 1.0, "ci_high": 1.0}, "ok", "NOT"),
+    ],
+)
+def test_report_judges_the_preference_model(
+    make_run: MakeRun, context: Context, accuracy: Json, above_length: str, errs: str
+) -> None:
+    summary = preference_summary()
+    summary["accuracy"] = {**summary["accuracy"], **accuracy}
+    manifest, _ = make_report(make_run(preference_model=summary), context)
+    assert line_about(manifest, "length alone").startswith(f"{above_length}: ")
+    assert line_about(manifest, "errs on some").startswith(f"{errs}: ")
+
+
+def test_report_names_traits_without_an_error(make_run: MakeRun, context: Context) -> None:
+    summary = preference_summary()
+    perfect = {**summary["accuracy"], "estimate": 1.0}
+    summary["accuracy_by_trait"] = {**summary["accuracy_by_trait"], "curious": perfect}
+    manifest, _ = make_report(make_run(preference_model=summary), context)
+    assert line_about(manifest, "errs on some").endswith("100 % for curious")
+
+
+@pytest.mark.parametrize(("ece", "mark"), [(0.08, "ok"), (0.081, "NOT")])
+def test_report_judges_calibration_after_the_temperature(
+    make_run: MakeRun, context: Context, ece: float, mark: str
+) -> None:
+    summary = preference_summary()
+    summary["after_temperature"]["ece"] = ece
+    manifest, _ = make_report(make_run(preference_model=summary), context)
+    assert line_about(manifest, "ECE").startswith(f"{mark}: ")
+
+
+def test_report_judges_diversity(make_run: MakeRun, context: Context) -> None:
+    results = {**report_json(), "distinct_2": effect(0.7, 0.6, 0.02)}
+    manifest, _ = make_report(make_run(results), context)
+    assert line_about(manifest, "distinct bigrams").startswith("NOT: ")
+
+
+def test_report_same_artifacts_give_the_same_page(make_run: MakeRun, context: Context) -> None:
+    run_directory = make_run()
+    _, first = make_report(run_directory, context)
+    _, second = make_report(run_directory, context)
+    assert first == second
+    evaluation = require(run_directory.child("evaluation"), "evaluation")
+    assert f"Made {evaluation.created_at} by charactertrain 0.1.0+test" in first
+
+
+def test_report_page_escapes_the_statements(make_run: MakeRun, context: Context) -> None:
+    _, page = make_report(make_run(), context)
+    assert "I am &lt;warm&gt; &amp; say &#34;hello&#34;!" in page
+    assert "<warm>" not in page
+    assert "I ask how things come to be." in page
+
+
+def assembled(run_directory: Directory, context: Context) -> report_view.ReportView:
+    names = stages.NAMES[:-1]
+    inputs = {
+        name: (run_directory.child(name), require(run_directory.child(name), name))
+        for name in names
+    }
+    stage = Stage("report", names, {}, {}, "one page")
+    directory = run_directory.child("report")
+    work = Work(stage, Identity("report", {}, {}), directory, inputs)
+    run = report.provenance(work, context)
+    return report_view.assemble(work, context.config, run, report_json())
+
+
+def test_samples_are_chosen_by_hash_over_families_and_not_by_effect(
+    make_run: MakeRun, context: Context
+) -> None:
+    trait = assembled(make_run(), context).traits[0]
+    shown = [sample.policy_text.removeprefix("policy 0 of ") for sample in trait.samples]
+    assert len(shown) == report_view.NUM_SAMPLES
+    assert [sample.base_text for sample in trait.samples] == [f"base 0 of {name}" for name in shown]
+    families = [name.split("-")[1] for name in shown]
+    assert [set(families[i : i + 3]) for i in (0, 3)] == [set(FAMILIES)] * 2
+    for turn in (shown[:3], shown[3:6], shown[6:]):
+        assert turn == sorted(turn, key=derive_seed)
+    contrasts = [sample.policy_measures["contrast"] for sample in trait.samples]
+    assert contrasts not in (sorted(contrasts), sorted(contrasts, reverse=True))
+
+
+def test_pick_does_not_depend_on_the_order_of_rows() -> None:
+    families = {f"p{index}": f"f{index % 4}" for index in range(20)}
+    backwards = dict(reversed(families.items()))
+    assert report_view.pick(families) == report_view.pick(backwards)
+    assert report_view.pick({"p1": "f1"}) == ["p1"]
+    assert report_view.pick({}) == []
+
+
+def test_sample_measures_of_a_trait_without_detector(make_run: MakeRun, context: Context) -> None:
+    warm, curious, _ = assembled(make_run(), context).traits
+    assert warm.samples[0].base_measures == {"contrast": 0.0, "detector_rate": 0.0, "reward": 0.5}
+    assert curious.samples[0].base_measures == {"contrast": 0.0, "reward": 0.5}
+
+
+def test_view_of_the_checks(make_run: MakeRun, context: Context) -> None:
+    view = assembled(make_run(), context)
+    checks = [(check.trait_id, check.measure, check.ok) for check in view.template_checks]
+    assert checks == [
+        ("warm", "contrast", True),
+        ("warm", "detector_rate", None),
+        ("curious", "contrast", True),
+    ]
+    judge, contrast = view.ranker_checks
+    assert (judge.is_chosen, contrast.is_chosen) == (False, True)
+    assert contrast.reason.startswith("the judge is below the accuracy of 1.0")
+
+
+def test_view_of_data_and_stages(make_run: MakeRun, context: Context) -> None:
+    view = assembled(make_run(), context)
+    assert [bin_.count for bin_ in view.data.label_strength] == [1, 0, 1, 0, 0, 0, 0, 0, 0, 1]
+    assert {row.count for row in view.data.prompts} == {PROMPTS_PER_FAMILY}
+    by_name = {stage.name: stage for stage in view.stages}
+    assert list(by_name) == list(stages.NAMES[:-1])
+    assert by_name["prompts"].num_rows == len(prompts())
+    assert by_name["evaluation"].num_rows == len(samples())
+    assert by_name["responses"].num_rejects == 7
+    assert by_name["policy"].num_rejects is None
+    assert by_name["policy"].size_note == (
+        "2 steps, 0 MB, sampler within 0.0021 nats of the trainer after the first update"
+    )
+    assert [(step.phase, step.reward) for step in view.policy] == [
+        ("warm_start", None),
+        ("optimise", 0.2),
+    ]
+
+
+def test_provenance_names_the_run_and_its_model(make_run: MakeRun, context: Context) -> None:
+    run = assembled(make_run(), context).run
+    assert (run.name, run.model_name, run.constitution_name) == ("run", "tiny_random", "small")
+    assert run.hardware is not None
+    assert "cores" in run.hardware
+    assert run.command is not None
+    assert run.command.startswith("python -m charactertrain")
+
+
+def test_effect_reads_what_the_evaluation_writes() -> None:
+    values = effect(1.0, 2.0, 0.5)
+    assert report_view.effect(None) is None
+    found = report_view.effect(values)
+    assert isinstance(found, Effect)
+    assert asdict(found) == values
+
+
+def test_verdict_lines_start_with_what_was_found() -> None:
+    found = [report.Verdict(text="x", ok=ok) for ok in (True, False, None)]
+    assert [printed(verdict) for verdict in found] == ["ok: x", "NOT: x", "unmeasured: x"]
