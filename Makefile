@@ -19,7 +19,6 @@ VENV := $(if $(filter cpu,$(LOCK)),.venv,.venv-$(LOCK))
 BIN := $(VENV)/bin
 # -qq: no line per package; errors still show.
 INSTALL := $(BIN)/python -m pip install -qq --no-deps
-PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .PHONY: demo test check format bench locks clean help
 
@@ -59,8 +58,10 @@ $(VENV)/.lock: requirements/$(LOCK).txt
 	        "Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "Installing $< into $(VENV): a few minutes."
 	$(PYTHON) -m venv $(VENV)
-	torch=$$(grep '^torch==' $<); $(INSTALL) "$$torch" \
-	    $(if $(filter cpu,$(LOCK)),|| $(INSTALL) "$$torch" --index-url $(PYTORCH_CPU_INDEX))
+	torch=$$(grep '^torch==' $<); $(INSTALL) "$$torch" || { \
+	    echo "error: your package index has no $$torch. PyTorch keeps its CPU builds on an index" \
+	        "of its own (see its installation page): set PIP_EXTRA_INDEX_URL to it, and run again." \
+	        >&2; exit 1; }
 	$(INSTALL) -r $<
 	touch $@
 

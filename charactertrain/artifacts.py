@@ -89,12 +89,12 @@ class Outcome:
     summary: Json = field(default_factory=dict)
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: object) -> str:
     """One spelling for equal values; raises TypeError on what has no stable identity."""
     return json.dumps(_checked(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _checked(value: Any) -> Any:
+def _checked(value: object) -> object:
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -116,12 +116,19 @@ def read_manifest(directory: Directory) -> Manifest | None:
         values = json.loads(directory.read_bytes(MANIFEST_NAME))
         values["identity"] = Identity(**values["identity"])
         values["files"] = tuple(FileEntry(**entry) for entry in values["files"])
-        return Manifest(**values)
+        manifest = Manifest(**values)
+        if manifest.fingerprint != manifest.identity.fingerprint:
+            raise ValueError("its fingerprint is not that of its identity")
+        return manifest
     except (ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(
-            f"{directory.uri}/{MANIFEST_NAME} cannot be read as a manifest: {error}. "
-            "It was changed or damaged after it was written; move the directory away and run again."
-        ) from error
+        raise _damaged(directory, MANIFEST_NAME, error) from error
+
+
+def _damaged(directory: Directory, name: str, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"{directory.uri}/{name} cannot be read: {type(error).__name__}: {error}. It was changed "
+        "or damaged after it was written; move the directory away and run again."
+    )
 
 
 def begin(directory: Directory, identity: Identity) -> None:
@@ -134,7 +141,10 @@ def unfinished(directory: Directory) -> Identity | None:
     """The identity of work in progress, or None where there is none."""
     if not directory.exists(UNFINISHED_NAME):
         return None
-    return Identity(**json.loads(directory.read_bytes(UNFINISHED_NAME))["identity"])
+    try:
+        return Identity(**json.loads(directory.read_bytes(UNFINISHED_NAME))["identity"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(directory, UNFINISHED_NAME, error) from error
 
 
 def commit(
@@ -253,15 +263,20 @@ def differences(ours: Identity, theirs: Identity) -> list[str]:
     lines = []
     for key in sorted(left.keys() | right.keys()):
         asked, found = left.get(key, "(absent)"), right.get(key, "(absent)")
-        if asked != found:
+        if canonical_json(asked) != canonical_json(found):
             lines.append(f"{key}: this run asks for {asked!r}, the artifact has {found!r}")
     return lines
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat.update(_flatten(item, f"{prefix}.{key}" if prefix else str(key)))
+def _flatten(value: object, prefix: str = "") -> dict[str, object]:
+    """Values by their path; lists of mappings, such as a constitution's traits, by index too."""
+    if isinstance(value, Mapping) and value:
+        items = [(f".{key}", item) for key, item in value.items()]
+    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        items = [(f"[{index}]", item) for index, item in enumerate(value)]
+    else:
+        return {prefix.removeprefix("."): value}
+    flat: dict[str, object] = {}
+    for step, item in items:
+        flat.update(_flatten(item, prefix + step))
     return flat

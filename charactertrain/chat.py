@@ -1,21 +1,35 @@
 """From what a model is shown to its token ids, by the model's own chat template."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from charactertrain.exceptions import SamplingError
 from charactertrain.templates import Shown, plain_conversation
 
 
+class AddedToken(Protocol):
+    """A token that stands outside the vocabulary that was learnt from text."""
+
+    @property
+    def content(self) -> str:
+        """How it is written."""
+
+    @property
+    def special(self) -> bool:
+        """Whether it is structure rather than text, such as the end of a turn."""
+
+
 class Tokenizer(Protocol):
     """The part of a Hugging Face tokenizer that is used here."""
 
-    all_special_tokens: list[str]
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
+        """The tokens that text is split at before anything else, by id."""
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any:
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: object) -> str:
         """Render a conversation."""
 
-    def encode(self, text: str, **options: Any) -> list[int]:
+    def encode(self, text: str, **options: object) -> list[int]:
         """Token ids of a text."""
 
 
@@ -73,7 +87,9 @@ def _render(shown: Shown, tokenizer: Tokenizer) -> str:
 
 def defused(text: str, tokenizer: Tokenizer) -> str:
     """`text` with the model's special tokens broken, so that no text can end its own turn."""
-    for token in tokenizer.all_special_tokens:
-        if token in text:
+    # Not `all_special_tokens`: Llama's leaves out the tokens that open a turn.
+    for added in tokenizer.added_tokens_decoder.values():
+        token = added.content
+        if added.special and token in text:
             text = text.replace(token, f"{token[0]} {token[1:]}")
     return text

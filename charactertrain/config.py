@@ -134,7 +134,7 @@ class PromptsSection(Section):
 class ResponsesSection(Section):
     """Candidates per prompt, and when a candidate is a reject."""
 
-    variants: dict[str, Count]
+    variants: dict[Literal["none", "mild", "strong"], Count]
     """Candidates per prompt by variant: how the character is shown when they are written."""
     temperature: PositiveFloat
     max_tokens: PositiveInt
@@ -307,12 +307,13 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        for problem in (
+        problems = [
             *_sequence_problems(self),
             *_batch_problems(self),
             *_cluster_problems(self),
-        ):
-            raise ValueError(problem)
+        ]
+        if problems:
+            raise ValueError("\n  ".join(problems))
         return self
 
 
@@ -322,8 +323,9 @@ def _sequence_problems(config: RunConfig) -> list[str]:
         "responses.max_tokens": config.responses.max_tokens,
         "policy.max_tokens": config.policy.max_tokens,
         "evaluation.max_tokens": config.evaluation.max_tokens,
-        "evaluation.length_max_tokens": config.evaluation.length_max_tokens,
     }
+    if config.evaluation.length_prompts:
+        lengths["evaluation.length_max_tokens"] = config.evaluation.length_max_tokens
     context = config.model.context_tokens
     return [
         f"{key} is {tokens} tokens and leaves no room for a prompt in model.context_tokens "
@@ -368,6 +370,9 @@ def _cluster_problems(config: RunConfig) -> list[str]:
             f"run.dir {directory!r} is relative, and on a cluster it would resolve inside each "
             "job's own working directory; give an absolute path that all nodes share, or a URI"
         )
+    fewest, most = config.sampler.resources.num_engines
+    if fewest > most:
+        problems.append(f"sampler.resources.num_engines is ({fewest}, {most}); give (fewest, most)")
     parallel, gpus = (
         config.sampler.resources.tensor_parallel_size,
         config.sampler.resources.gpus_per_engine,
@@ -395,10 +400,10 @@ def validate(values: Mapping[str, Any]) -> RunConfig:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"]) or "config"
+            key = ".".join(str(part) for part in problem["loc"])
             message = problem["msg"].removeprefix("Value error, ")
             shown = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
-            lines.append(f"{key}: {message}{shown}")
+            lines.append(f"{key}: {message}{shown}" if key else f"{message}{shown}")
         raise ConfigError("the configuration is not valid:\n  " + "\n  ".join(lines)) from None
 
 

@@ -198,7 +198,7 @@ _SCALARS: dict[type, pa.DataType] = {
 }
 
 
-def _arrow_type(annotation: Any) -> tuple[pa.DataType, bool]:
+def _arrow_type(annotation: object) -> tuple[pa.DataType, bool]:
     """The Arrow type of an annotation and whether it may be null."""
     origin = typing.get_origin(annotation)
     arguments = typing.get_args(annotation)
@@ -210,8 +210,9 @@ def _arrow_type(annotation: Any) -> tuple[pa.DataType, bool]:
     if origin in (types.UnionType, typing.Union):
         (inner_annotation,) = [a for a in arguments if a is not type(None)]
         return _arrow_type(inner_annotation)[0], True
+    assert isinstance(annotation, type), f"no Arrow type for {annotation}"
     if is_dataclass(annotation):
-        return pa.struct(list(schema(annotation))), False  # type: ignore[arg-type]
+        return pa.struct(list(schema(annotation))), False
     return _SCALARS[annotation], False
 
 
@@ -220,7 +221,6 @@ def _hints(row_type: type) -> dict[str, Any]:
     return typing.get_type_hints(row_type)
 
 
-@cache
 def schema(row_type: type) -> pa.Schema:
     """The Arrow schema of a record type."""
     hints = _hints(row_type)
@@ -238,18 +238,19 @@ def to_table(rows: Iterable[Any], row_type: type) -> pa.Table:
 
 def from_table(table: pa.Table, row_type: type[Row]) -> list[Row]:
     """Records from an Arrow table that has the record type's schema."""
-    return [_from_dict(values, row_type) for values in table.to_pylist()]
+    hints = typing.get_type_hints(row_type)
+    return [row_type(**_python_values(values, hints)) for values in table.to_pylist()]
 
 
-def _from_dict(values: dict[str, Any], row_type: type[Row]) -> Row:
-    hints = _hints(row_type)
-    return row_type(**{name: _python_value(value, hints[name]) for name, value in values.items()})
+def _python_values(values: dict[str, object], hints: dict[str, Any]) -> dict[str, Any]:
+    return {name: _python_value(value, hints[name]) for name, value in values.items()}
 
 
-def _python_value(value: Any, annotation: Any) -> Any:
+def _python_value(value: object, annotation: object) -> object:
     if isinstance(value, list):
         inner = typing.get_args(annotation)[0]
         return tuple(_python_value(item, inner) for item in value)
     if isinstance(value, dict):
-        return _from_dict(value, annotation)
+        assert isinstance(annotation, type), f"a struct column is a record, not {annotation}"
+        return annotation(**_python_values(value, _hints(annotation)))
     return value

@@ -104,16 +104,18 @@ class Directory:
     def replacing(self, name: str) -> Iterator[IO[bytes]]:
         """A stream to a file that appears under `name` only when it is complete.
 
-        On a local disk: a hidden file beside it, flushed and then renamed. An object store shows
-        an object only when its upload is closed, and the upload of a failed write is aborted.
+        On a local disk: a hidden file beside it, flushed and then renamed. For an object store: a
+        temporary file, uploaded when it is whole, because closing pyarrow's stream publishes what
+        was written so far, and so does leaving it to the garbage collector.
         """
+        if not self.is_local:
+            with tempfile.NamedTemporaryFile(prefix="charactertrain-") as temporary:
+                yield temporary
+                temporary.flush()
+                self._send(Path(temporary.name), name)
+            return
         target = self.path(name)
         parent, _, base = target.rpartition("/")
-        if not self.is_local:
-            stream = self.filesystem.open_output_stream(target)
-            yield stream
-            stream.close()
-            return
         Path(parent).mkdir(parents=True, exist_ok=True)
         partial = Path(parent) / f".{base}.{uuid4().hex[:8]}.partial"
         try:
@@ -128,8 +130,22 @@ class Directory:
     def upload(self, source: Path, name: str) -> None:
         """Copy a local directory's files to `name` below this directory, each atomically."""
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
-            with self.replacing(f"{name}/{file.relative_to(source)}") as stream, file.open("rb") as f:
-                shutil.copyfileobj(f, stream, _COPY_CHUNK_BYTES)
+            target = f"{name}/{file.relative_to(source).as_posix()}"
+            if not self.is_local:
+                self._send(file, target)
+                continue
+            with self.replacing(target) as stream, file.open("rb") as original:
+                shutil.copyfileobj(original, stream, _COPY_CHUNK_BYTES)
+
+    def _send(self, file: Path, name: str) -> None:
+        """Copy a local file to an object store, in one call that no signal interrupts."""
+        pafs.copy_files(
+            str(file),
+            self.path(name),
+            pafs.LocalFileSystem(),
+            self.filesystem,
+            chunk_size=_COPY_CHUNK_BYTES,
+        )
 
     def delete(self, name: str) -> None:
         """Remove a file or a directory with all it holds; nothing happens where it is not."""

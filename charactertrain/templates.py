@@ -4,6 +4,7 @@ A template returns a `Shown`: a conversation to which the model's own chat templ
 or, for small models, a plain text to be continued.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -129,6 +130,7 @@ def synthesis_chat(trait: Trait, facet: str, style: int) -> Shown:
 
 
 _OPEN, _CLOSE = "<response {letter}>", "</response {letter}>"
+_TAG = re.compile(r"<(?=\s*/?\s*response)", re.IGNORECASE)
 
 
 def judge_conversation(traits: Sequence[Trait], prompt: str, first: str, second: str) -> Shown:
@@ -155,7 +157,7 @@ JUDGE_CHOICES = ("A", "B")
 
 
 def _untagged(text: str) -> str:
-    return text.replace("<response", "< response").replace("</response", "< /response")
+    return _TAG.sub("< ", text)
 
 
 CHECK_MESSAGES = (
@@ -176,4 +178,4 @@ CHECK_MESSAGES = (
     "I finished my first marathon yesterday.",
     "Should I tell my boss that I am bored?",
 )
-"""Everyday messages for the template check and the ranker check; no constitution is made of them."""
+"""Everyday messages for the template and ranker checks; no constitution is made of them."""

@@ -18,6 +18,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as transformers_logging
 
 from charactertrain.exceptions import ModelError
 from charactertrain.models.sources import (
@@ -40,6 +41,7 @@ def unpack(path: str, cache: Path) -> Path:
     target = cache / name
     if (target / _RECORD_NAME).is_file():
         return target
+    transformers_logging.disable_progress_bar()
     write = _write_tiny_random if path == TINY_RANDOM else _writer(name)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as temporary:
@@ -49,12 +51,12 @@ def unpack(path: str, cache: Path) -> Path:
         weights = sorted(made.glob("*.safetensors"))
         checksums = {file.name: xxhash.xxh3_128_hexdigest(file.read_bytes()) for file in weights}
         (made / _RECORD_NAME).write_text(json.dumps({"source": path, "checksums": checksums}))
-        if target.exists():
+        if target.exists() and not (target / _RECORD_NAME).is_file():
             shutil.rmtree(target)
         try:
             made.rename(target)
         except OSError:
-            # Another run was quicker; its directory is as good as this one.
+            # Another run was quicker; its directory is as good as this one, and may be in use.
             if not (target / _RECORD_NAME).is_file():
                 raise
     return target

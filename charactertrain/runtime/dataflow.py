@@ -90,7 +90,7 @@ def run_chunks(job: ChunkJob, pool: PoolSettings, progress: Progress) -> tuple[l
     Raises:
         SamplingError: More than `max_reject_share` of the rows were rejected.
     """
-    chunks = list(_chunks(job.source, pool.rows_per_chunk))
+    chunks = list(_chunks(job.source, _rows_per_chunk(job, pool)))
     existing = set(job.target.files())
     pending = [c for c in chunks if chunk_name(job.table, c.index) not in existing]
     total = sum(chunk.stop - chunk.start for chunk in chunks)
@@ -101,8 +101,17 @@ def run_chunks(job: ChunkJob, pool: PoolSettings, progress: Progress) -> tuple[l
             num_rows += result["num_rows"]
             num_rejects += result["num_rejects"]
             advance(result["num_source_rows"])
-            _check_rejects(job, num_rows, num_rejects)
+            if num_rows + num_rejects >= _MIN_ROWS_TO_JUDGE:
+                _check_rejects(job, num_rows, num_rejects)
     return _collect(job, chunks)
+
+
+def _rows_per_chunk(job: ChunkJob, pool: PoolSettings) -> int:
+    """The chunk size of the job's first attempt: an index means other rows at another size."""
+    name = f"{job.table}/rows_per_chunk.txt"
+    if not job.target.exists(name):
+        job.target.write_bytes(name, str(pool.rows_per_chunk).encode())
+    return int(job.target.read_bytes(name))
 
 
 def _chunks(source: Source, rows_per_chunk: int) -> Iterator[_Chunk]:
@@ -161,9 +170,7 @@ class _ChunkWorker:
         if rejects:
             name = chunk_name(f"rejects/{job.table}", chunk.index)
             job.target.write_table(name, to_table(rejects, Reject))
-        job.target.write_table(
-            chunk_name(job.table, chunk.index), to_table(rows, job.result_type)
-        )
+        job.target.write_table(chunk_name(job.table, chunk.index), to_table(rows, job.result_type))
         return {
             "num_source_rows": chunk.stop - chunk.start,
             "num_rows": len(rows),
@@ -177,13 +184,12 @@ class _ChunkWorker:
 
 def _check_rejects(job: ChunkJob, num_rows: int, num_rejects: int) -> None:
     total = num_rows + num_rejects
-    if total < _MIN_ROWS_TO_JUDGE or num_rejects <= job.max_reject_share * total:
-        return
-    raise SamplingError(
-        f"{job.name}: {num_rejects} of the first {total} rows were rejected, more than the "
-        f"allowed share of {job.max_reject_share:.2f}. The reasons are in "
-        f"{job.target.uri}/rejects/{job.table}. What is done is kept."
-    )
+    if num_rejects > job.max_reject_share * total:
+        raise SamplingError(
+            f"{job.name}: {num_rejects} of {total} rows were rejected, more than the allowed "
+            f"share of {job.max_reject_share:.2f}. The reasons are in "
+            f"{job.target.uri}/rejects/{job.table}. What is done is kept."
+        )
 
 
 def _collect(job: ChunkJob, chunks: Sequence[_Chunk]) -> tuple[list[str], int, int]:
@@ -200,8 +206,7 @@ def _collect(job: ChunkJob, chunks: Sequence[_Chunk]) -> tuple[list[str], int, i
             elif table == job.table:
                 raise SamplingError(f"{job.name}: chunk {chunk.index} was not written")
     num_rows, num_rejects = counts.values()
-    if num_rejects > job.max_reject_share * (num_rows + num_rejects):
-        _check_rejects(job, num_rows, num_rejects)
+    _check_rejects(job, num_rows, num_rejects)
     return names, num_rows, num_rejects
 
 

@@ -6,13 +6,14 @@ throttles the workers, and the broker starts an engine when more workers come th
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from charactertrain.exceptions import SamplingError
 from charactertrain.runtime.fake_sampler import FakeSampler
@@ -38,7 +39,17 @@ class _Engine:
     spec: EngineSpec
     weights: str
     handle: Any
-    leases: int
+    leases: int = 0
+    has_started: bool = False
+    prepared: asyncio.Task[None] | None = None
+    """Done when the engine serves `weights`."""
+
+    async def start(self) -> None:
+        await self.handle.ready.remote()
+        self.has_started = True
+
+    async def load(self) -> None:
+        await self.handle.load.remote(self.weights, self.weights)
 
 
 class EngineBroker:
@@ -48,7 +59,6 @@ class EngineBroker:
         """Start at most `max_engines` engines of one kind."""
         self._max_engines = max_engines
         self._engines: dict[str, _Engine] = {}
-        self._lock = asyncio.Lock()
 
     async def acquire(self, spec: EngineSpec, weights: str) -> tuple[str, Any]:
         """An engine of this kind on these weights: its id and its handle.
@@ -56,24 +66,39 @@ class EngineBroker:
         The least busy one that fits; a new one while the pool may grow; an unused one of the same
         architecture, given the weights, before a new one is started for them.
         """
-        async with self._lock:
-            alike = {k: e for k, e in self._engines.items() if e.spec == spec}
-            fitting = [key for key, engine in alike.items() if engine.weights == weights]
-            key = min(fitting, key=lambda k: alike[k].leases, default=None)
-            if key is None or (alike[key].leases > 0 and len(alike) < self._max_engines):
-                idle = [k for k, e in alike.items() if e.leases == 0]
-                key = idle[0] if idle else self._start(spec, weights)
+        while True:
+            # No await up to the lease, so that no other call comes between; engines that were
+            # chosen then start side by side.
+            key = self._choose(spec, weights)
             engine = self._engines[key]
-            await engine.handle.ready.remote()
-            if engine.weights != weights:
-                await engine.handle.load.remote(weights, weights)
-                engine.weights = weights
             engine.leases += 1
+            assert engine.prepared is not None, "an engine that can be chosen is being prepared"
+            try:
+                await asyncio.shield(engine.prepared)
+            except RayError as error:
+                await self.discard(key)
+                # An idle engine may have died unnoticed; one that cannot start never will.
+                if engine.has_started and isinstance(error, RayActorError):
+                    continue
+                raise
             return key, engine.handle
 
-    def _start(self, spec: EngineSpec, weights: str) -> str:
+    def _choose(self, spec: EngineSpec, weights: str) -> str:
+        alike = {key: engine for key, engine in self._engines.items() if engine.spec == spec}
+        fitting = [key for key, engine in alike.items() if engine.weights == weights]
+        key = min(fitting, key=lambda k: alike[k].leases, default=None)
+        if key is not None and (alike[key].leases == 0 or len(alike) >= self._max_engines):
+            return key
+        idle = [key for key, engine in alike.items() if engine.leases == 0]
+        if idle:
+            engine = alike[idle[0]]
+            engine.weights = weights
+            engine.prepared = asyncio.create_task(engine.load())
+            return idle[0]
         key = f"engine-{uuid4().hex[:8]}"
-        self._engines[key] = _Engine(spec, weights, start_engine(spec, weights, key), 0)
+        engine = _Engine(spec, weights, start_engine(spec, weights, key))
+        engine.prepared = asyncio.create_task(engine.start())
+        self._engines[key] = engine
         return key
 
     async def release(self, key: str) -> None:
@@ -129,6 +154,7 @@ class LeasedSampler:
         """Lease an engine now, starting one if need be."""
         self._broker, self._spec, self._weights = broker, spec, weights
         self._losses = 0
+        self._replacing = threading.Lock()
         self._lease()
 
     def _lease(self) -> None:
@@ -141,17 +167,25 @@ class LeasedSampler:
 
     def _call(self, ask: Callable[[Any], Any]) -> Any:
         while True:
+            handle = self.handle
             try:
-                return ray.get(ask(self.handle))
+                return ray.get(ask(handle))
             except RayActorError as error:
-                self._losses += 1
-                ray.get(self._broker.discard.remote(self.key))
-                if self._losses > _MAX_ENGINE_LOSSES:
-                    raise SamplingError(
-                        f"{self._losses} engines for {self._weights} died one after another; the "
-                        f"last said: {error}"
-                    ) from error
-                self._lease()
+                self._replace(handle, error)
+
+    def _replace(self, lost: Any, error: RayActorError) -> None:
+        """Lease another engine, once for all the threads that had calls on the lost one."""
+        with self._replacing:
+            if self.handle is not lost:
+                return
+            self._losses += 1
+            ray.get(self._broker.discard.remote(self.key))
+            if self._losses > _MAX_ENGINE_LOSSES:
+                raise SamplingError(
+                    f"{self._losses} engines for {self._weights} died one after another; the "
+                    f"last said: {error}"
+                ) from error
+            self._lease()
 
     def sample(
         self, requests: Sequence[SampleRequest], settings: SamplingSettings

@@ -20,12 +20,13 @@ from charactertrain.runtime.sampling import (
 from charactertrain.seeds import derive_seed
 from charactertrain.templates import Shown
 
-_WORDS = (
+_VOCABULARY = (
     "the a my your one some small large old new green quiet river garden letter question train "
     "morning friend story idea road table music answer window winter paper bread mountain think "
     "maybe often always never evidence study I you we they go make find keep ask tell like want "
     "about with from over under before after because although while when where"
-).split()
+)
+_WORDS = tuple(_VOCABULARY.split())
 
 
 class FakeSampler:

@@ -16,7 +16,8 @@ def computes_in_bf16() -> bool:
     Emulated bf16 is far slower than fp32: on a Zen 3 core 9 against 71 GFLOP/s (2026-11).
     """
     if has_accelerator():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        on_device: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return on_device
     return torch.cpu._is_avx512_bf16_supported()
 
 

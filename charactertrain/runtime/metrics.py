@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -21,7 +21,7 @@ class MetricLog:
         directory: Directory,
         console: Console,
         *,
-        wandb_mode: str,
+        wandb_mode: Literal["off", "offline", "online"],
         project: str,
         config: Mapping[str, Any],
     ) -> None:
@@ -45,9 +45,11 @@ class MetricLog:
             with (path / METRICS_NAME).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         if self._wandb_mode != "off":
-            self._start_wandb().log({f"{stage}/{key}": value for key, value in values.items()})
+            self._start_wandb(self._wandb_mode).log(
+                {f"{stage}/{key}": value for key, value in values.items()}
+            )
 
-    def _start_wandb(self) -> Any:
+    def _start_wandb(self, mode: Literal["offline", "online"]) -> Any:
         if self._wandb is None:
             import wandb
 
@@ -55,14 +57,14 @@ class MetricLog:
             try:
                 self._wandb = wandb.init(
                     project=self._project,
-                    mode=self._wandb_mode,
+                    mode=mode,
                     dir=local,
                     config=self._config,
                     name=self._directory.root.rpartition("/")[2],
                 )
             except wandb.Error as error:
                 raise ConfigError(
-                    f"logging.wandb={self._wandb_mode}: wandb did not start: {error}. "
+                    f"logging.wandb={mode}: wandb did not start: {error}. "
                     "Log in, or use logging.wandb=offline."
                 ) from error
         return self._wandb

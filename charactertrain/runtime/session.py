@@ -101,7 +101,7 @@ class Session:
         if ray.is_initialized():
             return
         self.console.print("  starting Ray", style="dim")
-        _quiet_ray_data()
+        _quiet_ray()
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if self._cluster.address == "local":
             # Logical CPUs schedule; threads compute. Ray Data's own tasks need slots beside an
@@ -157,7 +157,9 @@ class Session:
         return name
 
 
-def _quiet_ray_data() -> None:
+def _quiet_ray() -> None:
+    # Ray's C++ core writes advice about its own internals to the console.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

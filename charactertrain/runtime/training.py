@@ -8,6 +8,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from charactertrain.exceptions import TrainingError
 from charactertrain.runtime.hardware import available_cores
@@ -68,8 +70,7 @@ def fit(
     `fit` is called again with the same storage.
 
     Raises:
-        TrainingError: The loop failed more often than `max_failures` allows, or failed for a
-            reason that a restart cannot mend.
+        TrainingError: The loop failed more often than `max_failures` allows.
     """
     relay = ray.remote(MetricRelay).options(num_cpus=0).remote()
     use_gpu = workers.gpus_per_worker > 0
@@ -124,14 +125,15 @@ def _relayed(relay: Any, on_metrics: Callable[[dict[str, Any]], None]) -> Iterat
             if last:
                 return
 
-    thread = threading.Thread(target=forward, name="metric-relay", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        ray.kill(relay)
+    with ThreadPoolExecutor(1, thread_name_prefix="metric-relay") as pool:
+        forwarding = pool.submit(forward)
+        try:
+            yield
+        finally:
+            stop.set()
+            wait([forwarding])
+            ray.kill(relay)
+        forwarding.result()
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,8 @@ class Worker:
     def send(self, values: dict[str, Any]) -> None:
         """Metrics of one step, from rank 0 alone."""
         if self.rank == 0:
-            self.relay.send.remote(values)
+            # Waits for the answer: a worker that ends takes calls on their way with it.
+            ray.get(self.relay.send.remote(values))
 
 
 def join_group(arguments: Mapping[str, Any]) -> Worker:

@@ -227,22 +227,22 @@ class VllmEngine:
 
         params = PoolingParams(task="classify", use_activation=False)
         prompt = {"prompt_token_ids": list(token_ids)}
-        output = None
+        last = None
         async for output in self._engine.encode(prompt, params, request_id=uuid4().hex):
-            pass
-        assert output is not None, "the engine ended a request without an output"
-        return float(output.outputs.data.reshape(-1)[0])
+            last = output
+        assert last is not None, "the engine ended a request without an output"
+        return float(last.outputs.data.reshape(-1)[0])
 
     async def _run(self, prompt_ids: Sequence[int], params: Any) -> Any:
         from vllm.sampling_params import RequestOutputKind
 
         params.output_kind = RequestOutputKind.FINAL_ONLY
         prompt = {"prompt_token_ids": list(prompt_ids)}
-        output = None
+        last = None
         async for output in self._engine.generate(prompt, params, request_id=uuid4().hex):
-            pass
-        assert output is not None, "the engine ended a request without an output"
-        return output
+            last = output
+        assert last is not None, "the engine ended a request without an output"
+        return last
 
     # Weights
 

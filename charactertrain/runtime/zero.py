@@ -183,7 +183,8 @@ def read_state(directory: Path) -> dict[str, Any]:
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; norms and biases do not."""
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for parameter in model.parameters():
         # Under ZeRO-3 a parameter's own shape is that of its shard.
         num_dimensions = len(getattr(parameter, "ds_shape", parameter.shape))

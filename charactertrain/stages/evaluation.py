@@ -50,7 +50,9 @@ def run(work: Work, context: Context) -> Outcome:
     """Sample both arms, measure every reply, and compare."""
     config = context.config
     traits = {t.trait_id: t for t in read_rows(*work.inputs["traits"], "traits", Trait)}
-    prompts = [p for p in read_rows(*work.inputs["prompts"], "prompts", Prompt) if p.split == "test"]
+    prompts = [
+        p for p in read_rows(*work.inputs["prompts"], "prompts", Prompt) if p.split == "test"
+    ]
     work.directory.write_table("questions/part-000000.parquet", to_table(prompts, Prompt))
     base = str(context.model_directory)
     policy_artifact, _ = work.inputs["policy"]
@@ -66,7 +68,9 @@ def run(work: Work, context: Context) -> Outcome:
         names = _sample_arms(work, context, len(prompts), samplers)
         natural = _natural_lengths(work, context, prompts, samplers)
         scored = _contrast_scores(work, context, names, samplers["base"], traits)
-        rewards = context.session.sampler(str(preference_model), str(preference_model), kind="reward")
+        rewards = context.session.sampler(
+            str(preference_model), str(preference_model), kind="reward"
+        )
         names += _measure(work, context, scored, rewards)
     samples = [
         row
@@ -285,9 +289,7 @@ class Rewarder:
         self._sampler = sampler
         self._tokenizer: Any = loading.load_tokenizer(Path(tokenizer_directory))
 
-    def process(
-        self, rows: list[EvaluationSample]
-    ) -> tuple[list[EvaluationSample], list[Reject]]:
+    def process(self, rows: list[EvaluationSample]) -> tuple[list[EvaluationSample], list[Reject]]:
         """The same samples with rewards; none is rejected."""
         sequences = [chat.encode_exchange(row.prompt, row.text, self._tokenizer) for row in rows]
         rewards = self._sampler.rewards(sequences)
@@ -297,7 +299,7 @@ class Rewarder:
 def _natural_lengths(
     work: Work, context: Context, prompts: Sequence[Prompt], samplers: dict[str, SamplerSource]
 ) -> dict[str, dict[str, list[float]]] | None:
-    """Reply lengths by arm and prompt where replies may end by themselves; None if not asked for."""
+    """Lengths by arm and prompt of replies that end by themselves; None if not asked for."""
     evaluation = context.config.evaluation
     if evaluation.length_prompts == 0:
         return None
@@ -331,7 +333,12 @@ def compare(
     num_resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """report.json: each measure of base and policy, their difference, and its 95 % interval."""
+    """report.json: each measure of base and policy, their difference, and its 95 % interval.
+
+    A prompt whose replies were all rejected in one arm, such as empty ones, has no pair to be
+    compared with, and is left out of both.
+    """
+    samples = _in_both_arms(samples)
     bootstrap = partial(_bootstrap, num_resamples=num_resamples, seed=seed)
     traits: dict[str, Any] = {}
     for trait_id in dict.fromkeys(sample.trait_id for sample in samples):
@@ -368,6 +375,12 @@ def compare(
     }
 
 
+def _in_both_arms(samples: Sequence[EvaluationSample]) -> list[EvaluationSample]:
+    prompt_ids = [{s.prompt_id for s in samples if s.arm == arm} for arm in ARMS]
+    both = set.intersection(*prompt_ids)
+    return [sample for sample in samples if sample.prompt_id in both]
+
+
 def _bootstrap(
     samples: Sequence[EvaluationSample], field: str, *, num_resamples: int, seed: int
 ) -> dict[str, Any]:
@@ -389,5 +402,3 @@ def _effect(difference: Difference) -> dict[str, Any]:
     values["num_prompts"] = values.pop("num_clusters")
     values["num_responses"] //= len(ARMS)
     return values
-
-

@@ -1,4 +1,4 @@
-"""pairs: rankings as preference pairs with soft labels, in the form that `datasets` and TRL read."""
+"""pairs: rankings as preference pairs with soft labels, in the form that TRL reads."""
 
 from collections.abc import Iterator
 from itertools import combinations

@@ -7,8 +7,9 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,7 @@ def _optimise(
     reference = FrozenModel(
         partial(loading.load_causal_lm, base, dtype), _zero_settings(task, dtype, count)
     )
+    models = Models(engine, reference, forbidden)
     history: list[dict[str, Any]] = []
     if checkpoint is not None:
         engine.load(checkpoint)
@@ -258,7 +260,7 @@ def _optimise(
     collector = RolloutCollector(
         arguments["policy_engine"],
         arguments["reward_engine"],
-        loading.load_tokenizer(base),  # type: ignore[arg-type]  only what chat.Tokenizer names is used
+        loading.load_tokenizer(base),
         task.optimise.rollouts,
     )
     # Under ZeRO-3 parameters are initialised by the first forward; weights sent before it are not.
@@ -271,10 +273,9 @@ def _optimise(
             collector.collect(step_prompts(task, step), step) if worker.rank == 0 else None
         )
         sampled = time.monotonic()
-        values = _policy_step(engine, reference, task, groups, count, worker, forbidden)
-        warmup = task.optimise.warmup_steps
+        values = _policy_step(models, task, groups, count, worker)
         rate = training.learning_rate_at(
-            step, peak=task.optimise.learning_rate, warmup_steps=warmup
+            step, peak=task.optimise.learning_rate, warmup_steps=task.optimise.warmup_steps
         )
         values["grad_norm"] = engine.step(rate)
         stepped = time.monotonic()
@@ -300,26 +301,23 @@ def _optimise(
     sender.close()
 
 
-def _starting_weights(task: PolicyTask) -> Any:
+def _starting_weights(task: PolicyTask) -> AbstractContextManager[Path]:
     """A context with the directory that the policy starts from."""
     if task.warm_start.epochs > 0:
         return task.output.child("warm_start").on_local_disk()
-    import contextlib
-
-    return contextlib.nullcontext(Path(task.model_directory))
+    return nullcontext(Path(task.model_directory))
 
 
 def step_prompts(task: PolicyTask, step: int) -> list[Prompt]:
     """The prompts of a step: epochs of permutations that depend on the seed alone."""
-    optimise = task.optimise
-    chosen = []
-    for position in range(step * optimise.prompts_per_step, (step + 1) * optimise.prompts_per_step):
-        epoch, index = divmod(position, len(optimise.prompts))
-        order = sorted(
-            optimise.prompts, key=lambda p: derive_seed(task.seed, "policy", epoch, p.prompt_id)
-        )
-        chosen.append(order[index])
-    return chosen
+    prompts, size = task.optimise.prompts, task.optimise.prompts_per_step
+
+    @cache
+    def order(epoch: int) -> list[Prompt]:
+        return sorted(prompts, key=lambda p: derive_seed(task.seed, "policy", epoch, p.prompt_id))
+
+    places = [divmod(position, len(prompts)) for position in range(step * size, (step + 1) * size)]
+    return [order(epoch)[index] for epoch, index in places]
 
 
 def _broadcast(groups: list[list[Rollout]] | None) -> list[list[Rollout]]:
@@ -338,24 +336,33 @@ def _advantages(kind: str, rewards_PG: Tensor) -> Tensor:
             return advantage.centered_advantages(rewards_PG)
         case "rloo":
             return advantage.leave_one_out_advantages(rewards_PG)
-    raise AssertionError(f"no advantages called {kind}")
+        case _:
+            raise AssertionError(f"no advantages called {kind}")
+
+
+@dataclass(frozen=True)
+class Models:
+    """What the tokens of a policy step pass through."""
+
+    policy: ZeroEngine
+    reference: FrozenModel
+    forbidden: tuple[int, ...]
+    """Tokens that no response can hold."""
 
 
 def _policy_step(
-    engine: ZeroEngine,
-    reference: FrozenModel,
+    models: Models,
     task: PolicyTask,
     groups: list[list[Rollout]],
     count: int,
     worker: Worker,
-    forbidden: Sequence[int],
 ) -> dict[str, Any]:
     """Add the gradient of one step; returns its metrics."""
     rewards_PG = torch.tensor([[rollout.reward for rollout in group] for group in groups])
     advantages_PG = _advantages(task.optimise.advantages, rewards_PG)
     num_tokens = sum(len(rollout.token_ids) for group in groups for rollout in group)
     mine = list(zip(groups, advantages_PG.tolist(), strict=True))[worker.rank :: worker.num_workers]
-    sums = torch.zeros(5, dtype=torch.float64, device=engine.device)
+    sums = torch.zeros(5, dtype=torch.float64, device=models.policy.device)
     for index in range(count):
         batch = mine[index * task.microbatch_size : (index + 1) * task.microbatch_size]
         weight = 1.0 if batch else 0.0
@@ -363,10 +370,8 @@ def _policy_step(
             batch = [(groups[0], [0.0] * len(groups[0]))]
         rollouts = [rollout for group, _ in batch for rollout in group]
         advantages_B = torch.tensor([a for _, values in batch for a in values])
-        share, statistics = _microbatch(
-            engine, reference, task, rollouts, advantages_B, num_tokens, forbidden
-        )
-        engine.backward(share * weight)
+        share, statistics = _microbatch(models, task, rollouts, advantages_B, num_tokens)
+        models.policy.backward(share * weight)
         sums += statistics * weight
     torch.distributed.all_reduce(sums)
     loss, kl_sum, entropy_sum, ratio_sum, clipped_sum = sums.tolist()
@@ -378,31 +383,27 @@ def _policy_step(
         "entropy": entropy_sum / num_tokens,
         "ratio": ratio_sum / num_tokens,
         "clip_fraction": clipped_sum / num_tokens,
-        "zero_variance_fraction": float(
-            advantage.zero_variance_groups(rewards_PG).float().mean()
-        ),
+        "zero_variance_fraction": float(advantage.zero_variance_groups(rewards_PG).float().mean()),
         "length_tokens": num_tokens / rewards_PG.numel(),
     }
 
 
 def _microbatch(
-    engine: ZeroEngine,
-    reference: FrozenModel,
+    models: Models,
     task: PolicyTask,
     rollouts: Sequence[Rollout],
     advantages_B: Tensor,
     num_tokens: int,
-    forbidden: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """The microbatch's share of the loss, and sums of (loss, KL, entropy, ratio, clipped)."""
-    sequences = pad(rollouts, engine)
+    sequences = pad(rollouts, models.policy)
     mask_BT = sequences.mask_BT
     sampler_logprobs_BT = _right_aligned([r.logprobs for r in rollouts], mask_BT)
     with torch.no_grad():
-        reference_logits_BTV = _response_logits(reference, sequences, forbidden)
+        reference_logits_BTV = _response_logits(models.reference, sequences, models.forbidden)
         reference_logprobs_BT = token_logprobs(reference_logits_BTV, sequences.token_ids_BT)
         del reference_logits_BTV
-    logits_BTV = _response_logits(engine, sequences, forbidden)
+    logits_BTV = _response_logits(models.policy, sequences, models.forbidden)
     logprobs_BT = token_logprobs(logits_BTV, sequences.token_ids_BT)
     # Padding may hold a forbidden token, whose log-probability is infinite.
     logprobs_BT = torch.where(mask_BT, logprobs_BT, 0.0)
@@ -410,7 +411,7 @@ def _microbatch(
     terms = clipped_policy_loss(
         logprobs_BT,
         sampler_logprobs_BT,
-        advantages_B.to(engine.device)[:, None],
+        advantages_B.to(mask_BT.device)[:, None],
         mask_BT,
         clip_low=task.optimise.clip_low,
         clip_high=task.optimise.clip_high,
@@ -456,7 +457,9 @@ def _check_sync(
     probe = groups[0][0]
     with torch.no_grad():
         sequences = pad([probe], engine)
-        logprobs_BT = token_logprobs(_response_logits(engine, sequences, ()), sequences.token_ids_BT)
+        logprobs_BT = token_logprobs(
+            _response_logits(engine, sequences, ()), sequences.token_ids_BT
+        )
     difference = [0.0]
     if worker.rank == 0:
         request = ScoreRequest("probe", plain_conversation(prompt.text), probe.token_ids)

@@ -111,7 +111,9 @@ def train(arguments: dict[str, Any]) -> None:
     for step in range(len(history), total):
         values = _train_step(engine, task, step, per_step, worker)
         history.append(values)
-        worker.send({"step": f"{step + 1}/{total}", **{k: v for k, v in values.items() if k != "step"}})
+        worker.send(
+            {"step": f"{step + 1}/{total}", **{k: v for k, v in values.items() if k != "step"}}
+        )
         if (step + 1) % task.checkpoint_every == 0 and step + 1 < total:
             training.report_checkpoint(
                 lambda path: engine.save(path, {"history": history}), {"step": step + 1}
@@ -169,7 +171,9 @@ def _microbatch_loss(
     )
     loss = terms.loss_sum
     if centering > 0:
-        loss = loss + centering * reward_centering(rewards_B[chosen], rewards_B[rejected], weights_B)
+        loss = loss + centering * reward_centering(
+            rewards_B[chosen], rewards_B[rejected], weights_B
+        )
     return loss, float(terms.accuracy_sum), float(terms.weight_sum)
 
 

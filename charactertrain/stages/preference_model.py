@@ -1,7 +1,7 @@
 """preference_model: the policy's own base learns to score responses as the rankings order them."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -26,6 +26,7 @@ def run(work: Work, context: Context) -> Outcome:
     """Train, calibrate on half of the held-out pairs, and measure on the other half."""
     config = context.config.preference_model
     prompts = _ranked_prompts(work, context)
+    _check_held_out(prompts["validation"])
     context.session.connect()
     task = PreferenceTask(
         model_directory=str(context.model_directory),
@@ -99,10 +100,19 @@ def _ranked_prompt(pairs: list[PreferencePair], tokenizer: chat.Tokenizer) -> Ra
         sequences=tuple(sequences),
         response_tokens=tuple(len(sequence) - num_prompt_tokens for sequence in sequences),
         pairs=tuple(
-            (position[p.chosen_id], position[p.rejected_id], p.probability, p.weight)
-            for p in pairs
+            (position[p.chosen_id], position[p.rejected_id], p.probability, p.weight) for p in pairs
         ),
     )
+
+
+def _check_held_out(prompts: Sequence[RankedPrompt]) -> None:
+    """Raise TrainingError, before anything is trained, if a trait could not be measured."""
+    counts = Counter(prompt.trait_id for prompt in prompts)
+    if not counts or min(counts.values()) < 2:
+        raise TrainingError(
+            f"held-out prompts by trait: {dict(counts) or 'none'}; an interval needs two at least. "
+            "Raise prompts.attempts_per_facet or prompts.validation_share"
+        )
 
 
 def measure(
@@ -114,7 +124,12 @@ def measure(
     are measured on the other.
     """
     rows = [
-        (prompt, rewards[prompt.prompt_id][i] - rewards[prompt.prompt_id][j], p, prompt.response_tokens[i] - prompt.response_tokens[j])
+        (
+            prompt,
+            rewards[prompt.prompt_id][i] - rewards[prompt.prompt_id][j],
+            p,
+            prompt.response_tokens[i] - prompt.response_tokens[j],
+        )
         for prompt in prompts
         for i, j, p, _ in prompt.pairs
     ]
@@ -146,11 +161,6 @@ def _accuracy(rows: Sequence[Row], seed: int) -> dict[str, Any]:
     for prompt, margin, _, extra_tokens in rows:
         by_prompt[prompt.prompt_id].append(_hit(margin))
         by_length[prompt.prompt_id].append(_hit(extra_tokens))
-    if len(by_prompt) < 2:
-        raise TrainingError(
-            f"{len(by_prompt)} held-out prompt is too few to measure the preference model; raise "
-            "prompts.attempts_per_facet or prompts.validation_share"
-        )
     interval = cluster_bootstrap_mean(by_prompt, num_resamples=_NUM_RESAMPLES, seed=seed)
     length = [hit for hits in by_length.values() for hit in hits]
     longer = sum(length) / len(length)

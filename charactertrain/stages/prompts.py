@@ -15,7 +15,13 @@ from charactertrain.pipeline import Work
 from charactertrain.records import Probe, Prompt, PromptSlot, Reject, Split, Trait, to_table
 from charactertrain.runtime.dataflow import ChunkJob, Source, count_reasons, run_chunks
 from charactertrain.runtime.engines import SamplerSource, close_sampler
-from charactertrain.runtime.sampling import Failure, Sample, Sampler, SampleRequest, SamplingSettings
+from charactertrain.runtime.sampling import (
+    Failure,
+    Sample,
+    Sampler,
+    SampleRequest,
+    SamplingSettings,
+)
 from charactertrain.seeds import derive_seed, stable_id
 from charactertrain.stages import checks
 from charactertrain.stages.context import Context, response_settings
@@ -29,6 +35,7 @@ from charactertrain.templates import (
 )
 
 _NUM_WORKED = 5
+_NUM_ORDERS = 4
 _WORDS = re.compile(r"[\w']+")
 
 
@@ -154,8 +161,9 @@ def split_families(
             "needs 3 or more. Add facets to the trait, or leave them out to use the shipped ones."
         )
     ordered = sorted(families, key=lambda family: derive_seed(seed, family))
-    num_test = max(1, round(test_share * len(families)))
     num_validation = max(1, round(validation_share * len(families)))
+    num_validation = min(num_validation, len(families) - 2)
+    num_test = max(1, round(test_share * len(families)))
     num_test = min(num_test, len(families) - num_validation - 1)
     splits: dict[str, Split] = {}
     for index, family in enumerate(ordered):
@@ -207,7 +215,8 @@ class PromptWriter:
             text = message_text(result) if isinstance(result, Sample) else ""
             reason = self._reason(slot, result, text)
             if reason is not None:
-                rejects.append(Reject(slot.slot_id, "prompts", reason, text[:200]))
+                detail = result.detail if isinstance(result, Failure) else text[:200]
+                rejects.append(Reject(slot.slot_id, "prompts", reason, detail))
                 continue
             prompts.append(
                 Prompt(
@@ -225,8 +234,10 @@ class PromptWriter:
         draw = derive_seed(self._seed, "shape", slot.slot_id)
         if self._synthesis == "chat":
             return synthesis_chat(self._traits[slot.trait_id], slot.facet, draw % NUM_STYLES)
-        order = sorted(range(NUM_WORKED_MESSAGES), key=lambda index: derive_seed(draw, index))
-        return synthesis_completion(slot.facet, order[:_NUM_WORKED])
+        # A few orders, not one per slot: slots with the same examples share a cached prefix.
+        order = draw % _NUM_ORDERS
+        worked = sorted(range(NUM_WORKED_MESSAGES), key=lambda index: derive_seed(order, index))
+        return synthesis_completion(slot.facet, worked[:_NUM_WORKED])
 
     def _reason(self, slot: PromptSlot, result: Sample | Failure, text: str) -> str | None:
         if isinstance(result, Failure):
@@ -238,7 +249,10 @@ class PromptWriter:
 
 def message_text(sample: Sample) -> str:
     """The message that a model wrote, without the quotation marks that small models add."""
-    return sample.text.strip().strip('"').strip()
+    text = sample.text.strip()
+    bare = text.strip('"').strip()
+    # An odd number left means that one of the marks belongs to a quotation in the message.
+    return text if bare.count('"') % 2 else bare
 
 
 def unusable(text: str, statement: str, limits: tuple[int, int]) -> str | None:

@@ -31,9 +31,7 @@ from charactertrain.templates import (
 def run(work: Work, context: Context) -> Outcome:
     """Check the rankers on known pairs, choose one, and rank every prompt's responses."""
     config = context.config
-    traits = {
-        trait.trait_id: trait for trait in read_rows(*work.inputs["traits"], "traits", Trait)
-    }
+    traits = {trait.trait_id: trait for trait in read_rows(*work.inputs["traits"], "traits", Trait)}
     probes = read_rows(*work.inputs["prompts"], "probes", Probe)
     response_source, response_manifest = work.inputs["responses"]
     model = str(context.model_directory)
@@ -81,7 +79,7 @@ def choose_ranker(qualities: Sequence[checks.RankerQuality], settings: RankingsS
     accuracy = {quality.ranker: quality.accuracy for quality in qualities}
     if settings.ranker != "auto":
         chosen = settings.ranker
-    elif accuracy["judge"] >= settings.min_judge_accuracy:
+    elif accuracy["judge"] >= max(settings.min_judge_accuracy, settings.min_accuracy):
         chosen = "judge"
     else:
         chosen = "contrast"
@@ -89,8 +87,8 @@ def choose_ranker(qualities: Sequence[checks.RankerQuality], settings: RankingsS
         numbers = ", ".join(f"{q.ranker} {q.accuracy:.2f} of {q.num_pairs}" for q in qualities)
         raise SamplingError(
             f"ranker check: {chosen} tells responses written with a trait from those without in "
-            f"too few cases ({numbers}; expected {settings.min_accuracy:.2f}). Labels from it would "
-            "be noise. Use a more capable model, reword the traits, or show them elsewhere "
+            f"too few cases ({numbers}; expected {settings.min_accuracy:.2f}). Labels from it "
+            "would be noise. Use a more capable model, reword the traits, or show them elsewhere "
             "(model.trait_placement)."
         )
     return chosen
@@ -144,9 +142,8 @@ class ContrastRanker:
                 for with_trait, without in pairs
                 if isinstance(with_trait, Score) and isinstance(without, Score)
             ]
-            results.append(
-                Comparisons([self._probability(contrasts[i], contrasts[j]) for i, j in group.pairs], None)
-            )
+            probabilities = [self._probability(contrasts[i], contrasts[j]) for i, j in group.pairs]
+            results.append(Comparisons(probabilities, None))
         return results
 
     def _probability(self, first: float, second: float) -> float:

@@ -31,11 +31,7 @@ _MAX_LISTED_TRAITS = 8
 
 def run(work: Work, context: Context) -> Outcome:
     """Write report.html; the summary is what the console prints."""
-    directory, evaluation = work.inputs["evaluation"]
-    results = json.loads(directory.read_bytes("report.json"))
-    view = report_view.assemble(work, context.config, provenance(work, context), results)
-    natural_length = report_view.effect(results["natural_length"])
-    view = replace(view, verdicts=verdicts(view, natural_length, evaluation.summary))
+    view = build_view(work, context)
     work.directory.write_bytes("report.html", page.render(view).encode())
     return Outcome(
         files=("report.html",),
@@ -47,8 +43,17 @@ def run(work: Work, context: Context) -> Outcome:
     )
 
 
-def provenance(work: Work, context: Context) -> RunView:
-    """What was trained, on what, and how to do it again."""
+def build_view(work: Work, context: Context) -> ReportView:
+    """All that the page shows, with its verdicts."""
+    directory, evaluation = work.inputs["evaluation"]
+    results = json.loads(directory.read_bytes("report.json"))
+    view = report_view.assemble(work, context.config, _provenance(work, context), results)
+    natural_length = report_view.effect(results["natural_length"])
+    judged = verdicts(view, natural_length, evaluation.summary)
+    return replace(view, verdicts=judged)
+
+
+def _provenance(work: Work, context: Context) -> RunView:
     manifests = {name: manifest for name, (_, manifest) in work.inputs.items()}
     constitution = manifests["traits"].summary
     versions = dict.fromkeys(manifest.code_version for manifest in manifests.values())
@@ -121,10 +126,10 @@ def verdicts(
     return (
         _most_traits_rose(view.traits),
         _length_kept(
-            f"length of replies of up to {evaluation['max_tokens']} tokens", view.overall.length
+            f"length of replies, cut at {evaluation['max_tokens']} tokens", view.overall.length
         ),
         _length_kept(
-            "length of replies that end by themselves within "
+            "length of replies with room to end by themselves, cut at "
             f"{evaluation['length_max_tokens']} tokens",
             natural_length,
         ),
@@ -136,7 +141,7 @@ def verdicts(
 def _most_traits_rose(traits: Sequence[TraitView]) -> Verdict:
     risen, fallen = _changed(traits, "higher"), _changed(traits, "lower")
     text = (
-        "most traits rose in contrast or detector rate, with an interval above zero: "
+        "most traits risen in contrast or detector rate, with an interval above zero: "
         f"{len(risen)} of {len(traits)}"
     )
     if risen:
@@ -171,22 +176,22 @@ def _change(effect: Effect, digits: int = 3) -> str:
 
 
 def _length_kept(subject: str, length: Effect | None) -> Verdict:
-    text = f"{subject} within {MAX_LENGTH_CHANGE:.0%} of the base's"
+    text = f"{subject}: at most {100 * MAX_LENGTH_CHANGE:.0f} % from the base's"
     if length is None:
-        return Verdict(text=f"{text}: not measured", ok=None)
+        return Verdict(text=text, ok=None)
     return Verdict(
-        text=f"{text}: {number(length.policy, 1)} against {number(length.base, 1)} tokens, "
+        text=f"{text}; {number(length.policy, 1)} against {number(length.base, 1)} tokens, "
         f"{_change(length, 1)}",
         ok=abs(length.difference) <= MAX_LENGTH_CHANGE * length.base,
     )
 
 
 def _diversity_kept(distinct_2: Effect | None) -> Verdict:
-    text = f"distinct bigrams at least {MIN_DISTINCT_SHARE:.0%} of the base's"
+    text = f"distinct bigrams: at least {100 * MIN_DISTINCT_SHARE:.0f} % of the base's"
     if distinct_2 is None:
-        return Verdict(text=f"{text}: not measured", ok=None)
+        return Verdict(text=text, ok=None)
     return Verdict(
-        text=f"{text}: {number(distinct_2.policy)} against {number(distinct_2.base)}, "
+        text=f"{text}; {number(distinct_2.policy)} against {number(distinct_2.base)}, "
         f"{_change(distinct_2)}",
         ok=distinct_2.policy >= MIN_DISTINCT_SHARE * distinct_2.base,
     )
@@ -194,24 +199,24 @@ def _diversity_kept(distinct_2: Effect | None) -> Verdict:
 
 def _preference_model_verdicts(model: PreferenceModelView | None) -> list[Verdict]:
     if model is None or model.accuracy_overall is None or model.after_temperature is None:
-        return [Verdict(text="quality of the preference model: not measured", ok=None)]
+        return [Verdict(text="preference model: its quality", ok=None)]
     overall, length_only = model.accuracy_overall, model.accuracy_overall.length_only
     accuracy = f"{number(overall.accuracy)} {interval(overall.ci_low, overall.ci_high)}"
     perfect = [trait for trait, of in model.accuracy_by_trait.items() if of.accuracy >= 1]
     note = f"; 100 % for {_listed(perfect)}" if perfect else ""
     return [
         Verdict(
-            text="preference model orders held-out pairs better than length alone, the interval "
-            f"above it: {accuracy} against {number(length_only)}, {count(overall.num_pairs)} pairs",
+            text="preference model: held-out accuracy, with its interval, above length alone; "
+            f"{accuracy} against {number(length_only)}, {count(overall.num_pairs)} pairs",
             ok=None if length_only is None else overall.ci_low > length_only,
         ),
         Verdict(
-            text="preference model errs on some held-out pairs (no error at all would mean that "
-            f"something other than the trait tells them apart): {accuracy}{note}",
+            text="preference model: accuracy below 100 % (no error would mean that something other "
+            f"than the trait tells the pairs apart); {accuracy}{note}",
             ok=overall.accuracy < 1,
         ),
         Verdict(
-            text=f"preference model calibrated, ECE at most {MAX_CALIBRATION_ERROR}: "
+            text=f"preference model: calibration error (ECE) at most {MAX_CALIBRATION_ERROR}; "
             f"{number(model.after_temperature.ece)} after temperature {number(model.temperature)}",
             ok=model.after_temperature.ece <= MAX_CALIBRATION_ERROR,
         ),

@@ -4,16 +4,11 @@ from functools import partial
 
 from charactertrain import measures
 from charactertrain.artifacts import Outcome, read_rows
+from charactertrain.config import ResponsesSection
 from charactertrain.pipeline import Work
 from charactertrain.records import Prompt, Reject, Response, Trait
 from charactertrain.runtime.dataflow import ChunkJob, Source, count_reasons, run_chunks
-from charactertrain.runtime.sampling import (
-    Failure,
-    Sample,
-    Sampler,
-    SampleRequest,
-    SamplingSettings,
-)
+from charactertrain.runtime.sampling import Failure, Sample, Sampler, SampleRequest
 from charactertrain.seeds import derive_seed, stable_id
 from charactertrain.stages.context import Context, response_settings, traits_shown
 from charactertrain.templates import response_conversation
@@ -38,15 +33,9 @@ def run(work: Work, context: Context) -> Outcome:
         make_processor=partial(
             ResponseWriter,
             traits={trait.trait_id: trait for trait in traits},
-            variants=dict(config.responses.variants),
-            settings=response_settings(
-                temperature=config.responses.temperature,
-                max_tokens=config.responses.max_tokens,
-                ending=config.responses.ending,
-            ),
+            section=config.responses,
             placement=config.model.trait_placement,
             shown=config.model.traits_shown,
-            max_repetition=config.responses.max_repetition,
             seed=config.seed,
         ),
         sampler=context.session.sampler(model, model),
@@ -64,17 +53,17 @@ class ResponseWriter:
         sampler: Sampler,
         *,
         traits: dict[str, Trait],
-        variants: dict[str, int],
-        settings: SamplingSettings,
+        section: ResponsesSection,
         placement: str,
         shown: str,
-        max_repetition: float,
         seed: int,
     ) -> None:
-        """`variants`: candidates per prompt by how the character is shown."""
-        self._sampler, self._traits, self._variants = sampler, traits, variants
-        self._settings, self._placement, self._shown = settings, placement, shown
-        self._max_repetition, self._seed = max_repetition, seed
+        """`placement` and `shown`: where and how much of the character the model is shown."""
+        self._sampler, self._traits, self._section = sampler, traits, section
+        self._placement, self._shown, self._seed = placement, shown, seed
+        self._settings = response_settings(
+            temperature=section.temperature, max_tokens=section.max_tokens, ending=section.ending
+        )
 
     def process(self, rows: list[Prompt]) -> tuple[list[Response], list[Reject]]:
         """Candidates and rejects for the given prompts; test prompts are left alone."""
@@ -82,7 +71,7 @@ class ResponseWriter:
         for prompt in rows:
             if prompt.split == "test":
                 continue
-            for variant, count in self._variants.items():
+            for variant, count in self._section.variants.items():
                 for index in range(count):
                     response_id = stable_id(prompt.prompt_id, variant, index)
                     requests.append(self._request(prompt, variant, response_id))
@@ -110,14 +99,16 @@ class ResponseWriter:
     def _reason(self, prompt: Prompt, result: Sample | Failure) -> str | None:
         if isinstance(result, Failure):
             return result.reason
-        fixed = self._settings.min_tokens == self._settings.max_tokens
-        if result.finish_reason == "length" and not fixed:
+        if result.finish_reason == "length" and self._section.ending == "natural":
             return "truncated"
         if not result.text.strip():
             return "empty"
-        if measures.repetition_fraction(result.token_ids, _LOOP_NGRAM) > self._max_repetition:
+        repetition = measures.repetition_fraction(result.token_ids, _LOOP_NGRAM)
+        if repetition > self._section.max_repetition:
             return "loop"
-        if self._traits[prompt.trait_id].statement.lower().rstrip(".") in result.text.lower():
+        text = result.text.lower()
+        shown = traits_shown(self._traits, prompt.trait_id, self._shown)
+        if any(trait.statement.lower().rstrip(".") in text for trait in shown):
             return "trait_leaked"
         return None
 

@@ -42,7 +42,11 @@ class RolloutCollector:
     """Draws and scores groups through engine actors. Used by rank 0 alone."""
 
     def __init__(
-        self, policy_engine: Any, reward_engine: Any, tokenizer: chat.Tokenizer, settings: RolloutSettings
+        self,
+        policy_engine: Any,
+        reward_engine: Any,
+        tokenizer: chat.Tokenizer,
+        settings: RolloutSettings,
     ) -> None:
         """The engines are actor handles."""
         self._policy_engine, self._reward_engine = policy_engine, reward_engine

@@ -18,11 +18,10 @@ from charactertrain.records import (
     Message,
     PreferencePair,
     Prompt,
-    Split,
     Trait,
     to_table,
 )
-from charactertrain.report.view import Effect
+from charactertrain.report.view import Effect, ReportView
 from charactertrain.runtime.session import Session
 from charactertrain.seeds import derive_seed
 from charactertrain.stages import report, report_view
@@ -139,10 +138,10 @@ def prompts() -> list[Prompt]:
             f"{trait.trait_id}/{family}",
             "trait",
             f"About {family}, number {index}?",
-            split,
+            "test",
         )
         for trait in TRAITS
-        for family, split in zip(FAMILIES, cast(tuple[Split, ...], ("test",) * 3), strict=True)
+        for family in FAMILIES
         for index in range(PROMPTS_PER_FAMILY)
     ]
 
@@ -249,9 +248,19 @@ def make_report(run_directory: Directory, context: Context) -> tuple[Manifest, s
     return manifest, run_directory.child("report").read_bytes("report.html").decode()
 
 
-def line_about(manifest: Manifest, words: str) -> str:
-    (line,) = [line for line in manifest.summary["verdicts"] if words in line]
-    return cast(str, line)
+def make_view(run_directory: Directory, context: Context) -> ReportView:
+    names = stages.NAMES[:-1]
+    directories = {name: run_directory.child(name) for name in names}
+    inputs = {name: (found, require(found, name)) for name, found in directories.items()}
+    stage = Stage("report", names, {}, {}, "one page")
+    identity = Identity("report", {}, {})
+    return report.build_view(Work(stage, identity, run_directory.child("report"), inputs), context)
+
+
+def line_about(view: ReportView, words: str) -> str:
+    lines = [printed(verdict) for verdict in view.verdicts]
+    (line,) = [line for line in lines if words in line]
+    return line
 
 
 def test_report_effects_are_the_evaluations_in_the_order_of_the_traits(
@@ -286,20 +295,27 @@ def test_report_objective_is_none_without_contrast() -> None:
 
 
 def test_report_verdicts_of_a_good_run_are_ok(make_run: MakeRun, context: Context) -> None:
-    manifest, page = make_report(make_run(), context)
-    assert [line.partition(":")[0] for line in manifest.summary["verdicts"]] == ["ok"] * 7
-    assert "33.0 against 30.0 tokens, +3.0 [1.5, 4.5]" in line_about(manifest, "up to 32 tokens")
-    assert "80.0 against 100.0 tokens" in line_about(manifest, "within 160 tokens")
-    assert "0.700 [0.640, 0.760] against 0.550, 120 pairs" in line_about(manifest, "length alone")
-    assert "0.030 after temperature 1.500" in line_about(manifest, "ECE")
-    assert "0.680 against 0.700" in line_about(manifest, "distinct bigrams")
-    assert "80.0 against 100.0 tokens" in page
+    view = make_view(make_run(), context)
+    assert [verdict.ok for verdict in view.verdicts] == [True] * 7
+    assert "33.0 against 30.0 tokens, +3.0 [1.5, 4.5]" in line_about(view, "cut at 32 tokens")
+    assert "80.0 against 100.0 tokens" in line_about(view, "cut at 160 tokens")
+    assert "0.700 [0.640, 0.760] against 0.550, 120 pairs" in line_about(view, "length alone")
+    assert "0.030 after temperature 1.500" in line_about(view, "ECE")
+    assert "0.680 against 0.700" in line_about(view, "distinct bigrams")
+
+
+def test_report_verdicts_are_printed_and_shown(make_run: MakeRun, context: Context) -> None:
+    results = {**report_json(), "natural_length": None, "distinct_2": effect(0.7, 0.6, 0.02)}
+    manifest, page = make_report(make_run(results), context)
+    marks = [line.partition(": ")[0] for line in manifest.summary["verdicts"]]
+    assert marks == ["ok", "ok", "unmeasured", "ok", "ok", "ok", "NOT"]
+    assert "0.600 against 0.700" in page
 
 
 def test_report_counts_no_trait_whose_intervals_cross_zero(
     make_run: MakeRun, context: Context
 ) -> None:
-    line = line_about(make_report(make_run(), context)[0], "most traits")
+    line = line_about(make_view(make_run(), context), "most traits")
     assert "2 of 3" in line
     assert "warm (detector rate +0.300 [0.200, 0.400])" in line
     assert "curious (contrast +0.200 [0.150, 0.250])" in line
@@ -309,7 +325,7 @@ def test_report_counts_no_trait_whose_intervals_cross_zero(
 def test_report_most_traits_is_more_than_half(make_run: MakeRun, context: Context) -> None:
     results = report_json()
     results["traits"]["curious"]["contrast"] = effect(0.0, -0.2, 0.1)
-    line = line_about(make_report(make_run(results), context)[0], "most traits")
+    line = line_about(make_view(make_run(results), context), "most traits")
     assert line.startswith("NOT: ")
     assert "1 of 3" in line
     assert "fell: curious (contrast -0.200 [-0.300, -0.100])" in line
@@ -321,7 +337,7 @@ def test_report_reward_does_not_make_a_trait_risen(make_run: MakeRun, context: C
         effects["contrast"] = effect(0.0, 0.1, 0.2)
         effects.pop("detector_rate", None)
         effects["reward"] = effect(0.0, 5.0, 0.1)
-    line = line_about(make_report(make_run(results), context)[0], "most traits")
+    line = line_about(make_view(make_run(results), context), "most traits")
     assert line.startswith("NOT: ")
     assert "0 of 3" in line
 
@@ -331,24 +347,24 @@ def test_report_length_off_by_forty_percent_fails(
     make_run: MakeRun, context: Context, policy: float
 ) -> None:
     results = {**report_json(), "length": effect(30.0, policy, 1.0)}
-    manifest, _ = make_report(make_run(results), context)
-    assert line_about(manifest, "up to 32 tokens").startswith("NOT: ")
-    assert line_about(manifest, "within 160 tokens").startswith("ok: ")
+    view = make_view(make_run(results), context)
+    assert line_about(view, "cut at 32 tokens").startswith("NOT: ")
+    assert line_about(view, "cut at 160 tokens").startswith("ok: ")
 
 
 def test_report_natural_length_is_judged_by_itself(make_run: MakeRun, context: Context) -> None:
     results = {**report_json(), "natural_length": effect(100.0, 140.0, 9.0)}
-    manifest, _ = make_report(make_run(results), context)
-    assert line_about(manifest, "up to 32 tokens").startswith("ok: ")
-    assert line_about(manifest, "within 160 tokens").startswith("NOT: ")
+    view = make_view(make_run(results), context)
+    assert line_about(view, "cut at 32 tokens").startswith("ok: ")
+    assert line_about(view, "cut at 160 tokens").startswith("NOT: ")
 
 
 def test_report_natural_length_that_is_missing_is_unmeasured(
     make_run: MakeRun, context: Context
 ) -> None:
     results = {**report_json(), "natural_length": None}
-    manifest, _ = make_report(make_run(results), context)
-    assert line_about(manifest, "within 160 tokens").startswith("unmeasured: ")
+    view = make_view(make_run(results), context)
+    assert line_about(view, "cut at 160 tokens").startswith("unmeasured: ")
 
 
 @pytest.mark.parametrize(
@@ -363,17 +379,17 @@ def test_report_judges_the_preference_model(
 ) -> None:
     summary = preference_summary()
     summary["accuracy"] = {**summary["accuracy"], **accuracy}
-    manifest, _ = make_report(make_run(preference_model=summary), context)
-    assert line_about(manifest, "length alone").startswith(f"{above_length}: ")
-    assert line_about(manifest, "errs on some").startswith(f"{errs}: ")
+    view = make_view(make_run(preference_model=summary), context)
+    assert line_about(view, "length alone").startswith(f"{above_length}: ")
+    assert line_about(view, "below 100 %").startswith(f"{errs}: ")
 
 
 def test_report_names_traits_without_an_error(make_run: MakeRun, context: Context) -> None:
     summary = preference_summary()
     perfect = {**summary["accuracy"], "estimate": 1.0}
     summary["accuracy_by_trait"] = {**summary["accuracy_by_trait"], "curious": perfect}
-    manifest, _ = make_report(make_run(preference_model=summary), context)
-    assert line_about(manifest, "errs on some").endswith("100 % for curious")
+    view = make_view(make_run(preference_model=summary), context)
+    assert line_about(view, "below 100 %").endswith("100 % for curious")
 
 
 @pytest.mark.parametrize(("ece", "mark"), [(0.08, "ok"), (0.081, "NOT")])
@@ -382,14 +398,14 @@ def test_report_judges_calibration_after_the_temperature(
 ) -> None:
     summary = preference_summary()
     summary["after_temperature"]["ece"] = ece
-    manifest, _ = make_report(make_run(preference_model=summary), context)
-    assert line_about(manifest, "ECE").startswith(f"{mark}: ")
+    view = make_view(make_run(preference_model=summary), context)
+    assert line_about(view, "ECE").startswith(f"{mark}: ")
 
 
 def test_report_judges_diversity(make_run: MakeRun, context: Context) -> None:
     results = {**report_json(), "distinct_2": effect(0.7, 0.6, 0.02)}
-    manifest, _ = make_report(make_run(results), context)
-    assert line_about(manifest, "distinct bigrams").startswith("NOT: ")
+    view = make_view(make_run(results), context)
+    assert line_about(view, "distinct bigrams").startswith("NOT: ")
 
 
 def test_report_same_artifacts_give_the_same_page(make_run: MakeRun, context: Context) -> None:
@@ -408,23 +424,10 @@ def test_report_page_escapes_the_statements(make_run: MakeRun, context: Context)
     assert "I ask how things come to be." in page
 
 
-def assembled(run_directory: Directory, context: Context) -> report_view.ReportView:
-    names = stages.NAMES[:-1]
-    inputs = {
-        name: (run_directory.child(name), require(run_directory.child(name), name))
-        for name in names
-    }
-    stage = Stage("report", names, {}, {}, "one page")
-    directory = run_directory.child("report")
-    work = Work(stage, Identity("report", {}, {}), directory, inputs)
-    run = report.provenance(work, context)
-    return report_view.assemble(work, context.config, run, report_json())
-
-
 def test_samples_are_chosen_by_hash_over_families_and_not_by_effect(
     make_run: MakeRun, context: Context
 ) -> None:
-    trait = assembled(make_run(), context).traits[0]
+    trait = make_view(make_run(), context).traits[0]
     shown = [sample.policy_text.removeprefix("policy 0 of ") for sample in trait.samples]
     assert len(shown) == report_view.NUM_SAMPLES
     assert [sample.base_text for sample in trait.samples] == [f"base 0 of {name}" for name in shown]
@@ -445,13 +448,13 @@ def test_pick_does_not_depend_on_the_order_of_rows() -> None:
 
 
 def test_sample_measures_of_a_trait_without_detector(make_run: MakeRun, context: Context) -> None:
-    warm, curious, _ = assembled(make_run(), context).traits
+    warm, curious, _ = make_view(make_run(), context).traits
     assert warm.samples[0].base_measures == {"contrast": 0.0, "detector_rate": 0.0, "reward": 0.5}
     assert curious.samples[0].base_measures == {"contrast": 0.0, "reward": 0.5}
 
 
 def test_view_of_the_checks(make_run: MakeRun, context: Context) -> None:
-    view = assembled(make_run(), context)
+    view = make_view(make_run(), context)
     checks = [(check.trait_id, check.measure, check.ok) for check in view.template_checks]
     assert checks == [
         ("warm", "contrast", True),
@@ -464,7 +467,7 @@ def test_view_of_the_checks(make_run: MakeRun, context: Context) -> None:
 
 
 def test_view_of_data_and_stages(make_run: MakeRun, context: Context) -> None:
-    view = assembled(make_run(), context)
+    view = make_view(make_run(), context)
     assert [bin_.count for bin_ in view.data.label_strength] == [1, 0, 1, 0, 0, 0, 0, 0, 0, 1]
     assert {row.count for row in view.data.prompts} == {PROMPTS_PER_FAMILY}
     by_name = {stage.name: stage for stage in view.stages}
@@ -483,7 +486,7 @@ def test_view_of_data_and_stages(make_run: MakeRun, context: Context) -> None:
 
 
 def test_provenance_names_the_run_and_its_model(make_run: MakeRun, context: Context) -> None:
-    run = assembled(make_run(), context).run
+    run = make_view(make_run(), context).run
     assert (run.name, run.model_name, run.constitution_name) == ("run", "tiny_random", "small")
     assert run.hardware is not None
     assert "cores" in run.hardware
@@ -497,8 +500,3 @@ def test_effect_reads_what_the_evaluation_writes() -> None:
     found = report_view.effect(values)
     assert isinstance(found, Effect)
     assert asdict(found) == values
-
-
-def test_verdict_lines_start_with_what_was_found() -> None:
-    found = [report.Verdict(text="x", ok=ok) for ok in (True, False, None)]
-    assert [printed(verdict) for verdict in found] == ["ok: x", "NOT: x", "unmeasured: x"]

@@ -1,0 +1,211 @@
+"""The whole loop on the tiny random model: real Ray, vLLM and DeepSpeed, killed at every turn.
+
+One run is killed with SIGKILL in a data stage and in both training stages, and finished by the same
+command each time; the tests below look at what it left.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from charactertrain import artifacts
+from charactertrain.records import EvaluationSample, PreferencePair, Prompt, Response
+from charactertrain.storage import open_directory
+
+pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.slow]
+
+_TIMEOUT_SECONDS = 420
+_SETTINGS = (
+    "experiment=smoke",
+    "cluster.num_workers=[2,2]",
+    "deepspeed@preference_model.deepspeed=zero2",
+    "deepspeed@policy.deepspeed=zero3",
+    "preference_model.epochs=2",
+    "policy.num_steps=4",
+    "policy.warm_start.epochs=2",
+    "sampler.resources.chunks_in_flight=1",
+    "sampler.resources.rows_per_chunk=8",
+)
+_STAGES = (
+    "traits prompts responses rankings pairs preference_model policy evaluation report".split()
+)
+
+
+def start(directory: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    """The command of a run, started."""
+    command = [sys.executable, "-m", "charactertrain", *_SETTINGS, f"run.dir={directory}"]
+    log = directory.parent / "log.txt"
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [*command, *overrides],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+
+
+def finish(directory: Path, *overrides: str) -> int:
+    """Run to the end; the exit status."""
+    process = start(directory, *overrides)
+    try:
+        return process.wait(timeout=_TIMEOUT_SECONDS)
+    finally:
+        process.kill()
+
+
+def kill_when(directory: Path, condition: Callable[[], bool]) -> None:
+    """Run until the condition holds, then kill the driver without warning."""
+    process = start(directory)
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    while not condition():
+        assert process.poll() is None, (directory.parent / "log.txt").read_text()[-3000:]
+        assert time.monotonic() < deadline, "the moment to kill at never came"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def metric_lines(directory: Path) -> list[dict[str, object]]:
+    """Every line of metrics so far, over all attempts."""
+    file = directory / "metrics.jsonl"
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@dataclass(frozen=True)
+class KilledRun:
+    """A finished run, and how much of its metrics each killed training stage had written."""
+
+    directory: Path
+    lines_at_kill: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def killed_run(tmp_path_factory: pytest.TempPathFactory) -> KilledRun:
+    """A run that was killed three times and finished."""
+    directory = tmp_path_factory.mktemp("end_to_end") / "run"
+    responses = directory / "responses" / "responses"
+    kill_when(directory, lambda: len(list(responses.glob("part-*.parquet"))) >= 2)
+    assert not (directory / "responses" / "manifest.json").exists()
+    lines_at_kill = {}
+    for stage in ("preference_model", "policy"):
+        kill_when(directory, partial(_has_checkpoint, directory / stage / "checkpoints"))
+        assert not (directory / stage / "manifest.json").exists()
+        lines_at_kill[stage] = len(metric_lines(directory))
+    status = finish(directory)
+    assert status == 0, (directory.parent / "log.txt").read_text()[-3000:]
+    return KilledRun(directory, lines_at_kill)
+
+
+def _has_checkpoint(directory: Path) -> bool:
+    # The index of reported checkpoints is written after a checkpoint is whole.
+    index = directory / "checkpoint_manager_snapshot.json"
+    return index.exists() and "checkpoint_dir_name" in index.read_text()
+
+
+@pytest.fixture(scope="module")
+def finished(killed_run: KilledRun) -> Path:
+    """The run directory of the finished run."""
+    return killed_run.directory
+
+
+def test_every_stage_leaves_an_artifact_with_its_files(finished: Path) -> None:
+    for stage in _STAGES:
+        directory = open_directory(str(finished / stage))
+        manifest = artifacts.require(directory, stage)
+        artifacts.verify_checksums(directory, manifest)
+
+
+def test_a_killed_data_stage_loses_and_doubles_no_row(finished: Path) -> None:
+    prompts_directory = open_directory(str(finished / "prompts"))
+    prompts = artifacts.read_rows(
+        prompts_directory, artifacts.require(prompts_directory, "prompts"), "prompts", Prompt
+    )
+    directory = open_directory(str(finished / "responses"))
+    manifest = artifacts.require(directory, "responses")
+    responses = artifacts.read_rows(directory, manifest, "responses", Response)
+    ids = [response.response_id for response in responses]
+    assert len(ids) == len(set(ids))
+    asked = {(p.prompt_id, v) for p in prompts if p.split != "test" for v in ("none", "mild", "strong")}
+    answered = {(response.prompt_id, response.variant) for response in responses}
+    assert answered <= asked
+    assert len(asked) == len(responses) + sum(manifest.rejects.values())
+
+
+def test_killed_training_goes_on_from_its_checkpoint(killed_run: KilledRun) -> None:
+    lines = metric_lines(killed_run.directory)
+    for stage, key in (("preference_model", "step"), ("policy", "warm start")):
+        after = lines[killed_run.lines_at_kill[stage] :]
+        first = next(str(line[key]) for line in after if line["stage"] == stage and key in line)
+        assert int(first.split("/")[0]) > 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        ("preference_model", "results.json"),
+        ("policy", "warm_start.json"),
+        ("policy", "optimise.json"),
+    ],
+)
+def test_a_resumed_history_has_every_step_once(finished: Path, stage: str, name: str) -> None:
+    stored = json.loads((finished / stage / name).read_text())
+    history = stored["history"] if isinstance(stored, dict) else stored
+    steps = [row["step"] for row in history]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_sampler_and_trainer_agree_before_and_after_the_first_update(finished: Path) -> None:
+    history = json.loads((finished / "policy" / "optimise.json").read_text())
+    assert history[0]["ratio"] == pytest.approx(1.0, abs=1e-3)
+    assert history[0]["clip_fraction"] == 0.0
+    assert history[0]["sync_difference"] < 1e-3
+
+
+def test_the_report_covers_every_trait_with_intervals(finished: Path) -> None:
+    report = json.loads((finished / "evaluation" / "report.json").read_text())
+    assert set(report["traits"]) == {"enthusiastic", "uncertain", "scientific"}
+    for measures in report["traits"].values():
+        for effect in measures.values():
+            assert effect["ci_low"] <= effect["difference"] <= effect["ci_high"]
+            assert effect["difference"] == pytest.approx(effect["policy"] - effect["base"])
+    page = (finished / "report" / "report.html").read_text()
+    assert all(trait in page for trait in report["traits"])
+
+
+def test_both_arms_answer_the_same_prompts_and_no_training_prompt(finished: Path) -> None:
+    directory = open_directory(str(finished / "evaluation"))
+    manifest = artifacts.require(directory, "evaluation")
+    samples = artifacts.read_rows(directory, manifest, "samples", EvaluationSample)
+    asked = {arm: sorted(s.prompt_id for s in samples if s.arm == arm) for arm in ("base", "policy")}
+    assert asked["base"] == asked["policy"]
+    pairs_directory = open_directory(str(finished / "pairs"))
+    pairs = artifacts.read_rows(
+        pairs_directory, artifacts.require(pairs_directory, "pairs"), "pairs", PreferencePair
+    )
+    assert not set(asked["base"]) & {pair.prompt_id for pair in pairs}
+
+
+def test_the_same_command_again_skips_everything(finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    started = time.monotonic()
+    assert finish(finished) == 0
+    assert time.monotonic() - started < 60
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+
+
+def test_another_setting_is_refused_and_changes_nothing(finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    assert finish(finished, "responses.temperature=0.9") == 2
+    assert "this run asks for 0.9" in (finished.parent / "log.txt").read_text()
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
