@@ -16,7 +16,7 @@ from rich.table import Table
 from charactertrain import __version__, pipeline, stages
 from charactertrain.artifacts import Manifest, Outcome
 from charactertrain.config import RunConfig, validate
-from charactertrain.constitution import load_constitution
+from charactertrain.constitution import Constitution, load_constitution
 from charactertrain.exceptions import CharacterTrainError
 from charactertrain.models.sources import model_identity
 from charactertrain.pipeline import Action, Step, Work
@@ -52,9 +52,7 @@ def run(config: RunConfig, console: Console) -> float | None:
     directory = open_directory(config.run.dir)
     constitution = load_constitution(config.constitution, shipped_dir=CONSTITUTIONS)
     definitions = stages.define(config, constitution, model_identity(config.model.path))
-    steps = pipeline.make_plan(
-        definitions, directory, only=config.run.only, until=config.run.until
-    )
+    steps = pipeline.make_plan(definitions, directory, only=config.run.only, until=config.run.until)
     _print_plan(console, config, steps, directory)
     if config.run.dry:
         return None
@@ -67,7 +65,11 @@ def run(config: RunConfig, console: Console) -> float | None:
 
 
 def _execute(
-    config: RunConfig, constitution: Any, steps: Sequence[Step], directory: Directory, console: Console
+    config: RunConfig,
+    constitution: Constitution,
+    steps: Sequence[Step],
+    directory: Directory,
+    console: Console,
 ) -> float | None:
     from charactertrain.stages.context import Context
     from charactertrain.stages.start import open_session

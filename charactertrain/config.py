@@ -270,7 +270,6 @@ class EvaluationSection(Section):
     """Base against policy on held-out prompts."""
 
     responses_per_prompt: PositiveInt
-    temperature: PositiveFloat
     max_tokens: PositiveInt
     length_prompts: Count
     """Prompts on which the natural length is measured, without the limit above."""

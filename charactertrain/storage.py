@@ -5,6 +5,7 @@ whether they are files of this machine or objects in a store.
 """
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -185,5 +186,6 @@ def open_directory(location: str) -> Directory:
             f"run.dir: cannot open {location!r}: {error}. "
             "Expected a local path or a URI with scheme file, s3, gs or hdfs."
         ) from error
-    uri = location.split("?", 1)[0].rstrip("/")
+    # Shown in messages: without options, and without keys in front of the host.
+    uri = re.sub(r"://[^/]*@", "://", location.split("?", 1)[0]).rstrip("/")
     return Directory(filesystem, root.rstrip("/"), uri)

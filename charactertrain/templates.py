@@ -130,7 +130,7 @@ def synthesis_chat(trait: Trait, facet: str, style: int) -> Shown:
 
 
 _OPEN, _CLOSE = "<response {letter}>", "</response {letter}>"
-_TAG = re.compile(r"<(?=\s*/?\s*response)", re.IGNORECASE)
+_TAG = re.compile(r"<(?=/?\s*response)", re.IGNORECASE)
 
 
 def judge_conversation(traits: Sequence[Trait], prompt: str, first: str, second: str) -> Shown:

@@ -136,7 +136,9 @@ def test_a_killed_data_stage_loses_and_doubles_no_row(finished: Path) -> None:
     responses = artifacts.read_rows(directory, manifest, "responses", Response)
     ids = [response.response_id for response in responses]
     assert len(ids) == len(set(ids))
-    asked = {(p.prompt_id, v) for p in prompts if p.split != "test" for v in ("none", "mild", "strong")}
+    asked = {
+        (p.prompt_id, v) for p in prompts if p.split != "test" for v in ("none", "mild", "strong")
+    }
     answered = {(response.prompt_id, response.variant) for response in responses}
     assert answered <= asked
     assert len(asked) == len(responses) + sum(manifest.rejects.values())
@@ -187,7 +189,9 @@ def test_both_arms_answer_the_same_prompts_and_no_training_prompt(finished: Path
     directory = open_directory(str(finished / "evaluation"))
     manifest = artifacts.require(directory, "evaluation")
     samples = artifacts.read_rows(directory, manifest, "samples", EvaluationSample)
-    asked = {arm: sorted(s.prompt_id for s in samples if s.arm == arm) for arm in ("base", "policy")}
+    asked = {
+        arm: sorted(s.prompt_id for s in samples if s.arm == arm) for arm in ("base", "policy")
+    }
     assert asked["base"] == asked["policy"]
     pairs_directory = open_directory(str(finished / "pairs"))
     pairs = artifacts.read_rows(

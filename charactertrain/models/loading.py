@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
@@ -50,17 +49,24 @@ def load_causal_lm(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
+_HEAD_STD = 0.002
+"""Small, so that rewards start near zero: at the usual 0.02 the first margins are about 1, all noise."""
+
+
 def load_preference_model(directory: Path, dtype: torch.dtype, *, seed: int) -> PreTrainedModel:
     """A scalar head on the body in `directory`; the head is random unless it was trained."""
     config = AutoConfig.from_pretrained(directory)
-    fresh = not any("SequenceClassification" in name for name in config.architectures or [])
-    options: dict[str, Any] = {"num_labels": 1} if fresh else {}
     if config.pad_token_id is None:
-        options["pad_token_id"] = end_token_ids(directory)[0]
+        config.pad_token_id = end_token_ids(directory)[0]
+    usual_std = config.initializer_range
+    if not any("SequenceClassification" in name for name in config.architectures or []):
+        config.num_labels = 1
+        config.initializer_range = _HEAD_STD
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        directory, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", **options
+        directory, config=config, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
     )
+    model.config.initializer_range = usual_std
     model.config.use_cache = False
     return model
 

@@ -56,7 +56,7 @@ class _TokenLogprobs(torch.autograd.Function):
     # the peak for 6 x 192 x 49152 float32 logits (216 MiB), where this takes 260 (CPU).
 
     @staticmethod
-    def forward(ctx: Any, logits_BTV: Tensor, token_ids_BT: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, logits_BTV: Tensor, token_ids_BT: Tensor) -> Tensor:
         normalizers_BT = torch.stack(
             [_at_least_float32(logits_TV).logsumexp(-1) for logits_TV in logits_BTV.unbind()]
         )
@@ -65,7 +65,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_BT: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+    def backward(ctx: Any, gradient_BT: Tensor) -> tuple[Tensor, None]:
         # d logprob / d logit of v = [v is the token] - softmax of v.
         logits_BTV, token_ids_BT, normalizers_BT = ctx.saved_tensors
         logits_gradient_BTV = torch.empty_like(logits_BTV)

@@ -1,6 +1,7 @@
 """A DeepSpeed engine around one optimizer step; the same result at every ZeRO stage."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,16 +121,20 @@ class ZeroEngine:
         )
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        # DeepSpeed keeps no norm where gradients are whole and in fp32: ZeRO stage 0.
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        whole_norm = torch.nn.utils.get_total_norm(gradients)
         self._engine.step()
         self._pending = 0
-        norm = self._engine.get_global_grad_norm()
-        value = float(norm) if norm is not None else 0.0
-        if value != value or value == float("inf"):
+        found = self._engine.get_global_grad_norm()
+        norm = float(whole_norm if found is None else found)
+        # ZeRO stages 1 to 3 give -1 in place of nan or inf.
+        if not math.isfinite(norm) or norm < 0:
             raise TrainingError(
-                f"the gradient norm is {value}; the last checkpoint is good: lower the learning "
+                "the gradient norm is not finite; the last checkpoint is good: lower the learning "
                 "rate and start in another run.dir"
             )
-        return value
+        return norm
 
     def save(self, directory: Path, state: dict[str, Any]) -> None:
         """Write a checkpoint; every rank must call, each with a directory of its own."""

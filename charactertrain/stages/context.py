@@ -1,4 +1,4 @@
-"""What every stage is given besides its work: the config, the model, the constitution, the session."""
+"""What every stage is given besides its work: config, model, constitution, session."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from charactertrain import chat, measures, ranking
+from charactertrain import chat, measures
 from charactertrain.artifacts import FileEntry, Outcome, read_rows
 from charactertrain.models import loading
 from charactertrain.pipeline import Work
@@ -22,6 +22,7 @@ from charactertrain.records import (
 from charactertrain.runtime.dataflow import ChunkJob, Source, count_reasons, run_chunks
 from charactertrain.runtime.engines import SamplerSource, close_sampler
 from charactertrain.runtime.sampling import (
+    Failure,
     Sample,
     Sampler,
     SampleRequest,
@@ -112,7 +113,7 @@ def _sample_arms(
                 arm=arm,
                 count=evaluation.responses_per_prompt,
                 settings=response_settings(
-                    temperature=evaluation.temperature,
+                    temperature=1.0,
                     max_tokens=evaluation.max_tokens,
                     ending="natural",
                 ),
@@ -215,30 +216,36 @@ class ReplyScorer:
             if not row.token_ids
         ]
         replies = [row for row in rows if row.token_ids]
-        scores = self._sampler.score([r for reply in replies for r in self._requests(reply)])
+        scores = iter(self._sampler.score([r for reply in replies for r in self._requests(reply)]))
         samples = []
-        for reply, shown, plain in zip(replies, scores[::2], scores[1::2], strict=True):
-            if not isinstance(shown, Score) or not isinstance(plain, Score):
+        for reply in replies:
+            shown = next(scores)
+            plain = None if reply.arm == "base" else next(scores)
+            if not isinstance(shown, Score) or isinstance(plain, Failure):
                 detail = f"{shown} {plain}"[:200]
                 rejects.append(Reject(reply.sample_id, "evaluation", "not_scored", detail))
                 continue
-            samples.append(self._sample(reply, shown, plain))
+            # What the base wrote was drawn, at temperature 1, with the very probabilities that a
+            # second pass without the trait would compute.
+            under_base = reply.sequence_logprob if plain is None else sum(plain.logprobs)
+            samples.append(self._sample(reply, sum(shown.logprobs), under_base))
         return samples, rejects
 
     def _requests(self, reply: Reply) -> list[ScoreRequest]:
         trait = self._traits[reply.trait_id]
-        shown = response_conversation(
-            reply.prompt, [trait], variant=REFERENCE_VARIANT, placement=self._placement
-        )
-        return [
-            ScoreRequest(reply.sample_id, conversation, reply.token_ids)
-            for conversation in (shown, plain_conversation(reply.prompt))
+        conversations = [
+            response_conversation(
+                reply.prompt, [trait], variant=REFERENCE_VARIANT, placement=self._placement
+            )
         ]
+        if reply.arm != "base":
+            conversations.append(plain_conversation(reply.prompt))
+        return [ScoreRequest(reply.sample_id, shown, reply.token_ids) for shown in conversations]
 
-    def _sample(self, reply: Reply, shown: Score, plain: Score) -> EvaluationSample:
+    def _sample(self, reply: Reply, under_trait: float, under_base: float) -> EvaluationSample:
+        """`under_trait` and `under_base`: the reply's log-probability under the base, in nats."""
         detector = self._traits[reply.trait_id].detector
         length = len(reply.token_ids)
-        under_base = sum(plain.logprobs)
         return EvaluationSample(
             sample_id=reply.sample_id,
             prompt_id=reply.prompt_id,
@@ -248,10 +255,10 @@ class ReplyScorer:
             text=reply.text,
             num_tokens=length,
             finish_reason=reply.finish_reason,
-            contrast=ranking.contrast_score(shown.logprobs, plain.logprobs),
+            contrast=(under_trait - under_base) / length,
             detected=measures.detector_matches(detector, reply.text) if detector else None,
             reward=0.0,
-            kl=(reply.sequence_logprob - under_base) / length if reply.arm != "base" else 0.0,
+            kl=(reply.sequence_logprob - under_base) / length,
         )
 
 
@@ -311,7 +318,7 @@ def _natural_lengths(
     chosen = sorted(prompts, key=lambda p: derive_seed("length", p.prompt_id))
     chosen = chosen[: evaluation.length_prompts]
     settings = response_settings(
-        temperature=evaluation.temperature,
+        temperature=1.0,
         max_tokens=evaluation.length_max_tokens,
         ending="natural",
     )

@@ -6,13 +6,13 @@ from typing import Any
 from charactertrain import chat
 from charactertrain.artifacts import Outcome, iter_rows, read_rows
 from charactertrain.models import loading
+from charactertrain.models.packing import PromptGroup
 from charactertrain.pipeline import Work
 from charactertrain.records import Prompt, Ranking, Response
 from charactertrain.runtime import training
 from charactertrain.runtime.engines import LeasedSampler
 from charactertrain.stages.context import Context, response_settings
 from charactertrain.stages.policy_loop import (
-    Exchange,
     OptimiseTask,
     PolicyTask,
     WarmStartTask,
@@ -27,6 +27,7 @@ def run(work: Work, context: Context) -> Outcome:
     """Warm start on the top-ranked responses, then policy steps against the preference model."""
     if not work.directory.exists("optimise.json"):
         _train(work, context)
+    work.directory.delete("checkpoints")
     history = json.loads(work.directory.read_bytes("optimise.json"))
     files = ["optimise.json", *work.directory.files("model")]
     warm_start: list[dict[str, Any]] = []
@@ -102,6 +103,7 @@ def _task(work: Work, context: Context) -> PolicyTask:
     return PolicyTask(
         model_directory=str(context.model_directory),
         precision=context.config.model.precision,
+        context_tokens=context.config.model.context_tokens,
         warm_start=warm_start,
         optimise=optimise,
         fixed_ending=config.ending == "fixed",
@@ -116,7 +118,7 @@ def _task(work: Work, context: Context) -> PolicyTask:
     )
 
 
-def _best_responses(work: Work, context: Context) -> list[Exchange]:
+def _best_responses(work: Work, context: Context) -> list[PromptGroup]:
     """The top-ranked response of every training prompt, after the prompt alone."""
     tokenizer: Any = loading.load_tokenizer(context.model_directory)
     best = {
@@ -126,8 +128,9 @@ def _best_responses(work: Work, context: Context) -> list[Exchange]:
         if ranking.split == "train"
     }
     return [
-        Exchange(
-            tuple(chat.encode(plain_conversation(response.prompt), tokenizer)), response.token_ids
+        PromptGroup(
+            tuple(chat.encode(plain_conversation(response.prompt), tokenizer)),
+            (response.token_ids,),
         )
         for batch in iter_rows(*work.inputs["responses"], "responses", Response)
         for response in batch

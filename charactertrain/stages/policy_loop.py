@@ -1,6 +1,7 @@
 """The worker's side of the policy stage: a supervised warm start, then group-relative policy steps.
 
-Shapes: P prompts, G responses per prompt, B sequences, T response tokens, V vocabulary.
+Shapes: P prompts, G responses per prompt, R responses of a microbatch, V vocabulary. A microbatch is
+one packed row, so B is 1 and T its response tokens.
 """
 
 import json
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from charactertrain.exceptions import TrainingError
 from charactertrain.models import loading
+from charactertrain.models.packing import PackedRow, PromptGroup, check_packable, pack
 from charactertrain.objectives import advantages as advantage
 from charactertrain.objectives.logprobs import entropy, masked_sum, token_logprobs, token_mean
 from charactertrain.objectives.policy import clipped_policy_loss, kl_k2, kl_k3
@@ -38,18 +40,11 @@ _ADVANTAGE_EPSILON = 1e-4
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """A prompt and a response as token ids."""
-
-    prompt_token_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class WarmStartTask:
     """The supervised pass."""
 
-    examples: tuple[Exchange, ...]
+    examples: tuple[PromptGroup, ...]
+    """A prompt and its best response each."""
     epochs: int
     prompts_per_step: int
     learning_rate: float
@@ -78,6 +73,7 @@ class PolicyTask:
 
     model_directory: str
     precision: str
+    context_tokens: int
     warm_start: WarmStartTask
     optimise: OptimiseTask
     fixed_ending: bool
@@ -163,18 +159,21 @@ def _warm_start(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> No
 
 
 def _warm_start_step(
-    engine: ZeroEngine, task: PolicyTask, examples: Sequence[Exchange], count: int, worker: Worker
+    engine: ZeroEngine,
+    task: PolicyTask,
+    examples: Sequence[PromptGroup],
+    count: int,
+    worker: Worker,
 ) -> dict[str, Any]:
-    num_tokens = sum(len(example.token_ids) for example in examples)
+    num_tokens = sum(len(example.responses[0]) for example in examples)
     mine = examples[worker.rank :: worker.num_workers]
     loss = torch.zeros(1, device=engine.device)
     for index in range(count):
         batch = mine[index * task.microbatch_size : (index + 1) * task.microbatch_size]
         # A worker with nothing left still passes through the model, with weight zero.
-        sequences = pad(batch or examples[:1], engine)
-        logits_BTV = _response_logits(engine, sequences, ())
-        logprobs_BT = token_logprobs(logits_BTV, sequences.token_ids_BT)
-        share = supervised_loss(logprobs_BT, sequences.mask_BT, num_tokens=num_tokens)
+        row = pack(batch or examples[:1]).to(engine.device)
+        logprobs_BT = token_logprobs(_response_logits(engine, row, ()), row.token_ids_N[None])
+        share = supervised_loss(logprobs_BT, _all(logprobs_BT), num_tokens=num_tokens)
         share = share * (1.0 if batch else 0.0)
         engine.backward(share)
         loss += share.detach()
@@ -182,56 +181,25 @@ def _warm_start_step(
     return {"loss": float(loss)}
 
 
-# Sequences
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Exchanges padded on the left, so that responses end in the same column."""
-
-    input_ids: Tensor
-    """B x (prompt and response)."""
-    attention_mask: Tensor
-    position_ids: Tensor
-    token_ids_BT: Tensor
-    """Response tokens, at the right of each row."""
-    mask_BT: Tensor
-    """True at response tokens."""
-
-
-def pad(exchanges: Sequence[Exchange | Rollout], engine: ZeroEngine) -> Sequences:
-    """Exchanges as one batch."""
-    rows = [(*exchange.prompt_token_ids, *exchange.token_ids) for exchange in exchanges]
-    longest = max(len(row) for row in rows)
-    longest_response = max(len(exchange.token_ids) for exchange in exchanges)
-    input_ids = torch.tensor([[*[0] * (longest - len(row)), *row] for row in rows])
-    attention = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    lengths_B = torch.tensor([len(exchange.token_ids) for exchange in exchanges])
-    columns_T = torch.arange(longest_response)
-    return Sequences(
-        input_ids=input_ids.to(engine.device),
-        attention_mask=attention.to(engine.device),
-        position_ids=(attention.cumsum(-1) - 1).clamp(min=0).to(engine.device),
-        token_ids_BT=input_ids[:, longest - longest_response :].to(engine.device),
-        mask_BT=(columns_T >= longest_response - lengths_B[:, None]).to(engine.device),
-    )
+# Logits
 
 
 def _response_logits(
-    model: ZeroEngine | FrozenModel, sequences: Sequences, forbidden: Sequence[int]
+    model: ZeroEngine | FrozenModel, row: PackedRow, forbidden: Sequence[int]
 ) -> Tensor:
     """Logits that predict the response tokens, shape BTV; forbidden tokens are impossible."""
     logits: Tensor = model.forward(
-        input_ids=sequences.input_ids,
-        attention_mask=sequences.attention_mask,
-        position_ids=sequences.position_ids,
-        use_cache=False,
-        logits_to_keep=sequences.token_ids_BT.shape[1] + 1,
-    ).logits[:, :-1]
+        **row.model_inputs(), use_cache=False, logits_to_keep=row.predictor_N
+    ).logits
     if forbidden:
         ids = torch.tensor(list(forbidden), device=logits.device)
         logits = logits.index_fill(-1, ids, float("-inf"))
     return logits
+
+
+def _all(values_BT: Tensor) -> Tensor:
+    """A mask in which every token counts: a packed row has no padding."""
+    return torch.ones_like(values_BT, dtype=torch.bool)
 
 
 # Optimisation
@@ -247,6 +215,7 @@ def _optimise(
     forbidden = tuple(loading.end_token_ids(base)) if task.fixed_ending else ()
     with _starting_weights(task) as start:
         engine, count = _engine(task, start, task.optimise.prompts_per_step, worker)
+    check_packable(engine.module, task.context_tokens)
     dtype = resolve_precision(task.precision)
     reference = FrozenModel(
         partial(loading.load_causal_lm, base, dtype), _zero_settings(task, dtype, count)
@@ -266,8 +235,9 @@ def _optimise(
     # Under ZeRO-3 parameters are initialised by the first forward; weights sent before it are not.
     _warm_up(engine)
     sender = WeightSender(engine.module, engines, rank=worker.rank, dtype=dtype)
-    sender.send(str(len(history)))
-    for step in range(len(history), task.optimise.num_steps):
+    first_step = len(history)
+    sender.send(str(first_step))
+    for step in range(first_step, task.optimise.num_steps):
         started = time.monotonic()
         groups = _broadcast(
             collector.collect(step_prompts(task, step), step) if worker.rank == 0 else None
@@ -281,7 +251,7 @@ def _optimise(
         stepped = time.monotonic()
         sender.send(str(step + 1))
         synced = time.monotonic()
-        if not history:
+        if step == first_step:
             values["sync_difference"] = _check_sync(engine, task, arguments, groups, worker)
         values |= {
             "seconds": time.monotonic() - started,
@@ -368,9 +338,10 @@ def _policy_step(
         weight = 1.0 if batch else 0.0
         if not batch:
             batch = [(groups[0], [0.0] * len(groups[0]))]
-        rollouts = [rollout for group, _ in batch for rollout in group]
-        advantages_B = torch.tensor([a for _, values in batch for a in values])
-        share, statistics = _microbatch(models, task, rollouts, advantages_B, num_tokens)
+        advantages_R = torch.tensor([a for _, values in batch for a in values])
+        share, statistics = _microbatch(
+            models, task, [group for group, _ in batch], advantages_R, num_tokens
+        )
         models.policy.backward(share * weight)
         sums += statistics * weight
     torch.distributed.all_reduce(sums)
@@ -391,27 +362,26 @@ def _policy_step(
 def _microbatch(
     models: Models,
     task: PolicyTask,
-    rollouts: Sequence[Rollout],
-    advantages_B: Tensor,
+    groups: Sequence[list[Rollout]],
+    advantages_R: Tensor,
     num_tokens: int,
 ) -> tuple[Tensor, Tensor]:
     """The microbatch's share of the loss, and sums of (loss, KL, entropy, ratio, clipped)."""
-    sequences = pad(rollouts, models.policy)
-    mask_BT = sequences.mask_BT
-    sampler_logprobs_BT = _right_aligned([r.logprobs for r in rollouts], mask_BT)
+    row = pack([_prompt_group(group) for group in groups]).to(models.policy.device)
+    token_ids_BT = row.token_ids_N[None]
+    sampled = [logprob for group in groups for rollout in group for logprob in rollout.logprobs]
+    sampler_logprobs_BT = torch.tensor([sampled]).to(token_ids_BT.device)
     with torch.no_grad():
-        reference_logits_BTV = _response_logits(models.reference, sequences, models.forbidden)
-        reference_logprobs_BT = token_logprobs(reference_logits_BTV, sequences.token_ids_BT)
-        del reference_logits_BTV
-    logits_BTV = _response_logits(models.policy, sequences, models.forbidden)
-    logprobs_BT = token_logprobs(logits_BTV, sequences.token_ids_BT)
-    # Padding may hold a forbidden token, whose log-probability is infinite.
-    logprobs_BT = torch.where(mask_BT, logprobs_BT, 0.0)
-    reference_logprobs_BT = torch.where(mask_BT, reference_logprobs_BT, 0.0)
+        reference_logprobs_BT = token_logprobs(
+            _response_logits(models.reference, row, models.forbidden), token_ids_BT
+        )
+    logits_BTV = _response_logits(models.policy, row, models.forbidden)
+    logprobs_BT = token_logprobs(logits_BTV, token_ids_BT)
+    mask_BT = _all(logprobs_BT)
     terms = clipped_policy_loss(
         logprobs_BT,
         sampler_logprobs_BT,
-        advantages_B.to(mask_BT.device)[:, None],
+        advantages_R.to(mask_BT.device)[row.response_N][None],
         mask_BT,
         clip_low=task.optimise.clip_low,
         clip_high=task.optimise.clip_high,
@@ -428,17 +398,16 @@ def _microbatch(
     return share, statistics.double()
 
 
-def _right_aligned(rows: Sequence[Sequence[float]], mask_BT: Tensor) -> Tensor:
-    values_BT = torch.zeros(mask_BT.shape)
-    for index, row in enumerate(rows):
-        values_BT[index, mask_BT.shape[1] - len(row) :] = torch.tensor(list(row))
-    return values_BT.to(mask_BT.device)
+def _prompt_group(rollouts: Sequence[Rollout]) -> PromptGroup:
+    """The rollouts of one prompt as token ids."""
+    return PromptGroup(
+        rollouts[0].prompt_token_ids, tuple(rollout.token_ids for rollout in rollouts)
+    )
 
 
 def _warm_up(engine: ZeroEngine) -> None:
     with torch.no_grad():
-        sequences = pad([Exchange((1, 1), (1, 1))], engine)
-        _response_logits(engine, sequences, ())
+        _response_logits(engine, pack([PromptGroup((1, 1), ((1, 1),))]).to(engine.device), ())
 
 
 def _check_sync(
@@ -456,10 +425,8 @@ def _check_sync(
     prompt = step_prompts(task, 0)[0]
     probe = groups[0][0]
     with torch.no_grad():
-        sequences = pad([probe], engine)
-        logprobs_BT = token_logprobs(
-            _response_logits(engine, sequences, ()), sequences.token_ids_BT
-        )
+        row = pack([_prompt_group([probe])]).to(engine.device)
+        logprobs_BT = token_logprobs(_response_logits(engine, row, ()), row.token_ids_N[None])
     difference = [0.0]
     if worker.rank == 0:
         request = ScoreRequest("probe", plain_conversation(prompt.text), probe.token_ids)

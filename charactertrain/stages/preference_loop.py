@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from charactertrain.models import loading
+from charactertrain.models.packing import PromptGroup, check_packable, pack
 from charactertrain.objectives.preference import bradley_terry_loss, reward_centering
 from charactertrain.runtime import training
 from charactertrain.runtime.hardware import resolve_precision
@@ -28,12 +29,9 @@ class RankedPrompt:
 
     prompt_id: str
     trait_id: str
-    sequences: tuple[tuple[int, ...], ...]
-    """Prompt and response, per response."""
-    response_tokens: tuple[int, ...]
-    """Length of each response alone."""
+    group: PromptGroup
     pairs: tuple[tuple[int, int, float, float], ...]
-    """(chosen, rejected, probability, weight); indices into `sequences`."""
+    """(chosen, rejected, probability, weight); indices into the group's responses."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class PreferenceTask:
 
     model_directory: str
     precision: str
+    context_tokens: int
     train: tuple[RankedPrompt, ...]
     validation: tuple[RankedPrompt, ...]
     epochs: int
@@ -102,6 +101,7 @@ def train(arguments: dict[str, Any]) -> None:
     engine = ZeroEngine(
         lambda: loading.load_preference_model(directory, dtype, seed=task.seed), settings
     )
+    check_packable(engine.module, task.context_tokens)
     history: list[dict[str, Any]] = []
     with training.last_checkpoint() as checkpoint:
         if checkpoint is not None:
@@ -154,7 +154,7 @@ def _microbatch_loss(
     engine: ZeroEngine, prompts: Sequence[RankedPrompt], centering: float
 ) -> tuple[Tensor, float, float]:
     """Weighted sums over the microbatch's pairs: loss, accuracy, weight."""
-    rewards_B = sequence_rewards(engine, [s for prompt in prompts for s in prompt.sequences])
+    rewards_R = group_rewards(engine, [prompt.group for prompt in prompts])
     chosen, rejected, labels, weights = [], [], [], []
     offset = 0
     for prompt in prompts:
@@ -163,32 +163,31 @@ def _microbatch_loss(
             rejected.append(offset + worse)
             labels.append(probability)
             weights.append(weight)
-        offset += len(prompt.sequences)
-    device = rewards_B.device
+        offset += len(prompt.group.responses)
+    device = rewards_R.device
     weights_B = torch.tensor(weights, device=device)
     terms = bradley_terry_loss(
-        rewards_B[chosen], rewards_B[rejected], torch.tensor(labels, device=device), weights_B
+        rewards_R[chosen], rewards_R[rejected], torch.tensor(labels, device=device), weights_B
     )
     loss = terms.loss_sum
     if centering > 0:
         loss = loss + centering * reward_centering(
-            rewards_B[chosen], rewards_B[rejected], weights_B
+            rewards_R[chosen], rewards_R[rejected], weights_B
         )
     return loss, float(terms.accuracy_sum), float(terms.weight_sum)
 
 
-def sequence_rewards(engine: ZeroEngine, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """The scalar of each sequence, shape B, read at its last token."""
-    longest = max(len(sequence) for sequence in sequences)
-    padding = engine.module.config.pad_token_id
-    input_ids_BT = torch.tensor(
-        [[*sequence, *[padding] * (longest - len(sequence))] for sequence in sequences]
-    ).to(engine.device)
-    mask_BT = torch.tensor(
-        [[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences]
-    ).to(engine.device)
-    logits: Tensor = engine.forward(input_ids=input_ids_BT, attention_mask=mask_BT).logits
-    return logits[:, 0].float()
+def group_rewards(engine: ZeroEngine, groups: Sequence[PromptGroup]) -> Tensor:
+    """The scalar of each response, in order, shape R, read at its last token."""
+    row = pack(groups).to(engine.device)
+    scores: list[Tensor] = []
+    # The model pools one token of a row; the head's output at every token is taken on its way.
+    hook = engine.module.score.register_forward_hook(
+        lambda _module, _inputs, output: scores.append(output)
+    )
+    engine.forward(**row.model_inputs())
+    hook.remove()
+    return scores[0][0, row.last_R, 0].float()
 
 
 def _held_out_rewards(
@@ -202,7 +201,7 @@ def _held_out_rewards(
         for index in range(rounds):
             position = index * worker.num_workers + worker.rank
             prompt = task.validation[min(position, len(task.validation) - 1)]
-            mine[prompt.prompt_id] = sequence_rewards(engine, prompt.sequences).tolist()
+            mine[prompt.prompt_id] = group_rewards(engine, [prompt.group]).tolist()
     gathered: list[Any] = [None] * worker.num_workers
     torch.distributed.all_gather_object(gathered, mine)
     return {prompt_id: rewards for part in gathered for prompt_id, rewards in part.items()}

@@ -10,6 +10,7 @@ from charactertrain import calibration, chat
 from charactertrain.artifacts import Outcome, iter_rows
 from charactertrain.exceptions import TrainingError
 from charactertrain.models import loading
+from charactertrain.models.packing import PromptGroup
 from charactertrain.pipeline import Work
 from charactertrain.records import PreferencePair
 from charactertrain.runtime import training
@@ -31,6 +32,7 @@ def run(work: Work, context: Context) -> Outcome:
     task = PreferenceTask(
         model_directory=str(context.model_directory),
         precision=context.config.model.precision,
+        context_tokens=context.config.model.context_tokens,
         train=tuple(prompts["train"]),
         validation=tuple(prompts["validation"]),
         epochs=config.epochs,
@@ -55,6 +57,7 @@ def run(work: Work, context: Context) -> Outcome:
             storage=work.directory,
             on_metrics=lambda values: context.session.metrics.log("preference_model", values),
         )
+    work.directory.delete("checkpoints")
     results = json.loads(work.directory.read_bytes("results.json"))
     quality = measure(task.validation, results["validation_rewards"], seed=context.config.seed)
     quality["length_slope"] = length_slope(task.validation, results["validation_rewards"])
@@ -87,18 +90,20 @@ def _ranked_prompts(work: Work, context: Context) -> dict[str, list[RankedPrompt
 
 def _ranked_prompt(pairs: list[PreferencePair], tokenizer: chat.Tokenizer) -> RankedPrompt:
     prompt = pairs[0].prompt[-1].content
-    num_prompt_tokens = len(chat.encode_exchange(prompt, "", tokenizer))
+    prompt_ids = tuple(chat.encode_exchange(prompt, "", tokenizer))
     texts: dict[str, str] = {}
     for pair in pairs:
         texts[pair.chosen_id] = pair.chosen[0].content
         texts[pair.rejected_id] = pair.rejected[0].content
     position = {response_id: index for index, response_id in enumerate(texts)}
-    sequences = [tuple(chat.encode_exchange(prompt, text, tokenizer)) for text in texts.values()]
+    responses = tuple(
+        tuple(chat.encode_exchange(prompt, text, tokenizer)[len(prompt_ids) :])
+        for text in texts.values()
+    )
     return RankedPrompt(
         prompt_id=pairs[0].prompt_id,
         trait_id=pairs[0].trait_id,
-        sequences=tuple(sequences),
-        response_tokens=tuple(len(sequence) - num_prompt_tokens for sequence in sequences),
+        group=PromptGroup(prompt_ids, responses),
         pairs=tuple(
             (position[p.chosen_id], position[p.rejected_id], p.probability, p.weight) for p in pairs
         ),
@@ -192,7 +197,8 @@ def length_slope(prompts: Sequence[RankedPrompt], rewards: dict[str, list[float]
     """
     products = squares = 0.0
     for prompt in prompts:
-        lengths, values = prompt.response_tokens, rewards[prompt.prompt_id]
+        lengths = [len(response) for response in prompt.group.responses]
+        values = rewards[prompt.prompt_id]
         mean_length, mean_value = sum(lengths) / len(lengths), sum(values) / len(values)
         for length, value in zip(lengths, values, strict=True):
             products += (length - mean_length) * (value - mean_value)

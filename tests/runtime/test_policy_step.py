@@ -1,0 +1,238 @@
+"""A policy step's numbers on a real engine of one process."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from charactertrain.models import loading
+from charactertrain.models.packing import PromptGroup, pack
+from charactertrain.objectives.logprobs import token_logprobs
+from charactertrain.records import Prompt
+from charactertrain.runtime.sampling import SamplingSettings
+from charactertrain.runtime.training import Worker
+from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
+from charactertrain.stages.policy_loop import (
+    Models,
+    OptimiseTask,
+    PolicyTask,
+    WarmStartTask,
+    _microbatch,
+    _policy_step,
+    _response_logits,
+    step_prompts,
+)
+from charactertrain.stages.rollouts import Rollout, RolloutSettings
+from charactertrain.storage import open_directory
+
+END_TOKEN = 0
+SHORT = PromptGroup((7, 30, 11), ((40, 41), (50, 51, 52, 53)))
+LONG = PromptGroup((9, 8, 60, 61, 62, 63), (tuple(range(70, 90)), (91,)))
+KL, ENTROPY, RATIO, CLIPPED = 1, 2, 3, 4
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
+    """A policy on the reference's own weights, in a process group of one."""
+    rendezvous = tmp_path_factory.mktemp("group") / "rendezvous"
+    torch.distributed.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=0,
+        world_size=1,
+    )
+    settings = ZeroSettings(
+        stage=0, offload=False, bf16=False, microbatches=2, weight_decay=0.0, max_grad_norm=1.0
+    )
+    load = partial(loading.load_causal_lm, tiny_model, torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "LOCAL_RANK"):
+            patch.setenv(name, "0")
+        for name in ("WORLD_SIZE", "LOCAL_SIZE"):
+            patch.setenv(name, "1")
+        policy = ZeroEngine(load, settings)
+        yield Models(policy, FrozenModel(load, settings), (END_TOKEN,))
+    policy.close()
+    torch.distributed.destroy_process_group()
+
+
+def make_task(
+    *, kl_coef: float = 0.0, prompts: tuple[Prompt, ...] = (), per_step: int = 2
+) -> PolicyTask:
+    sampling = SamplingSettings(1.0, 1.0, 32, 0, ())
+    return PolicyTask(
+        model_directory="",
+        precision="fp32",
+        context_tokens=128,
+        warm_start=WarmStartTask((), 0, 1, 0.0),
+        optimise=OptimiseTask(
+            prompts=prompts,
+            num_steps=1,
+            prompts_per_step=per_step,
+            rollouts=RolloutSettings(sampling, 2, 0.0, 0),
+            advantages="centered",
+            clip_low=0.2,
+            clip_high=0.2,
+            kl_coef=kl_coef,
+            learning_rate=1e-3,
+            warmup_steps=0,
+            sync_tolerance=0.1,
+        ),
+        fixed_ending=True,
+        microbatch_size=1,
+        zero_stage=0,
+        offload=False,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        checkpoint_every=1,
+        seed=3,
+        output=open_directory("/nowhere"),
+    )
+
+
+def policy_logprobs(models: Models, *groups: PromptGroup) -> Tensor:
+    """Of all response tokens, with forbidden tokens impossible."""
+    row = pack(groups).to(models.policy.device)
+    with torch.no_grad():
+        logits_BTV = _response_logits(models.policy, row, models.forbidden)
+    return token_logprobs(logits_BTV, row.token_ids_N[None])[0].cpu()
+
+
+def rollouts(group: PromptGroup, logprobs_N: Tensor, rewards: list[float]) -> list[Rollout]:
+    """The group's responses, sampled with these log-probabilities."""
+    parts = logprobs_N.split([len(response) for response in group.responses])
+    return [
+        Rollout(group.prompt_token_ids, response, tuple(part.tolist()), reward, "0")
+        for response, part, reward in zip(group.responses, parts, rewards, strict=True)
+    ]
+
+
+def own_rollouts(models: Models, group: PromptGroup, rewards: list[float]) -> list[Rollout]:
+    """The group's responses as the policy itself would have sampled them."""
+    return rollouts(group, policy_logprobs(models, group), rewards)
+
+
+def test_response_logits_are_those_of_each_response_alone(models: Models, tiny_model: Path) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    expected = []
+    for group in (SHORT, LONG):
+        for response in group.responses:
+            ids = torch.tensor([[*group.prompt_token_ids, *response]])
+            with torch.no_grad():
+                logits_TV = plain(input_ids=ids).logits[0, -len(response) - 1 : -1]
+            logits_TV[:, END_TOKEN] = -torch.inf
+            expected.append(logits_TV.log_softmax(-1).gather(-1, torch.tensor(response)[:, None]))
+    found = policy_logprobs(models, SHORT, LONG)
+    torch.testing.assert_close(found, torch.cat(expected).flatten(), rtol=1e-4, atol=1e-5)
+
+
+def test_response_logits_do_not_depend_on_what_else_is_in_the_row(models: Models) -> None:
+    alone = policy_logprobs(models, SHORT)
+    beside = policy_logprobs(models, SHORT, LONG)[: len(alone)]
+    behind = policy_logprobs(models, LONG, SHORT)[-len(alone) :]
+    sibling = PromptGroup(SHORT.prompt_token_ids, (*SHORT.responses, tuple(range(90, 120))))
+    with_sibling = policy_logprobs(models, sibling)[: len(alone)]
+    for other in (beside, behind, with_sibling):
+        torch.testing.assert_close(other, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_forbidden_tokens_have_probability_zero_and_the_rest_renormalise(models: Models) -> None:
+    row = pack([SHORT]).to(models.policy.device)
+    with torch.no_grad():
+        free_TV = _response_logits(models.policy, row, ())[0].softmax(-1)
+        bound_TV = _response_logits(models.policy, row, (END_TOKEN, 40))[0].softmax(-1)
+    forbidden = [END_TOKEN, 40]
+    assert bool((free_TV[:, forbidden] > 0).all())
+    assert bool((bound_TV[:, forbidden] == 0).all())
+    expected_TV = free_TV / (1 - free_TV[:, forbidden].sum(-1, keepdim=True))
+    expected_TV[:, forbidden] = 0
+    torch.testing.assert_close(bound_TV, expected_TV)
+
+
+def test_microbatch_on_policy_has_ratio_one_and_no_kl_to_itself(models: Models) -> None:
+    group = own_rollouts(models, SHORT, [0.0, 0.0])
+    advantages_R = torch.tensor([0.5, -2.0])
+    share, sums = _microbatch(models, make_task(kl_coef=0.3), [group], advantages_R, 10)
+    assert float(sums[KL]) == pytest.approx(0.0, abs=1e-9)
+    assert float(sums[RATIO]) == pytest.approx(6.0, rel=1e-5)
+    assert float(sums[CLIPPED]) == 0
+    assert 0 < float(sums[ENTROPY]) / 6 < 6
+    # -(2 tokens of 0.5 and 4 of -2) over the step's 10.
+    assert float(share.detach()) == pytest.approx(0.7, rel=1e-5)
+
+
+def test_microbatch_takes_ratios_to_the_sampler_and_clips_them(models: Models) -> None:
+    # The sampler found every token 1.5 times as likely as the policy does.
+    logprobs = policy_logprobs(models, SHORT) + torch.log(torch.tensor(1.5))
+    group = rollouts(SHORT, logprobs, [0.0, 0.0])
+    share, sums = _microbatch(models, make_task(), [group], torch.tensor([1.0, -1.0]), 6)
+    assert float(sums[RATIO]) == pytest.approx(6 / 1.5, rel=1e-5)
+    # Ratios of 2/3: clipped to 0.8 where the advantage is negative, free where it is positive.
+    assert float(sums[CLIPPED]) == 4
+    assert float(share.detach()) == pytest.approx(-(2 * (2 / 3) - 4 * 0.8) / 6, rel=1e-5)
+
+
+def test_microbatch_kl_is_to_the_reference(models: Models, tiny_model: Path) -> None:
+    # Reference and policy change places: the reference is the frozen one with other weights.
+    other = loading.load_causal_lm(tiny_model, torch.float32)
+    with torch.no_grad():
+        other.lm_head.weight.mul_(0.5)
+    settings = ZeroSettings(
+        stage=0, offload=False, bf16=False, microbatches=1, weight_decay=0.0, max_grad_norm=1.0
+    )
+    far = Models(models.policy, FrozenModel(lambda: other, settings), models.forbidden)
+    group = own_rollouts(models, SHORT, [0.0, 0.0])
+    _, near_sums = _microbatch(models, make_task(kl_coef=1.0), [group], torch.zeros(2), 6)
+    share, sums = _microbatch(far, make_task(kl_coef=1.0), [group], torch.zeros(2), 6)
+    row = pack([SHORT]).to(models.policy.device)
+    with torch.no_grad():
+        logits_BTV = _response_logits(far.reference, row, far.forbidden)
+    log_ratios = (
+        policy_logprobs(models, SHORT) - token_logprobs(logits_BTV, row.token_ids_N[None])[0].cpu()
+    )
+    assert float(near_sums[KL]) == pytest.approx(0.0, abs=1e-9)
+    assert float(sums[KL]) == pytest.approx(
+        float((torch.expm1(-log_ratios) + log_ratios).sum()), rel=1e-4
+    )
+    assert float(share.detach()) == pytest.approx(float(0.5 * log_ratios.square().mean()), rel=1e-4)
+
+
+def test_microbatch_shares_and_sums_add_up_to_those_of_one_piece(models: Models) -> None:
+    short = rollouts(SHORT, policy_logprobs(models, SHORT) - 0.1, [0.0, 0.0])
+    long = rollouts(LONG, policy_logprobs(models, LONG) + 0.2, [0.0, 0.0])
+    advantages_R = torch.tensor([0.5, -2.0, 1.0, 3.0])
+    task = make_task(kl_coef=0.3)
+    whole, whole_sums = _microbatch(models, task, [short, long], advantages_R, 27)
+    first, first_sums = _microbatch(models, task, [short], advantages_R[:2], 27)
+    second, second_sums = _microbatch(models, task, [long], advantages_R[2:], 27)
+    assert float((first + second).detach()) == pytest.approx(float(whole.detach()), rel=1e-5)
+    torch.testing.assert_close(first_sums + second_sums, whole_sums, rtol=1e-5, atol=1e-6)
+
+
+def test_policy_step_reports_means_over_the_step(models: Models) -> None:
+    groups = [own_rollouts(models, SHORT, [1.0, 3.0]), own_rollouts(models, LONG, [2.0, 2.0])]
+    values = _policy_step(models, make_task(), groups, 2, Worker(0, 1, None))
+    models.policy.step(0.0)
+    assert values["ratio"] == pytest.approx(1.0, rel=1e-5)
+    assert values["kl"] == pytest.approx(0.0, abs=1e-8)
+    assert values["clip_fraction"] == 0
+    assert values["reward"] == 2.0
+    assert values["zero_variance_fraction"] == 0.5
+    assert values["length_tokens"] == 27 / 4
+    # Centered advantages: -1 on 2 tokens, 1 on 4, and 0 on the other group's.
+    assert values["loss"] == pytest.approx(-(4 - 2) / 27, rel=1e-5)
+
+
+def test_step_prompts_of_the_policy_cover_every_prompt_once_per_epoch() -> None:
+    prompts = tuple(
+        Prompt(f"p{i}", "warm", "warm/tea", "trait", f"Text {i}", "train") for i in range(7)
+    )
+    task = make_task(prompts=prompts, per_step=3)
+    drawn = [prompt.prompt_id for step in range(7) for prompt in step_prompts(task, step)]
+    epochs = [drawn[:7], drawn[7:14], drawn[14:]]
+    assert all(sorted(epoch) == sorted(p.prompt_id for p in prompts) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]

@@ -1,0 +1,174 @@
+"""The same numbers from DeepSpeed however a step is spread: real engines in real processes."""
+
+import itertools
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from charactertrain.models import loading
+
+pytestmark = pytest.mark.slow
+
+CASES = Path(__file__).with_name("zero_cases.py")
+STAGES = (0, 2, 3)
+MICROBATCHES = (1, 4)
+WORLD_SIZES = (1, 2)
+TIMEOUT_SECONDS = 300
+LEARNING_RATE = 1e-3
+
+Results = dict[tuple[Any, ...], Any]
+AllResults = dict[tuple[int, int], Results]
+State = dict[str, Tensor]
+
+spread = pytest.mark.parametrize(
+    ("world_size", "stage", "count"), list(itertools.product(WORLD_SIZES, STAGES, MICROBATCHES))
+)
+placed = pytest.mark.parametrize(
+    ("world_size", "stage"), list(itertools.product(WORLD_SIZES, STAGES))
+)
+
+
+@pytest.fixture(scope="module")
+def policy_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights a little off the base's, so that the KL to the base is not zero."""
+    directory = tmp_path_factory.mktemp("policy")
+    model = loading.load_causal_lm(tiny_model, torch.float32)
+    random = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=random))
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def results(
+    tiny_model: Path, policy_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AllResults:
+    """All results by world size and rank."""
+    found: AllResults = {}
+    for world_size in WORLD_SIZES:
+        directory = tmp_path_factory.mktemp(f"world{world_size}")
+        run_group(world_size, tiny_model, policy_model, directory)
+        for rank in range(world_size):
+            file = directory / f"results{rank}.pt"
+            found[world_size, rank] = torch.load(file, weights_only=True)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def run_group(world_size: int, base: Path, policy: Path, directory: Path) -> None:
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    places = [str(free_port()), str(base), str(policy), str(directory)]
+    processes = []
+    for rank in range(world_size):
+        with (directory / f"output{rank}.txt").open("wb") as output:
+            command = [sys.executable, str(CASES), str(rank), str(world_size), *places]
+            processes.append(
+                subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+            )
+    try:
+        codes = [process.wait(TIMEOUT_SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    outputs = [(directory / f"output{rank}.txt").read_text()[-2000:] for rank in range(world_size)]
+    assert codes == [0] * world_size, "\n".join(outputs)
+
+
+def differs_by(left: State, right: State) -> float:
+    """The largest difference of any parameter."""
+    assert left.keys() == right.keys() and left
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+@pytest.mark.parametrize("kind", ["preference", "policy"])
+@spread
+def test_zero_loss_and_gradient_norm_are_those_of_one_process_and_one_piece(
+    results: AllResults, kind: str, world_size: int, stage: int, count: int
+) -> None:
+    expected = results[1, 0]["plain", kind]
+    found = results[world_size, 0][kind, stage, count]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["preference", "policy"])
+@spread
+def test_zero_parameters_after_a_step_are_those_of_one_process_and_one_piece(
+    results: AllResults, kind: str, world_size: int, stage: int, count: int
+) -> None:
+    found = results[world_size, 0][kind, stage, count]
+    # AdamW's first step is about the learning rate for every parameter with a gradient.
+    assert differs_by(found["before"], found["after"]) > LEARNING_RATE / 2
+    expected = results[1, 0]["plain", kind]
+    assert differs_by(found["after"], expected["after"]) < LEARNING_RATE / 100
+
+
+@spread
+def test_zero_every_rank_reports_the_same_metrics(
+    results: AllResults, world_size: int, stage: int, count: int
+) -> None:
+    for kind, names in (
+        ("preference", ("loss", "accuracy", "grad_norm")),
+        ("policy", ("loss", "kl", "entropy", "ratio", "clip_fraction", "grad_norm")),
+    ):
+        expected = results[1, 0][kind, 0, 1]
+        for rank in range(world_size):
+            found = results[world_size, rank][kind, stage, count]
+            for name in names:
+                assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+@placed
+def test_zero_resumed_from_a_checkpoint_goes_on_bit_for_bit(
+    results: AllResults, world_size: int, stage: int
+) -> None:
+    found = results[world_size, 0]["resumed", stage]
+    assert found["history"][0]["step"] == 1
+    assert differs_by(found["expected"], found["found"]) == 0.0
+
+
+@placed
+def test_zero_loss_that_is_not_finite_on_one_rank_stops_all_before_the_step(
+    results: AllResults, world_size: int, stage: int
+) -> None:
+    for rank in range(world_size):
+        message = results[world_size, rank]["broken", stage]["message"]
+        value = "nan" if rank == world_size - 1 else r"\d"
+        assert f"not finite in microbatch 1 (rank {rank} has " in message
+        assert re.search(rf"has {value}", message)
+    state = results[world_size, 0]["broken", stage]
+    assert differs_by(state["before"], state["after"]) == 0.0
+
+
+@placed
+def test_zero_gradient_that_is_not_finite_is_refused_on_every_rank(
+    results: AllResults, world_size: int, stage: int
+) -> None:
+    for rank in range(world_size):
+        assert "gradient norm is not finite" in results[world_size, rank]["exploded", stage]
+
+
+@placed
+def test_zero_steps_below_the_resolution_of_bf16_add_up(
+    results: AllResults, world_size: int, stage: int
+) -> None:
+    # 1 + 1e-4 is 1 in bf16; without fp32 master weights a norm's weights never move.
+    norm = results[world_size, 0]["bf16", stage]
+    assert torch.ones(1, dtype=torch.bfloat16) + 1e-4 == 1
+    assert float((norm != 1).float().mean()) > 0.5

@@ -1,0 +1,203 @@
+"""pairs: the better response first, weights that sum to the trait's, nothing dropped unsaid."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from charactertrain import artifacts
+from charactertrain.artifacts import Identity, Outcome, read_rows
+from charactertrain.config import RunConfig
+from charactertrain.exceptions import SamplingError
+from charactertrain.pipeline import Stage, Work
+from charactertrain.records import (
+    Message,
+    PreferencePair,
+    Ranking,
+    Reject,
+    Response,
+    Trait,
+    to_table,
+)
+from charactertrain.stages import pairs
+from charactertrain.stages.context import Context
+from charactertrain.stages.pairs import pairs_from_ranking
+from charactertrain.storage import open_directory
+
+# Of b over c, of b over a, of c over a.
+RANKING = Ranking(
+    "p1", "honest", "train", ("b", "c", "a"), (1.0, 0.0, -1.0), (0.7, 0.95, 0.8), "contrast", None
+)
+
+
+@pytest.fixture(name="by_id")
+def responses_by_id(responses: list[Response]) -> dict[str, Response]:
+    """The responses of the ranking."""
+    return {response.response_id: response for response in responses}
+
+
+def made(
+    by_id: dict[str, Response], ranking: Ranking = RANKING, **changes: float
+) -> tuple[list[PreferencePair], list[Reject]]:
+    options = {"trait_weight": 1.0, "min_probability": 0.5} | changes
+    return pairs_from_ranking(ranking, by_id, **options)
+
+
+def test_every_two_responses_are_a_pair(by_id: dict[str, Response]) -> None:
+    found, rejects = made(by_id)
+    assert [(pair.chosen_id, pair.rejected_id, pair.probability) for pair in found] == [
+        ("b", "c", 0.7),
+        ("b", "a", 0.95),
+        ("c", "a", 0.8),
+    ]
+    assert rejects == []
+    assert len({pair.pair_id for pair in found}) == 3
+
+
+def test_a_pair_is_two_conversations_and_where_they_came_from(by_id: dict[str, Response]) -> None:
+    (first, *_), _ = made(by_id)
+    assert first.prompt == (Message("user", "Do you like my scarf?"),)
+    assert first.chosen == (Message("assistant", "To tell the truth, no."),)
+    assert first.rejected == (Message("assistant", "It is green and quite long."),)
+    assert (first.prompt_id, first.trait_id, first.split) == ("p1", "honest", "train")
+    assert (first.chosen_variant, first.rejected_variant) == ("strong", "mild")
+    assert (first.chosen_tokens, first.rejected_tokens) == (6, 7)
+
+
+def test_the_likelier_is_chosen_even_against_the_order_of_the_ranking(
+    by_id: dict[str, Response],
+) -> None:
+    # Utilities order b, c, a, but c was judged better than b: a cycle.
+    cycle = replace(RANKING, pair_probabilities=(0.25, 0.95, 0.8))
+    (first, *_), _ = made(by_id, cycle)
+    assert (first.chosen_id, first.rejected_id, first.probability) == ("c", "b", 0.75)
+    assert first.chosen == (Message("assistant", "It is green and quite long."),)
+    assert (first.chosen_variant, first.chosen_tokens) == ("mild", 7)
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.5])
+@pytest.mark.parametrize(("limit", "count"), [(0.5, 3), (0.75, 2), (0.9, 1)])
+def test_weights_of_a_prompt_sum_to_the_weight_of_its_trait(
+    by_id: dict[str, Response], weight: float, limit: float, count: int
+) -> None:
+    found, rejects = made(by_id, trait_weight=weight, min_probability=limit)
+    assert (len(found), len(rejects)) == (count, 3 - count)
+    assert sum(pair.weight for pair in found) == pytest.approx(weight)
+    assert len({pair.weight for pair in found}) == 1
+
+
+def test_uncertain_pairs_are_rejects(by_id: dict[str, Response]) -> None:
+    doubtful = replace(RANKING, pair_probabilities=(0.7, 0.25, 0.3))
+    found, rejects = made(by_id, doubtful, min_probability=0.7)
+    assert [(pair.chosen_id, pair.rejected_id) for pair in found] == [
+        ("b", "c"),
+        ("a", "b"),
+        ("a", "c"),
+    ]
+    assert rejects == []
+    found, rejects = made(by_id, doubtful, min_probability=0.72)
+    assert [(pair.chosen_id, pair.rejected_id) for pair in found] == [("a", "b")]
+    assert [(each.stage, each.reason) for each in rejects] == [("pairs", "uncertain")] * 2
+    assert [each.detail for each in rejects] == ["probability 0.700 is below 0.72"] * 2
+
+
+def test_a_ranking_without_a_certain_pair_gives_none(by_id: dict[str, Response]) -> None:
+    even = replace(RANKING, pair_probabilities=(0.5, 0.5, 0.5))
+    found, rejects = made(by_id, even, min_probability=0.6)
+    assert found == []
+    assert len(rejects) == 3
+    found, _ = made(by_id, even)
+    assert [pair.probability for pair in found] == [0.5, 0.5, 0.5]
+
+
+def test_pair_ids_name_the_two_responses_alone(by_id: dict[str, Response]) -> None:
+    plain, _ = made(by_id)
+    other, _ = made(by_id, replace(RANKING, pair_probabilities=(0.6, 0.6, 0.6)), trait_weight=9.0)
+    assert [pair.pair_id for pair in plain] == [pair.pair_id for pair in other]
+
+
+MakeWork = Callable[..., Work]
+
+
+@pytest.fixture(name="make_work")
+def work_maker(tmp_path: Path, traits: list[Trait], responses: list[Response]) -> MakeWork:
+    """The stage's work on two prompts in three files of responses, one of which is empty."""
+    run_directory = open_directory(str(tmp_path))
+
+    def artifact(name: str, *tables: tuple[str, Any]) -> tuple[Any, Any]:
+        directory = run_directory.child(name)
+        for file, table in tables:
+            directory.write_table(file, table)
+        return directory, artifacts.commit(
+            directory,
+            Identity(name, {}, {}),
+            Outcome(tuple(file for file, _ in tables)),
+            resolved_config={},
+            code_version="",
+            wall_seconds=0,
+        )
+
+    def make_work(split: str) -> Work:
+        held_out = [
+            replace(each, prompt_id="p2", trait_id="curious", split=cast(Any, split))
+            for each in responses
+        ]
+        other = replace(RANKING, prompt_id="p2", trait_id="curious", split=cast(Any, split))
+        files = [f"responses/part-{index:06d}.parquet" for index in range(3)]
+        ranked = [f"rankings/part-{index:06d}.parquet" for index in range(2)]
+        inputs = {
+            "traits": artifact("traits", ("traits/part-000000.parquet", to_table(traits, Trait))),
+            "responses": artifact(
+                "responses",
+                (files[0], to_table(responses, Response)),
+                (files[1], to_table([], Response)),
+                (files[2], to_table(held_out, Response)),
+            ),
+            "rankings": artifact(
+                "rankings",
+                (ranked[0], to_table([RANKING], Ranking)),
+                (ranked[1], to_table([other], Ranking)),
+            ),
+        }
+        stage = Stage("pairs", tuple(inputs), {}, {}, "")
+        return Work(stage, Identity("pairs", {}, {}), run_directory.child("pairs"), inputs)
+
+    return make_work
+
+
+def context(config: RunConfig, min_probability: float) -> Context:
+    section = config.pairs.model_copy(update={"min_probability": min_probability})
+    changed = config.model_copy(update={"pairs": section})
+    return cast(Context, SimpleNamespace(config=changed))
+
+
+def test_the_stage_writes_pairs_and_rejects_of_every_file(
+    make_work: MakeWork, smoke_config: RunConfig
+) -> None:
+    work = make_work("validation")
+    outcome = pairs.run(work, context(smoke_config, 0.75))
+    assert outcome.rejects == {"uncertain": 2}
+    assert outcome.summary["pairs_by_split"] == {"train": 2, "validation": 2}
+    assert outcome.summary["mean_probability"] == pytest.approx(0.875)
+    manifest = artifacts.commit(
+        work.directory,
+        work.identity,
+        outcome,
+        resolved_config={},
+        code_version="",
+        wall_seconds=0,
+    )
+    assert manifest.rows == {"pairs": 4, "rejects/pairs": 2}
+    found = read_rows(work.directory, manifest, "pairs", PreferencePair)
+    weights = {pair.trait_id: pair.weight for pair in found}
+    assert weights == {"honest": 0.5, "curious": 1.0}
+
+
+def test_a_split_without_pairs_stops_the_stage(
+    make_work: MakeWork, smoke_config: RunConfig
+) -> None:
+    with pytest.raises(SamplingError, match="no validation pair is left"):
+        pairs.run(make_work("train"), context(smoke_config, 0.5))

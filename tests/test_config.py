@@ -1,0 +1,379 @@
+"""conf/ and the types behind it: every file composes, every contradiction is said by its key."""
+
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from charactertrain.config import RunConfig, Section, identity, validate
+from charactertrain.exceptions import ConfigError
+
+Json = dict[str, Any]
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+MAX_LEAVES = 130
+MAX_DEPTH = 4
+
+# What a choice needs beside it to fit the recipe.
+OPTIONS = [
+    *((f"model={name}",) for name in ("smollm2_135m", "tiny_random")),
+    *((f"model={name}",) for name in ("qwen3_0_6b", "qwen3_8b", "llama3_8b")),
+    ("sampler=vllm",),
+    ("sampler=fake",),
+    ("cluster=local",),
+    ("cluster=ray", "run.dir=s3://bucket/run"),
+    ("cluster=ray", "run.dir=/shared/run"),
+    *((f"ranker={name}",) for name in ("auto", "contrast", "judge")),
+    *((f"objective={name}",) for name in ("grpo", "centered", "rloo")),
+    *(
+        (f"deepspeed@{stage}.deepspeed={name}",)
+        for stage in ("preference_model", "policy")
+        for name in ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
+    ),
+]
+
+
+def leaves(values: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Every value that is no mapping, with the keys that lead to it."""
+    if not isinstance(values, dict):
+        yield path, values
+        return
+    for key, value in values.items():
+        yield from leaves(value, (*path, str(key)))
+
+
+def changed(values: Json, settings: Json) -> Json:
+    """A copy of a composed config with settings given by their dotted keys."""
+    values = deepcopy(values)
+    for key, value in settings.items():
+        *path, last = key.split(".")
+        section = values
+        for name in path:
+            section = section[name]
+        section[last] = value
+    return values
+
+
+def said_about(values: Json) -> str:
+    """What is said about a config that is not valid: one line per problem."""
+    with pytest.raises(ConfigError) as caught:
+        validate(values)
+    first, *problems = str(caught.value).splitlines()
+    assert first == "the configuration is not valid:"
+    assert len(problems) == 1, "expected one problem"
+    return problems[0].strip()
+
+
+@pytest.fixture(name="recipe", scope="module")
+def composed_recipe(compose: Any) -> Json:
+    """conf/config.yaml with its default options, as a mapping; not to be changed."""
+    values: Json = compose()
+    return values
+
+
+def test_the_recipe_is_valid_as_it_stands(recipe: Json) -> None:
+    config = validate(recipe)
+    assert config.model.path.startswith("embedded:")
+    assert config.run.dry is False
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_composes_and_validates(compose: Any, name: str) -> None:
+    validate(compose(f"experiment={name}"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_wins_over_the_recipe(compose: Any, recipe: Json, name: str) -> None:
+    written = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
+    written.pop("defaults", None)
+    composed = dict(leaves(compose(f"experiment={name}")))
+    asked = dict(leaves(written))
+    assert {path: composed[path] for path in asked} == asked
+    plain = dict(leaves(recipe))
+    assert any(plain[path] != value for path, value in asked.items())
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_command_line_wins_over_an_experiment(compose: Any, name: str) -> None:
+    composed = compose(f"experiment={name}", "policy.num_steps=77", "objective=rloo")
+    assert composed["policy"]["num_steps"] == 77
+    assert composed["policy"]["objective"]["name"] == "rloo"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_opens_with_the_question_that_it_answers(name: str) -> None:
+    package, question = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()[:2]
+    assert package == "# @package _global_"
+    assert question.startswith("# ")
+    assert question.endswith("?")
+
+
+@pytest.mark.parametrize("overrides", OPTIONS, ids=" ".join)
+def test_option_composes_and_validates(compose: Any, overrides: tuple[str, ...]) -> None:
+    validate(compose(*overrides))
+
+
+def test_every_option_of_every_group_is_tried() -> None:
+    shipped = {(file.parent.name, file.stem) for file in CONF.glob("*/*.yaml")} - {
+        ("experiment", name) for name in EXPERIMENTS
+    }
+    tried = {
+        (choice.partition("=")[0].partition("@")[0], choice.partition("=")[2])
+        for choice, *_ in OPTIONS
+    }
+    assert tried == shipped
+
+
+def test_options_take_effect_where_they_belong(compose: Any) -> None:
+    config = validate(
+        compose(
+            "ranker=judge",
+            "objective=rloo",
+            "deepspeed@preference_model.deepspeed=zero0",
+            "deepspeed@policy.deepspeed=zero3_offload",
+            "model=tiny_random",
+            "sampler=fake",
+        )
+    )
+    assert config.rankings.ranker == "judge"
+    assert config.policy.objective.name == "rloo"
+    assert config.preference_model.deepspeed.stage == 0
+    assert (config.policy.deepspeed.stage, config.policy.deepspeed.offload) == (3, True)
+    assert config.model.name == "tiny_random"
+    assert config.sampler.kind == "fake"
+
+
+def test_the_config_stays_small(recipe: Json) -> None:
+    paths = [path for path, _ in leaves(recipe)]
+    assert len(paths) <= MAX_LEAVES
+    assert max(len(path) for path in paths) <= MAX_DEPTH
+
+
+def sections() -> list[type[Section]]:
+    found, waiting = [], [Section]
+    while waiting:
+        subclasses = waiting.pop().__subclasses__()
+        found += subclasses
+        waiting += subclasses
+    return found
+
+
+def test_no_field_has_a_default() -> None:
+    assert RunConfig in sections()
+    optional = [
+        f"{section.__name__}.{name}"
+        for section in sections()
+        for name, field in section.model_fields.items()
+        if not field.is_required()
+    ]
+    assert optional == []
+
+
+def test_every_setting_is_needed(recipe: Json) -> None:
+    for path, _ in leaves(recipe):
+        if path[:2] == ("responses", "variants"):
+            continue
+        values = deepcopy(recipe)
+        section = values
+        for key in path[:-1]:
+            section = section[key]
+        del section[path[-1]]
+        assert said_about(values).startswith(f"{'.'.join(path)}: Field required")
+
+
+def test_the_config_is_frozen(smoke_config: RunConfig) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        smoke_config.policy.num_steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("polcy", "polcy: Extra inputs are not permitted (found 3)"),
+        ("policy.steps", "policy.steps: Extra inputs are not permitted (found 3)"),
+        ("policy.objective.beta", "policy.objective.beta: Extra inputs are not permitted"),
+        ("sampler.resources.gpus", "sampler.resources.gpus: Extra inputs are not permitted"),
+    ],
+)
+def test_unknown_key_is_refused_with_its_path(recipe: Json, key: str, expected: str) -> None:
+    assert said_about(changed(recipe, {key: 3})).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("policy.objective.clip_low", 1.5, r".* less than 1 \(found 1\.5\)"),
+        ("policy.num_steps", 0, r".* greater than 0 \(found 0\)"),
+        ("policy.group_size", 1, r".* greater than or equal to 2 \(found 1\)"),
+        ("policy.num_steps", "many", r".* valid integer.*\(found 'many'\)"),
+        ("policy.learning_rate", -1, r".* greater than 0"),
+        ("policy.deepspeed.stage", 4, r".* 0, 1, 2 or 3 \(found 4\)"),
+        ("prompts.test_share", 1.2, r".* less than or equal to 1"),
+        ("pairs.min_probability", 0.4, r".* greater than or equal to 0\.5"),
+        ("rankings.ranker", "coin", r".* 'contrast' \(found 'coin'\)"),
+        ("sampler.kind", "openai", r"Input should be 'vllm' or 'fake'"),
+        ("cluster.num_workers", [1, 2, 3], r".* at most 2 items"),
+        ("seed", None, r".* valid integer \(found None\)"),
+        ("logging.wandb", "on", r"Input should be 'off', 'offline' or 'online'"),
+    ],
+)
+def test_a_value_out_of_range_is_named_and_shown(
+    recipe: Json, key: str, value: object, expected: str
+) -> None:
+    assert re.match(f"{key}: {expected}", said_about(changed(recipe, {key: value})))
+
+
+def test_an_unknown_variant_is_named(recipe: Json) -> None:
+    said = said_about(changed(recipe, {"responses.variants.bold": 1}))
+    assert re.match(r"responses\.variants\.bold\b.* 'none', 'mild' or 'strong'", said)
+
+
+MULTIPLE = "every worker must get the same number of microbatches"
+WITHOUT_KL = (
+    "a policy with no KL to the reference drifts into hacks of its reward; ask for it by setting "
+    "both kl_coef=0 and without_kl=true"
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            {"policy.prompts_per_step": 33, "policy.resources.microbatch_size": 3}
+            | {"policy.warm_start.prompts_per_step": 30, "cluster.num_workers": [2, 2]},
+            "policy.prompts_per_step 33 is not a multiple of workers x microbatch_size = 2 x 3; "
+            + MULTIPLE,
+        ),
+        (
+            {"policy.warm_start.prompts_per_step": 5, "cluster.num_workers": [2, 2]},
+            "policy.warm_start.prompts_per_step 5 is not a multiple of workers x microbatch_size "
+            "= 2 x 1; " + MULTIPLE,
+        ),
+        (
+            {"preference_model.prompts_per_step": 6, "cluster.num_workers": [1, 4]},
+            "preference_model.prompts_per_step 6 is not a multiple of workers x microbatch_size "
+            "= 4 x 1; " + MULTIPLE,
+        ),
+        (
+            {"cluster.num_workers": [4, 2]},
+            "cluster.num_workers is (4, 2); give (fewest, most)",
+        ),
+        (
+            {"sampler.resources.num_engines": [3, 1]},
+            "sampler.resources.num_engines is (3, 1); give (fewest, most)",
+        ),
+        (
+            {"cluster.num_cpus": 4, "cluster.num_workers": [4, 4], "cluster.cpus_per_worker": 2},
+            "cluster: 4 workers of 2.0 CPUs need 8.0, and cluster.num_cpus is 4",
+        ),
+        (
+            {"sampler.resources.gpus_per_engine": 1, "sampler.resources.tensor_parallel_size": 2},
+            "sampler.resources: gpus_per_engine 1.0 and tensor_parallel_size 2 differ; an engine "
+            "takes one GPU per tensor-parallel rank",
+        ),
+        (
+            {"cluster.address": "auto", "run.dir": "runs/mine"},
+            "run.dir 'runs/mine' is relative, and on a cluster it would resolve inside each job's "
+            "own working directory; give an absolute path that all nodes share, or a URI",
+        ),
+        (
+            {"policy.objective.kl_coef": 0},
+            "policy.objective: kl_coef is 0.0 and without_kl is False: " + WITHOUT_KL,
+        ),
+        (
+            {"policy.objective.without_kl": True},
+            "policy.objective: kl_coef is 0.05 and without_kl is True: " + WITHOUT_KL,
+        ),
+        (
+            {"prompts.test_share": 0.5, "prompts.validation_share": 0.5},
+            "prompts: validation_share + test_share must leave a share for training",
+        ),
+        (
+            {"prompts.min_words": 9, "prompts.max_words": 8},
+            "prompts: min_words 9 exceeds max_words 8",
+        ),
+        (
+            {"responses.variants": {"none": 1, "mild": 0}},
+            "responses: variants give 1 candidates; a ranking needs 2",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_contradiction_is_one_message_that_names_its_keys(
+    recipe: Json, settings: Json, expected: str
+) -> None:
+    assert said_about(changed(recipe, settings)) == expected
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "prompts.max_tokens",
+        "responses.max_tokens",
+        "policy.max_tokens",
+        "evaluation.max_tokens",
+        "evaluation.length_max_tokens",
+    ],
+)
+def test_a_length_that_leaves_no_room_for_a_prompt_is_named(recipe: Json, key: str) -> None:
+    used = {"evaluation.length_prompts": 1, "evaluation.length_max_tokens": 1023}
+    validate(changed(recipe, used | {key: 1023}))
+    assert said_about(changed(recipe, used | {key: 1024})) == (
+        f"{key} is 1024 tokens and leaves no room for a prompt in model.context_tokens 1024; "
+        "lower the one or raise the other"
+    )
+
+
+def test_a_length_that_is_not_used_need_not_fit(recipe: Json) -> None:
+    settings = {"evaluation.length_prompts": 0, "evaluation.length_max_tokens": 9999}
+    assert validate(changed(recipe, settings)).evaluation.length_max_tokens == 9999
+
+
+def test_a_policy_without_kl_is_asked_for_by_name(recipe: Json) -> None:
+    settings = {"policy.objective.kl_coef": 0, "policy.objective.without_kl": True}
+    assert validate(changed(recipe, settings)).policy.objective.kl_coef == 0
+
+
+@pytest.mark.parametrize("directory", ["s3://bucket/run", "/shared/run"])
+def test_a_run_on_a_cluster_takes_what_all_nodes_see(recipe: Json, directory: str) -> None:
+    settings = {"cluster.address": "auto", "run.dir": directory}
+    assert validate(changed(recipe, settings)).run.dir == directory
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"policy.num_steps": 0, "seed": -1, "colour": "red"},
+        {"policy.max_tokens": 2000, "policy.prompts_per_step": 33, "cluster.num_workers": [2, 2]}
+        | {"sampler.resources.num_engines": [2, 1]},
+    ],
+    ids=["fields", "contradictions"],
+)
+def test_all_problems_are_listed(recipe: Json, settings: Json) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(changed(recipe, settings))
+    assert len(str(caught.value).splitlines()) == 1 + 3
+
+
+def test_identity_leaves_out_how_a_stage_runs(smoke_config: RunConfig) -> None:
+    found = identity(smoke_config.policy)
+    assert found["num_steps"] == 2
+    assert found["objective"]["kl_coef"] == 0.05
+    assert found["warm_start"]["epochs"] == 1
+    keys = {key for path, _ in leaves(found) for key in path}
+    assert keys.isdisjoint({"resources", "deepspeed", "microbatch_size", "stage", "offload"})
+    assert set(found) == set(type(smoke_config.policy).model_fields) - {"resources", "deepspeed"}
+
+
+def test_identity_changes_with_results_and_not_with_resources(recipe: Json) -> None:
+    moved = {"policy.deepspeed.stage": 3, "policy.resources.microbatch_size": 2}
+    other = {"policy.warm_start.learning_rate": 0.5}
+    plain = identity(validate(recipe).policy)
+    assert identity(validate(changed(recipe, moved)).policy) == plain
+    assert identity(validate(changed(recipe, other)).policy) != plain

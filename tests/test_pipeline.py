@@ -1,0 +1,276 @@
+"""Plans: which stages run, go on, are skipped or refused, and what running them leaves."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from charactertrain import artifacts, pipeline
+from charactertrain.artifacts import Outcome
+from charactertrain.exceptions import ArtifactError, ConfigError
+from charactertrain.pipeline import Action, Stage, Step, Work
+from charactertrain.storage import Directory, open_directory
+
+
+def stage(name: str, *inputs: str, **config: Any) -> Stage:
+    return Stage(name, inputs, config, {**config, "resources": {"gpus": 8}}, f"some {name}")
+
+
+STAGES = (
+    stage("traits", names=["a", "b"]),
+    stage("prompts", "traits", seed=1, model={"path": "tiny"}),
+    stage("pairs", "prompts", "traits"),
+)
+CHANGED = (STAGES[0], stage("prompts", "traits", seed=2, model={"path": "tiny"}), STAGES[2])
+
+
+@pytest.fixture(name="run_directory")
+def run_directory_on_disk(tmp_path: Path) -> Directory:
+    """A run directory that nothing was written to."""
+    return open_directory(str(tmp_path / "run"))
+
+
+def make_plan(
+    directory: Directory,
+    stages: Sequence[Stage] = STAGES,
+    *,
+    only: str | None = None,
+    until: str | None = None,
+) -> list[Step]:
+    return pipeline.make_plan(stages, directory, only=only, until=until)
+
+
+def actions(steps: Sequence[Step]) -> dict[str, Action]:
+    return {step.stage.name: step.action for step in steps}
+
+
+def write_name(work: Work) -> Outcome:
+    work.directory.write_bytes("name.txt", work.stage.name.encode())
+    return Outcome(("name.txt",), summary={"inputs": sorted(work.inputs)})
+
+
+def fail(work: Work) -> Outcome:
+    work.directory.write_bytes("shard.txt", b"done before it failed")
+    raise RuntimeError(f"{work.stage.name} broke")
+
+
+def run(
+    directory: Directory,
+    stages: Sequence[Stage] = STAGES,
+    implementation: Callable[[Work], Outcome] = write_name,
+    **choice: str,
+) -> list[Step]:
+    steps = make_plan(directory, stages, **choice)
+    pipeline.check_plan(steps, directory)
+    pipeline.check_inputs(steps, directory)
+    for step in steps:
+        pipeline.execute(step, directory, implementation, code_version="0.1.0")
+    return steps
+
+
+def snapshot(path: Path) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(file.relative_to(path)): (file.read_bytes(), file.stat().st_mtime_ns)
+        for file in path.rglob("*")
+        if file.is_file()
+    }
+
+
+def test_a_plan_writes_nothing(run_directory: Directory) -> None:
+    assert actions(make_plan(run_directory)) == dict.fromkeys(
+        ("traits", "prompts", "pairs"), Action.RUN
+    )
+    assert not run_directory.local_path.exists()
+
+
+def test_what_was_made_is_skipped_and_the_rest_is_run(run_directory: Directory) -> None:
+    run(run_directory, until="prompts")
+    assert actions(make_plan(run_directory)) == {
+        "traits": Action.SKIP,
+        "prompts": Action.SKIP,
+        "pairs": Action.RUN,
+    }
+
+
+def test_a_stage_that_is_gone_is_made_anew_and_the_others_still_fit(
+    run_directory: Directory,
+) -> None:
+    run(run_directory)
+    run_directory.delete("prompts")
+    assert actions(make_plan(run_directory)) == {
+        "traits": Action.SKIP,
+        "prompts": Action.RUN,
+        "pairs": Action.SKIP,
+    }
+
+
+def test_a_change_refuses_the_stage_and_all_below_it(run_directory: Directory) -> None:
+    run(run_directory)
+    steps = make_plan(run_directory, CHANGED)
+    assert actions(steps) == {
+        "traits": Action.SKIP,
+        "prompts": Action.REFUSE,
+        "pairs": Action.REFUSE,
+    }
+    assert steps[1].reasons == ("config.seed: this run asks for 2, the artifact has 1",)
+    assert [reason.split(":")[0] for reason in steps[2].reasons] == ["inputs.prompts"]
+
+
+def test_how_a_stage_runs_does_not_count(run_directory: Directory) -> None:
+    run(run_directory)
+    elsewhere = [replace(each, resolved_config={"resources": {"gpus": 0}}) for each in STAGES]
+    assert set(actions(make_plan(run_directory, elsewhere)).values()) == {Action.SKIP}
+
+
+def test_a_refusal_names_stage_setting_values_and_ways_out(run_directory: Directory) -> None:
+    run(run_directory)
+    before = snapshot(run_directory.local_path)
+    with pytest.raises(ArtifactError) as caught:
+        run(run_directory, CHANGED, fail)
+    said = str(caught.value)
+    assert f"{run_directory.uri}/prompts was made with other settings" in said
+    assert "config.seed: this run asks for 2, the artifact has 1" in said
+    assert "Stages that would not match: prompts, pairs." in said
+    assert "Nothing was changed." in said
+    for way_out in ("the settings it was made with", "another run.dir", "move those directories"):
+        assert way_out in said
+    assert snapshot(run_directory.local_path) == before
+
+
+def test_a_plan_without_refusals_passes(run_directory: Directory) -> None:
+    pipeline.check_plan(make_plan(run_directory), run_directory)
+
+
+def test_a_stage_that_raises_is_no_artifact_and_is_resumed(run_directory: Directory) -> None:
+    with pytest.raises(RuntimeError, match="traits broke"):
+        run(run_directory, implementation=fail)
+    traits = run_directory.child("traits")
+    assert artifacts.read_manifest(traits) is None
+    assert actions(make_plan(run_directory))["traits"] is Action.RESUME
+    run(run_directory)
+    assert traits.files() == ["manifest.json", "name.txt", "shard.txt"]
+    assert set(actions(make_plan(run_directory)).values()) == {Action.SKIP}
+
+
+def test_unfinished_work_of_other_settings_is_refused(run_directory: Directory) -> None:
+    run(run_directory, until="traits")
+    with pytest.raises(RuntimeError, match="prompts broke"):
+        run(run_directory, implementation=fail)
+    steps = make_plan(run_directory, CHANGED)
+    assert actions(steps)["prompts"] is Action.REFUSE
+    assert steps[1].reasons == ("config.seed: this run asks for 2, the artifact has 1",)
+
+
+def test_a_skipped_stage_is_not_run_again(run_directory: Directory) -> None:
+    run(run_directory)
+    before = snapshot(run_directory.local_path)
+    steps = run(run_directory, implementation=fail)
+    assert set(actions(steps).values()) == {Action.SKIP}
+    assert snapshot(run_directory.local_path) == before
+
+
+def test_a_skipped_stage_with_a_lost_file_is_named(run_directory: Directory) -> None:
+    run(run_directory)
+    run_directory.delete("prompts/name.txt")
+    with pytest.raises(ArtifactError, match=r"prompts/name\.txt is missing"):
+        run(run_directory)
+
+
+def test_an_artifact_says_what_it_was_made_of_and_with(run_directory: Directory) -> None:
+    run(run_directory)
+    manifests = {
+        each.name: artifacts.require(run_directory.child(each.name), each.name) for each in STAGES
+    }
+    prompts, pairs = manifests["prompts"], manifests["pairs"]
+    assert pairs.identity.inputs == {
+        "prompts": prompts.fingerprint,
+        "traits": manifests["traits"].fingerprint,
+    }
+    assert pairs.summary == {"inputs": ["prompts", "traits"]}
+    assert prompts.identity.config == {"seed": 1, "model": {"path": "tiny"}}
+    assert prompts.resolved_config["resources"] == {"gpus": 8}
+    assert prompts.code_version == "0.1.0"
+    assert prompts.wall_seconds >= 0
+
+
+def test_an_implementation_reads_its_inputs_where_they_are(run_directory: Directory) -> None:
+    seen = {}
+
+    def read_inputs(work: Work) -> Outcome:
+        for name, (directory, manifest) in work.inputs.items():
+            seen[work.stage.name, name] = directory.read_bytes(manifest.files[0].name)
+        return write_name(work)
+
+    run(run_directory, implementation=read_inputs)
+    assert seen == {
+        ("prompts", "traits"): b"traits",
+        ("pairs", "prompts"): b"prompts",
+        ("pairs", "traits"): b"traits",
+    }
+
+
+def test_only_runs_one_stage_on_what_is_there(run_directory: Directory) -> None:
+    run(run_directory, until="prompts")
+    assert actions(run(run_directory, only="pairs")) == {"pairs": Action.RUN}
+    assert set(actions(make_plan(run_directory)).values()) == {Action.SKIP}
+
+
+def test_only_with_an_input_that_is_missing_names_it(run_directory: Directory) -> None:
+    run(run_directory, until="traits")
+    with pytest.raises(ArtifactError, match=r"no prompts artifact in .*/run/prompts: manifest"):
+        run(run_directory, only="pairs")
+    assert not run_directory.exists("pairs")
+
+
+def test_only_with_an_input_of_other_settings_names_it(run_directory: Directory) -> None:
+    run(run_directory, until="prompts")
+    with pytest.raises(ArtifactError) as caught:
+        run(run_directory, CHANGED, only="pairs")
+    said = str(caught.value)
+    assert f"{run_directory.uri}/prompts was made with other settings than this run asks" in said
+    assert "'seed': 1" in said
+    assert not run_directory.exists("pairs")
+
+
+@pytest.mark.parametrize(
+    ("only", "until", "expected"),
+    [
+        (None, None, ["traits", "prompts", "pairs"]),
+        ("prompts", None, ["prompts"]),
+        (None, "traits", ["traits"]),
+        (None, "pairs", ["traits", "prompts", "pairs"]),
+    ],
+)
+def test_select(only: str | None, until: str | None, expected: list[str]) -> None:
+    assert pipeline.select(STAGES, only=only, until=until) == expected
+
+
+@pytest.mark.parametrize(
+    ("only", "until", "message"),
+    [
+        ("prompt", None, "run.only: no stage 'prompt'; expected one of traits, prompts, pairs"),
+        (None, "end", "run.until: no stage 'end'; expected one of traits, prompts, pairs"),
+        ("pairs", "pairs", "run.only and run.until exclude each other; give one of them"),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_refused(
+    run_directory: Directory, only: str | None, until: str | None, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_plan(run_directory, only=only, until=until)
+    assert str(caught.value) == message
+
+
+def test_a_run_in_an_object_store_is_planned_and_skipped_alike(
+    open_s3: Callable[[str], Directory],
+) -> None:
+    directory = open_s3("pipeline")
+    with pytest.raises(RuntimeError, match="traits broke"):
+        run(directory, implementation=fail)
+    assert actions(make_plan(directory))["traits"] is Action.RESUME
+    run(directory)
+    assert set(actions(make_plan(directory)).values()) == {Action.SKIP}
+    with pytest.raises(ArtifactError, match="s3://bucket/pipeline/prompts was made with other"):
+        run(directory, CHANGED)

@@ -1,0 +1,181 @@
+"""Directories on a local disk and in an object store: the same promises on both."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+import xxhash
+
+from charactertrain.exceptions import ArtifactError, ConfigError
+from charactertrain.storage import Directory, open_directory
+
+# More than one part of a multi-part upload.
+LARGE = bytes(range(256)) * 4 * 2**12 * 3
+
+
+def everything(directory: Directory) -> list[str]:
+    """All files that lie there, hidden ones too."""
+    selector = pafs.FileSelector(directory.root, recursive=True, allow_not_found=True)
+    infos = directory.filesystem.get_file_info(selector)
+    return sorted(
+        info.path.removeprefix(f"{directory.root}/")
+        for info in infos
+        if info.type is pafs.FileType.File
+    )
+
+
+def fail_to_write(directory: Directory, name: str, data: bytes) -> None:
+    with pytest.raises(RuntimeError, match="no power"), directory.replacing(name) as stream:
+        stream.write(data)
+        raise RuntimeError("no power")
+
+
+def test_what_is_written_is_read_back(directory: Directory) -> None:
+    directory.write_bytes("deep/down/file.bin", LARGE)
+    assert directory.exists("deep/down/file.bin")
+    assert directory.size("deep/down/file.bin") == len(LARGE)
+    assert directory.read_bytes("deep/down/file.bin") == LARGE
+    assert directory.checksum("deep/down/file.bin") == xxhash.xxh3_128_hexdigest(LARGE)
+    assert everything(directory) == ["deep/down/file.bin"]
+
+
+def test_a_directory_that_is_opened_is_not_made(directory: Directory) -> None:
+    assert not directory.exists("")
+    assert not directory.exists("file.bin")
+    assert directory.files() == []
+
+
+@pytest.mark.parametrize("data", [b"half", LARGE], ids=["small", "large"])
+def test_a_writer_that_raises_leaves_nothing(directory: Directory, data: bytes) -> None:
+    fail_to_write(directory, "table/file.bin", data)
+    assert not directory.exists("table/file.bin")
+    assert everything(directory) == []
+
+
+def test_a_writer_that_raises_leaves_the_earlier_file(directory: Directory) -> None:
+    directory.write_bytes("file.bin", b"whole")
+    fail_to_write(directory, "file.bin", b"half")
+    assert directory.read_bytes("file.bin") == b"whole"
+    assert everything(directory) == ["file.bin"]
+
+
+def test_a_reader_sees_the_earlier_file_until_the_new_one_is_complete(directory: Directory) -> None:
+    directory.write_bytes("file.bin", b"first")
+    with directory.replacing("file.bin") as stream:
+        stream.write(b"second")
+        stream.flush()
+        assert directory.read_bytes("file.bin") == b"first"
+        assert directory.files() == ["file.bin"]
+    assert directory.read_bytes("file.bin") == b"second"
+
+
+def test_files_are_sorted_names_below_the_directory(directory: Directory) -> None:
+    for name in ("b/2.txt", "a.txt", "b/1.txt", "b/c/3.txt"):
+        directory.write_bytes(name, b"x")
+    assert directory.files() == ["a.txt", "b/1.txt", "b/2.txt", "b/c/3.txt"]
+    assert directory.files("b") == ["b/1.txt", "b/2.txt", "b/c/3.txt"]
+    assert directory.child("b").files() == ["1.txt", "2.txt", "c/3.txt"]
+    assert directory.files("nothing") == []
+
+
+def test_files_leave_out_what_is_hidden(directory: Directory) -> None:
+    directory.write_bytes("table/part.parquet", b"x")
+    directory.write_bytes("table/.part.parquet.0a1b2c3d.partial", b"x")
+    assert len(everything(directory)) == 2
+    assert directory.files() == ["table/part.parquet"]
+
+
+def test_checksum_is_that_of_the_bytes(directory: Directory) -> None:
+    directory.write_bytes("file.bin", b"some bytes")
+    directory.write_bytes("empty.bin", b"")
+    assert directory.checksum("file.bin") == xxhash.xxh3_128_hexdigest(b"some bytes")
+    assert directory.checksum("empty.bin") == xxhash.xxh3_128_hexdigest(b"")
+
+
+def test_tables_are_read_whole_or_by_column(directory: Directory) -> None:
+    table = pa.table({"name": ["a", "b"], "count": [1, 2]})
+    directory.write_table("t/part.parquet", table)
+    assert directory.read_table("t/part.parquet").equals(table)
+    assert directory.read_table("t/part.parquet", columns=["count"]).equals(table.select(["count"]))
+
+
+def test_upload_copies_every_file_below_the_name(directory: Directory, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "config.json").write_bytes(b"{}")
+    (source / "sub" / "weights.bin").write_bytes(b"weights")
+    (source / "empty").write_bytes(b"")
+    directory.upload(source, "model")
+    assert everything(directory) == ["model/config.json", "model/empty", "model/sub/weights.bin"]
+    assert directory.read_bytes("model/sub/weights.bin") == b"weights"
+    assert directory.size("model/empty") == 0
+
+
+def test_on_local_disk_shows_the_same_files(directory: Directory) -> None:
+    directory.write_bytes("config.json", b"{}")
+    directory.write_bytes("sub/weights.bin", b"weights")
+    with directory.on_local_disk() as path:
+        assert (path / "config.json").read_bytes() == b"{}"
+        assert (path / "sub" / "weights.bin").read_bytes() == b"weights"
+    assert path.exists() == directory.is_local
+    assert directory.files() == ["config.json", "sub/weights.bin"]
+
+
+def test_a_local_directory_is_not_copied_to_local_disk(tmp_path: Path) -> None:
+    with open_directory(str(tmp_path)).on_local_disk() as path:
+        assert path == tmp_path
+
+
+def test_delete_removes_files_and_directories(directory: Directory) -> None:
+    for name in ("a.txt", "b/1.txt", "b/c/2.txt"):
+        directory.write_bytes(name, b"x")
+    directory.delete("a.txt")
+    assert directory.files() == ["b/1.txt", "b/c/2.txt"]
+    directory.delete("b")
+    assert everything(directory) == []
+    directory.delete("nothing")
+
+
+def test_a_directory_travels_to_another_process(directory: Directory) -> None:
+    directory.write_bytes("file.bin", b"x")
+    other = pickle.loads(pickle.dumps(directory))
+    assert other.child("sub").uri == f"{directory.uri}/sub"
+    assert other.read_bytes("file.bin") == b"x"
+
+
+def test_local_path_of_a_store_is_refused(open_s3: Callable[[str], Directory]) -> None:
+    with pytest.raises(ArtifactError, match="s3://bucket/run is not on a local disk"):
+        _ = open_s3("run").local_path
+
+
+def test_a_uri_is_shown_without_its_options(open_s3: Callable[[str], Directory]) -> None:
+    directory = open_s3("run/")
+    assert directory.uri == "s3://bucket/run"
+    assert directory.root == "bucket/run"
+    assert directory.child("traits").path("manifest.json") == "bucket/run/traits/manifest.json"
+
+
+def test_a_uri_is_shown_without_keys() -> None:
+    options = "?endpoint_override=http://127.0.0.1:9&scheme=http"
+    directory = open_directory(f"s3://name:secret@bucket/me@home{options}")
+    assert directory.uri == "s3://bucket/me@home"
+
+
+def test_local_paths_and_file_uris_are_the_same_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for location in ("run", "run/", "~/run", str(tmp_path / "run"), f"file://{tmp_path}/run/"):
+        directory = open_directory(location)
+        assert directory.local_path == tmp_path / "run"
+        assert directory.path("a") == str(tmp_path / "run" / "a")
+
+
+@pytest.mark.parametrize("location", ["ftp://host/run", "nonsense://x"])
+def test_a_location_that_cannot_be_opened_names_run_dir(location: str) -> None:
+    with pytest.raises(ConfigError, match=r"run\.dir: cannot open '" + location):
+        open_directory(location)
