@@ -307,11 +307,20 @@ def test_differences_point_into_lists_of_mappings() -> None:
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [(1, 1.0), (True, 1), ({}, {"a": 1}), ([], [{"a": 1}]), ({}, None)],
+    [
+        ({"x": 1}, {"x": 1.0}),
+        ({"x": True}, {"x": 1}),
+        ({"x": {}}, {}),
+        ({"x": {}}, {"x": {"a": 1}}),
+        ({"x": []}, {"x": [{"a": 1}]}),
+        ({"x": None}, {}),
+    ],
     ids=repr,
 )
-def test_identities_with_other_fingerprints_always_differ(ours: object, theirs: object) -> None:
-    left, right = Identity("traits", {"x": ours}, {}), Identity("traits", {"x": theirs}, {})
+def test_identities_with_other_fingerprints_always_differ(
+    ours: dict[str, Any], theirs: dict[str, Any]
+) -> None:
+    left, right = Identity("traits", ours, {}), Identity("traits", theirs, {})
     assert left.fingerprint != right.fingerprint
     assert artifacts.differences(left, right)
 

@@ -128,8 +128,7 @@ class ZeroEngine:
         self._pending = 0
         found = self._engine.get_global_grad_norm()
         norm = float(whole_norm if found is None else found)
-        # ZeRO stages 1 to 3 give -1 in place of nan or inf.
-        if not math.isfinite(norm) or norm < 0:
+        if not math.isfinite(norm):
             raise TrainingError(
                 "the gradient norm is not finite; the last checkpoint is good: lower the learning "
                 "rate and start in another run.dir"

@@ -1,0 +1,204 @@
+"""Chunks of rows through Ray Data with the fake sampler: done once, resumed, refused."""
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from charactertrain.artifacts import FileEntry
+from charactertrain.exceptions import SamplingError
+from charactertrain.records import Prompt, Reject, Reply, from_table, to_table
+from charactertrain.runtime.dataflow import (
+    ChunkJob,
+    PoolSettings,
+    Source,
+    count_reasons,
+    run_chunks,
+)
+from charactertrain.runtime.engines import SamplerSource
+from charactertrain.runtime.progress import Progress
+from charactertrain.runtime.sampling import Sample, Sampler, SampleRequest, SamplingSettings
+from charactertrain.storage import Directory, open_directory
+from charactertrain.templates import plain_conversation
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+NUM_PROMPTS = 10
+POOL = PoolSettings(num_workers=(1, 2), rows_per_chunk=3, chunks_in_flight=2)
+PROGRESS = Progress(Console(file=io.StringIO()))
+
+
+class Writer:
+    """One reply per prompt; rejects the prompts whose number is a multiple of `reject_every`."""
+
+    def __init__(self, sampler: Sampler, *, reject_every: int) -> None:
+        self._sampler, self._reject_every = sampler, reject_every
+
+    def process(self, rows: list[Prompt]) -> tuple[list[Reply], list[Reject]]:
+        """Replies and rejects."""
+        settings = SamplingSettings(1.0, 1.0, 8, 1, ())
+        requests = [
+            SampleRequest(row.prompt_id, plain_conversation(row.text), seed=int(row.prompt_id[1:]))
+            for row in rows
+        ]
+        replies, rejects = [], []
+        for row, sample in zip(rows, self._sampler.sample(requests, settings), strict=True):
+            assert isinstance(sample, Sample)
+            if self._reject_every and int(row.prompt_id[1:]) % self._reject_every == 0:
+                rejects.append(Reject(row.prompt_id, "replies", "unlucky", ""))
+                continue
+            replies.append(
+                Reply(
+                    sample_id=row.prompt_id,
+                    prompt_id=row.prompt_id,
+                    trait_id=row.trait_id,
+                    arm="base",
+                    prompt=row.text,
+                    text=sample.text,
+                    token_ids=sample.token_ids,
+                    sequence_logprob=sample.sequence_logprob,
+                    finish_reason=sample.finish_reason,
+                )
+            )
+        return replies, rejects
+
+
+MakeJob = Callable[..., ChunkJob]
+
+
+@pytest.fixture(name="make_job")
+def job_maker(tmp_path: Path) -> MakeJob:
+    """Makes a job over ten prompts in two files, of seven and of three."""
+    directory = open_directory(str(tmp_path / "run"))
+
+    def make(
+        *, num_prompts: int = NUM_PROMPTS, reject_every: int = 0, share: float = 1.0
+    ) -> ChunkJob:
+        prompts = [
+            Prompt(f"p{i}", "warm", "warm/tea", "trait", f"Message {i}.", "train")
+            for i in range(num_prompts)
+        ]
+        entries = []
+        for index, rows in enumerate((prompts[:7], prompts[7:])):
+            name = f"prompts/part-{index:06d}.parquet"
+            directory.write_table(name, to_table(rows, Prompt))
+            entries.append(FileEntry(name, 0, "", len(rows)))
+        return ChunkJob(
+            name="replies",
+            source=Source(directory, tuple(entries), Prompt, whole_files=False),
+            target=directory,
+            table="replies",
+            result_type=Reply,
+            make_processor=partial(Writer, reject_every=reject_every),
+            sampler=SamplerSource(None, None, "fake"),
+            max_reject_share=share,
+        )
+
+    return make
+
+
+def replies(target: Directory, names: list[str]) -> list[Reply]:
+    return [
+        row
+        for name in names
+        if name.startswith("replies/")
+        for row in from_table(target.read_table(name), Reply)
+    ]
+
+
+def changed(target: Directory) -> dict[str, int]:
+    """When each file of the result was written, in nanoseconds."""
+    paths = target.local_path.glob("replies/*.parquet")
+    return {path.name: path.stat().st_mtime_ns for path in paths}
+
+
+def test_run_chunks_works_on_every_row_once_in_files_named_by_chunk(make_job: MakeJob) -> None:
+    job = make_job()
+    names, num_rows, num_rejects = run_chunks(job, POOL, PROGRESS)
+    # Seven rows make chunks of 3, 3 and 1, and three rows make one: a chunk is of one file.
+    assert names == [f"replies/part-{index:06d}.parquet" for index in range(4)]
+    assert (num_rows, num_rejects) == (10, 0)
+    tables = [[row.prompt_id for row in replies(job.target, [name])] for name in names]
+    assert tables == [["p0", "p1", "p2"], ["p3", "p4", "p5"], ["p6"], ["p7", "p8", "p9"]]
+
+
+def test_run_chunks_takes_whole_files_where_rows_belong_together(make_job: MakeJob) -> None:
+    job = make_job()
+    job = replace(job, source=replace(job.source, whole_files=True))
+    names, _, _ = run_chunks(job, POOL, PROGRESS)
+    assert [len(replies(job.target, [name])) for name in names] == [7, 3]
+
+
+def test_run_chunks_resumed_makes_only_what_is_missing_and_the_same(make_job: MakeJob) -> None:
+    job = make_job()
+    names, _, _ = run_chunks(job, POOL, PROGRESS)
+    before, times = replies(job.target, names), changed(job.target)
+    for name in ("replies/part-000001.parquet", "replies/part-000003.parquet"):
+        job.target.delete(name)
+    resumed, num_rows, _ = run_chunks(job, POOL, PROGRESS)
+    assert resumed == names
+    assert num_rows == 10
+    assert replies(job.target, resumed) == before
+    after = changed(job.target)
+    rewritten = {name for name in times if times[name] != after[name]}
+    assert rewritten == {"part-000001.parquet", "part-000003.parquet"}
+
+
+def test_run_chunks_that_are_all_done_start_nothing(make_job: MakeJob) -> None:
+    job = make_job()
+    run_chunks(job, POOL, PROGRESS)
+    times = changed(job.target)
+    run_chunks(job, POOL, PROGRESS)
+    assert changed(job.target) == times
+
+
+def test_run_chunks_resumed_with_another_chunk_size_keeps_the_first(make_job: MakeJob) -> None:
+    job = make_job()
+    names, _, _ = run_chunks(job, POOL, PROGRESS)
+    expected = replies(job.target, names)
+    job.target.delete("replies/part-000001.parquet")
+    other = replace(POOL, rows_per_chunk=2)
+    resumed, num_rows, _ = run_chunks(job, other, PROGRESS)
+    assert resumed == names
+    assert num_rows == 10
+    assert replies(job.target, resumed) == expected
+
+
+def test_run_chunks_counts_rejects_and_names_their_files(make_job: MakeJob) -> None:
+    job = make_job(reject_every=4, share=0.3)
+    names, num_rows, num_rejects = run_chunks(job, POOL, PROGRESS)
+    assert (num_rows, num_rejects) == (7, 3)
+    # p0, p4 and p8 are in the chunks 0, 1 and 3.
+    assert [name for name in names if name.startswith("rejects/")] == [
+        f"rejects/replies/part-{index:06d}.parquet" for index in (0, 1, 3)
+    ]
+    assert count_reasons(job.target, names) == {"unlucky": 3}
+    assert "p4" not in {row.prompt_id for row in replies(job.target, names)}
+
+
+def test_run_chunks_with_one_reject_too_many_stops_at_the_end(make_job: MakeJob) -> None:
+    with pytest.raises(SamplingError, match=r"replies: 3 of 10 rows were rejected.*0\.29"):
+        run_chunks(make_job(reject_every=4, share=0.29), POOL, PROGRESS)
+
+
+def test_run_chunks_with_too_many_rejects_stops_early_and_keeps_what_is_done(
+    make_job: MakeJob,
+) -> None:
+    one_at_a_time = PoolSettings(num_workers=(1, 1), rows_per_chunk=8, chunks_in_flight=1)
+    job = make_job(num_prompts=400, reject_every=2, share=0.4)
+    with pytest.raises(SamplingError, match=r"rejects/replies\. What is done is kept"):
+        run_chunks(job, one_at_a_time, PROGRESS)
+    kept = changed(job.target)
+    assert 8 <= len(kept) < 51
+    # Somebody finds half of them acceptable after all.
+    names, num_rows, num_rejects = run_chunks(
+        replace(job, max_reject_share=0.5), one_at_a_time, PROGRESS
+    )
+    assert (num_rows, num_rejects) == (200, 200)
+    assert len({row.prompt_id for row in replies(job.target, names)}) == 200
+    after = changed(job.target)
+    assert all(after[name] == time for name, time in kept.items())

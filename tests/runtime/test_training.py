@@ -1,0 +1,136 @@
+"""Ray Train around a loop without a model: metrics, restarts, and failures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from charactertrain.exceptions import TrainingError
+from charactertrain.runtime import training
+from charactertrain.runtime.training import WorkerSettings
+from charactertrain.storage import open_directory
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+NUM_STEPS = 5
+TARGET = 3.0
+
+
+def descend(arguments: dict[str, Any]) -> None:
+    """Gradient steps on (x - 3)^2, the mean over workers of equal gradients; writes x at the end.
+
+    Raises at `fail_at` as often as `failures` says; every call leaves a line in `starts`.
+    """
+    worker = training.join_group(arguments)
+    x = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    first = 0
+    with training.last_checkpoint() as checkpoint:
+        if checkpoint is not None:
+            state = json.loads((checkpoint / f"rank{worker.rank}.json").read_text())
+            first = state["step"]
+            x.data.fill_(state["x"])
+    directory = Path(arguments["directory"])
+    starts = directory / f"starts{worker.rank}.txt"
+    with starts.open("a") as file:
+        file.write(f"{first} of {worker.num_workers}\n")
+    for step in range(first, NUM_STEPS):
+        if (
+            step == arguments["fail_at"]
+            and len(starts.read_text().splitlines()) <= arguments["failures"]
+        ):
+            raise RuntimeError(f"no luck at step {step}")
+        loss = (x - TARGET).square()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.distributed.all_reduce(x.grad)
+        x.grad /= worker.num_workers
+        optimizer.step()
+        worker.send({"step": step + 1, "loss": loss.item()})
+        state = {"step": step + 1, "x": x.item()}
+        training.report_checkpoint(save_as(worker.rank, state), {"step": step + 1})
+    (directory / f"x{worker.rank}.txt").write_text(str(x.item()))
+
+
+def save_as(rank: int, state: dict[str, Any]) -> Callable[[Path], None]:
+    def save(path: Path) -> None:
+        (path / f"rank{rank}.json").write_text(json.dumps(state))
+
+    return save
+
+
+def fit(
+    directory: Path,
+    *,
+    fail_at: int = -1,
+    failures: int = 0,
+    workers: int = 1,
+    max_failures: int = 1,
+) -> list[dict[str, Any]]:
+    """The metrics that arrive."""
+    lines: list[dict[str, Any]] = []
+    training.fit(
+        descend,
+        {"directory": str(directory), "fail_at": fail_at, "failures": failures},
+        workers=WorkerSettings((workers, workers), 0.5, 0.0, max_failures),
+        storage=open_directory(str(directory)),
+        on_metrics=lines.append,
+    )
+    return lines
+
+
+def expected_losses() -> list[float]:
+    x, losses = 0.0, []
+    for _ in range(NUM_STEPS):
+        losses.append((x - TARGET) ** 2)
+        x += 0.2 * (TARGET - x)
+    return losses
+
+
+def test_fit_hands_on_every_metric_of_rank_0_once_and_in_order(tmp_path: Path) -> None:
+    lines = fit(tmp_path, workers=2)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert [line["loss"] for line in lines] == pytest.approx(expected_losses(), rel=1e-5)
+    assert (tmp_path / "x0.txt").read_text() == (tmp_path / "x1.txt").read_text()
+    assert (tmp_path / "starts1.txt").read_text() == "0 of 2\n"
+
+
+def test_fit_restarts_a_loop_from_its_last_checkpoint(tmp_path: Path) -> None:
+    lines = fit(tmp_path, fail_at=3, failures=1)
+    assert (tmp_path / "starts0.txt").read_text() == "0 of 1\n3 of 1\n"
+    # What was done before the failure is not done again.
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert [line["loss"] for line in lines] == pytest.approx(expected_losses(), rel=1e-5)
+
+
+def test_fit_that_failed_too_often_says_why_and_goes_on_when_called_again(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no luck at step 3"):
+        fit(tmp_path, fail_at=3, failures=99, max_failures=1)
+    assert (tmp_path / "starts0.txt").read_text() == "0 of 1\n3 of 1\n"
+    lines = fit(tmp_path)
+    assert [line["step"] for line in lines] == [4, 5]
+    assert [line["loss"] for line in lines] == pytest.approx(expected_losses()[3:], rel=1e-5)
+
+
+def test_fit_does_not_hide_that_metrics_could_not_be_recorded(tmp_path: Path) -> None:
+    def refuse(values: dict[str, Any]) -> None:
+        raise OSError(f"no space left for {values['step']}")
+
+    with pytest.raises(OSError, match="no space left for 1"):
+        training.fit(
+            descend,
+            {"directory": str(tmp_path), "fail_at": -1, "failures": 0},
+            workers=WorkerSettings((1, 1), 0.5, 0.0, 0),
+            storage=open_directory(str(tmp_path)),
+            on_metrics=refuse,
+        )
+    assert (tmp_path / "x0.txt").exists()
+
+
+def test_learning_rate_rises_over_the_warmup_and_stays() -> None:
+    rates = [training.learning_rate_at(s, peak=2.0, warmup_steps=4) for s in range(6)]
+    assert rates == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    assert training.learning_rate_at(0, peak=2.0, warmup_steps=0) == 2.0
