@@ -35,9 +35,17 @@ _SETTINGS = (
     "sampler.resources.chunks_in_flight=1",
     "sampler.resources.rows_per_chunk=8",
 )
-_STAGES = (
-    "traits prompts responses rankings pairs preference_model policy evaluation report".split()
-)
+_STAGES = [
+    "traits",
+    "prompts",
+    "responses",
+    "rankings",
+    "pairs",
+    "preference_model",
+    "policy",
+    "evaluation",
+    "report",
+]
 
 
 def start(directory: Path, *overrides: str) -> subprocess.Popen[bytes]:

@@ -50,7 +50,7 @@ def load_causal_lm(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 _HEAD_STD = 0.002
-"""Small, so that rewards start near zero: at the usual 0.02 the first margins are about 1, all noise."""
+"""Small, so that rewards start near zero: at the usual 0.02 first margins are noise of about 1."""
 
 
 def load_preference_model(directory: Path, dtype: torch.dtype, *, seed: int) -> PreTrainedModel:

@@ -12,12 +12,8 @@ from charactertrain.records import Prompt, Ranking, Response
 from charactertrain.runtime import training
 from charactertrain.runtime.engines import LeasedSampler
 from charactertrain.stages.context import Context, response_settings
-from charactertrain.stages.policy_loop import (
-    OptimiseTask,
-    PolicyTask,
-    WarmStartTask,
-    train,
-)
+from charactertrain.stages.policy_loop import train
+from charactertrain.stages.policy_task import OptimiseTask, PolicyTask, WarmStartTask
 from charactertrain.stages.preference_model import worker_settings
 from charactertrain.stages.rollouts import RolloutSettings
 from charactertrain.templates import plain_conversation

@@ -134,7 +134,7 @@ def _train_step(
         share = loss / total_weight * (1.0 if batch else 0.0)
         engine.backward(share)
         if batch:
-            sums += torch.tensor([float(loss), accuracy, weight])
+            sums += torch.tensor([float(loss.detach()), accuracy, weight])
     sums = sums.to(engine.device)
     torch.distributed.all_reduce(sums)
     warmup = round(task.warmup_share * num_steps(task))

@@ -133,7 +133,7 @@ def measure(
             prompt,
             rewards[prompt.prompt_id][i] - rewards[prompt.prompt_id][j],
             p,
-            prompt.response_tokens[i] - prompt.response_tokens[j],
+            len(prompt.group.responses[i]) - len(prompt.group.responses[j]),
         )
         for prompt in prompts
         for i, j, p, _ in prompt.pairs

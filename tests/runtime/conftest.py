@@ -14,7 +14,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> Path:
+def tiny_model(model_cache: Path) -> Path:
     """A two-layer Llama over bytes with random weights."""
     return sources.resolve(sources.TINY_RANDOM)
 

@@ -16,16 +16,9 @@ from charactertrain.records import Prompt
 from charactertrain.runtime.sampling import SamplingSettings
 from charactertrain.runtime.training import Worker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
-from charactertrain.stages.policy_loop import (
-    Models,
-    OptimiseTask,
-    PolicyTask,
-    WarmStartTask,
-    _microbatch,
-    _policy_step,
-    _response_logits,
-    step_prompts,
-)
+from charactertrain.stages.policy_loop import step_prompts
+from charactertrain.stages.policy_step import Models, microbatch_loss, policy_step, response_logits
+from charactertrain.stages.policy_task import OptimiseTask, PolicyTask, WarmStartTask
 from charactertrain.stages.rollouts import Rollout, RolloutSettings
 from charactertrain.storage import open_directory
 
@@ -98,7 +91,7 @@ def policy_logprobs(models: Models, *groups: PromptGroup) -> Tensor:
     """Of all response tokens, with forbidden tokens impossible."""
     row = pack(groups).to(models.policy.device)
     with torch.no_grad():
-        logits_BTV = _response_logits(models.policy, row, models.forbidden)
+        logits_BTV = response_logits(models.policy, row, models.forbidden)
     return token_logprobs(logits_BTV, row.token_ids_N[None])[0].cpu()
 
 
@@ -143,8 +136,8 @@ def test_response_logits_do_not_depend_on_what_else_is_in_the_row(models: Models
 def test_forbidden_tokens_have_probability_zero_and_the_rest_renormalise(models: Models) -> None:
     row = pack([SHORT]).to(models.policy.device)
     with torch.no_grad():
-        free_TV = _response_logits(models.policy, row, ())[0].softmax(-1)
-        bound_TV = _response_logits(models.policy, row, (END_TOKEN, 40))[0].softmax(-1)
+        free_TV = response_logits(models.policy, row, ())[0].softmax(-1)
+        bound_TV = response_logits(models.policy, row, (END_TOKEN, 40))[0].softmax(-1)
     forbidden = [END_TOKEN, 40]
     assert bool((free_TV[:, forbidden] > 0).all())
     assert bool((bound_TV[:, forbidden] == 0).all())
@@ -156,7 +149,7 @@ def test_forbidden_tokens_have_probability_zero_and_the_rest_renormalise(models:
 def test_microbatch_on_policy_has_ratio_one_and_no_kl_to_itself(models: Models) -> None:
     group = own_rollouts(models, SHORT, [0.0, 0.0])
     advantages_R = torch.tensor([0.5, -2.0])
-    share, sums = _microbatch(models, make_task(kl_coef=0.3), [group], advantages_R, 10)
+    share, sums = microbatch_loss(models, make_task(kl_coef=0.3), [group], advantages_R, 10)
     assert float(sums[KL]) == pytest.approx(0.0, abs=1e-9)
     assert float(sums[RATIO]) == pytest.approx(6.0, rel=1e-5)
     assert float(sums[CLIPPED]) == 0
@@ -169,7 +162,7 @@ def test_microbatch_takes_ratios_to_the_sampler_and_clips_them(models: Models) -
     # The sampler found every token 1.5 times as likely as the policy does.
     logprobs = policy_logprobs(models, SHORT) + torch.log(torch.tensor(1.5))
     group = rollouts(SHORT, logprobs, [0.0, 0.0])
-    share, sums = _microbatch(models, make_task(), [group], torch.tensor([1.0, -1.0]), 6)
+    share, sums = microbatch_loss(models, make_task(), [group], torch.tensor([1.0, -1.0]), 6)
     assert float(sums[RATIO]) == pytest.approx(6 / 1.5, rel=1e-5)
     # Ratios of 2/3: clipped to 0.8 where the advantage is negative, free where it is positive.
     assert float(sums[CLIPPED]) == 4
@@ -186,11 +179,11 @@ def test_microbatch_kl_is_to_the_reference(models: Models, tiny_model: Path) -> 
     )
     far = Models(models.policy, FrozenModel(lambda: other, settings), models.forbidden)
     group = own_rollouts(models, SHORT, [0.0, 0.0])
-    _, near_sums = _microbatch(models, make_task(kl_coef=1.0), [group], torch.zeros(2), 6)
-    share, sums = _microbatch(far, make_task(kl_coef=1.0), [group], torch.zeros(2), 6)
+    _, near_sums = microbatch_loss(models, make_task(kl_coef=1.0), [group], torch.zeros(2), 6)
+    share, sums = microbatch_loss(far, make_task(kl_coef=1.0), [group], torch.zeros(2), 6)
     row = pack([SHORT]).to(models.policy.device)
     with torch.no_grad():
-        logits_BTV = _response_logits(far.reference, row, far.forbidden)
+        logits_BTV = response_logits(far.reference, row, far.forbidden)
     log_ratios = (
         policy_logprobs(models, SHORT) - token_logprobs(logits_BTV, row.token_ids_N[None])[0].cpu()
     )
@@ -206,16 +199,16 @@ def test_microbatch_shares_and_sums_add_up_to_those_of_one_piece(models: Models)
     long = rollouts(LONG, policy_logprobs(models, LONG) + 0.2, [0.0, 0.0])
     advantages_R = torch.tensor([0.5, -2.0, 1.0, 3.0])
     task = make_task(kl_coef=0.3)
-    whole, whole_sums = _microbatch(models, task, [short, long], advantages_R, 27)
-    first, first_sums = _microbatch(models, task, [short], advantages_R[:2], 27)
-    second, second_sums = _microbatch(models, task, [long], advantages_R[2:], 27)
+    whole, whole_sums = microbatch_loss(models, task, [short, long], advantages_R, 27)
+    first, first_sums = microbatch_loss(models, task, [short], advantages_R[:2], 27)
+    second, second_sums = microbatch_loss(models, task, [long], advantages_R[2:], 27)
     assert float((first + second).detach()) == pytest.approx(float(whole.detach()), rel=1e-5)
     torch.testing.assert_close(first_sums + second_sums, whole_sums, rtol=1e-5, atol=1e-6)
 
 
 def test_policy_step_reports_means_over_the_step(models: Models) -> None:
     groups = [own_rollouts(models, SHORT, [1.0, 3.0]), own_rollouts(models, LONG, [2.0, 2.0])]
-    values = _policy_step(models, make_task(), groups, 2, Worker(0, 1, None))
+    values = policy_step(models, make_task(), groups, 2, Worker(0, 1, None))
     models.policy.step(0.0)
     assert values["ratio"] == pytest.approx(1.0, rel=1e-5)
     assert values["kl"] == pytest.approx(0.0, abs=1e-8)

@@ -22,8 +22,10 @@ from charactertrain.models.packing import PromptGroup
 from charactertrain.runtime.sampling import SamplingSettings
 from charactertrain.runtime.training import Worker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings, read_state
-from charactertrain.stages import policy_loop, preference_loop
-from charactertrain.stages.policy_loop import Models, OptimiseTask, PolicyTask, WarmStartTask
+from charactertrain.stages import policy_step as step_module
+from charactertrain.stages import preference_loop
+from charactertrain.stages.policy_step import Models
+from charactertrain.stages.policy_task import OptimiseTask, PolicyTask, WarmStartTask
 from charactertrain.stages.preference_loop import PreferenceTask, RankedPrompt
 from charactertrain.stages.rollouts import Rollout, RolloutSettings
 from charactertrain.storage import open_directory
@@ -177,7 +179,7 @@ def policy_step(base: Path, policy: Path, worker: Worker, stage: int, count: int
     reference = FrozenModel(partial(loading.load_causal_lm, base, torch.float32), settings)
     before = full_state(engine)
     models = Models(engine, reference, (END_TOKEN,))
-    values = policy_loop._policy_step(models, task, rollout_groups(), count, worker)
+    values = step_module.policy_step(models, task, rollout_groups(), count, worker)
     values["grad_norm"] = engine.step(LEARNING_RATE)
     after = full_state(engine)
     engine.close()
@@ -207,10 +209,10 @@ def plain_policy_step(base: Path, policy: Path) -> dict[str, Any]:
     )
     groups = rollout_groups()
     rewards_PG = torch.tensor([[rollout.reward for rollout in group] for group in groups])
-    advantages_R = policy_loop._advantages("grpo", rewards_PG).flatten()
+    advantages_R = step_module.advantages_of("grpo", rewards_PG).flatten()
     num_tokens = sum(len(rollout.token_ids) for group in groups for rollout in group)
     task = policy_task(base, NUM_PROMPTS)
-    loss, _ = policy_loop._microbatch(models, task, groups, advantages_R, num_tokens)
+    loss, _ = step_module.microbatch_loss(models, task, groups, advantages_R, num_tokens)
     return {"loss": float(loss), **plain_step(policy_model, loss)}
 
 
