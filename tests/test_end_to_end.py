@@ -19,6 +19,7 @@ import pytest
 
 from charactertrain import artifacts
 from charactertrain.records import EvaluationSample, PreferencePair, Prompt, Response
+from charactertrain.stages import NAMES
 from charactertrain.storage import open_directory
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.slow]
@@ -35,17 +36,6 @@ _SETTINGS = (
     "sampler.resources.chunks_in_flight=1",
     "sampler.resources.rows_per_chunk=8",
 )
-_STAGES = [
-    "traits",
-    "prompts",
-    "responses",
-    "rankings",
-    "pairs",
-    "preference_model",
-    "policy",
-    "evaluation",
-    "report",
-]
 
 
 def start(directory: Path, *overrides: str) -> subprocess.Popen[bytes]:
@@ -128,7 +118,7 @@ def finished(killed_run: KilledRun) -> Path:
 
 
 def test_every_stage_leaves_an_artifact_with_its_files(finished: Path) -> None:
-    for stage in _STAGES:
+    for stage in NAMES:
         directory = open_directory(str(finished / stage))
         manifest = artifacts.require(directory, stage)
         artifacts.verify_checksums(directory, manifest)

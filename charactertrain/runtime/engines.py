@@ -161,8 +161,10 @@ class LeasedSampler:
         try:
             self.key, self.handle = ray.get(self._broker.acquire.remote(self._spec, self._weights))
         except RayActorError as error:
+            # Ray's message is the actor's traceback, which ends with what the engine said.
+            reason = str(error).rpartition("SamplingError: ")[2]
             raise SamplingError(
-                f"no engine for {self._weights} could be started: {error}"
+                f"no engine for {self._weights} could be started: {reason}"
             ) from error
 
     def _call(self, ask: Callable[[Any], Any]) -> Any:
@@ -178,13 +180,13 @@ class LeasedSampler:
         with self._replacing:
             if self.handle is not lost:
                 return
-            self._losses += 1
             ray.get(self._broker.discard.remote(self.key))
-            if self._losses > _MAX_ENGINE_LOSSES:
+            if self._losses == _MAX_ENGINE_LOSSES:
                 raise SamplingError(
-                    f"{self._losses} engines for {self._weights} died one after another; the "
+                    f"{self._losses + 1} engines for {self._weights} died one after another; the "
                     f"last said: {error}"
                 ) from error
+            self._losses += 1
             self._lease()
 
     def sample(

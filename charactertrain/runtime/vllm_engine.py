@@ -25,6 +25,7 @@ from charactertrain.runtime.sampling import (
     ScoreRequest,
 )
 from charactertrain.runtime.weight_sync import SHARED_MEMORY_BACKEND
+from charactertrain.runtime.weight_sync.updates import WeightUpdates
 
 WEIGHT_TRANSFER_BACKENDS = {"cpu": SHARED_MEMORY_BACKEND, "cuda": "nccl"}
 
@@ -114,6 +115,7 @@ class VllmEngine:
                 "tensor_parallel_size."
             ) from error
         self._spec = spec
+        self._updates = WeightUpdates(self._engine)
         self._weight_version = "0"
 
     async def ready(self) -> bool:
@@ -248,26 +250,26 @@ class VllmEngine:
 
     async def load(self, weights: str, version: str) -> None:
         """Take the weights of a directory with this engine's architecture."""
+        await self._updates.abandon()
         await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": weights})
         await self._engine.reset_prefix_cache()
         self._weight_version = version
 
     async def init_weight_transfer_engine(self, request: Any) -> None:
         """First phase of vLLM's weight transfer: rendezvous."""
-        await self._engine.init_weight_transfer_engine(request)
+        await self._updates.meet(request)
 
     async def start_weight_update(self) -> None:
         """Second phase: no request runs until the update is finished."""
-        await self._engine.start_weight_update()
+        await self._updates.start()
 
     async def update_weights(self, request: Any) -> None:
         """Third phase: receive and load."""
-        await self._engine.update_weights(request)
+        await self._updates.receive(request)
 
     async def finish_weight_update(self) -> None:
-        """Fourth phase; what was cached under the old weights is forgotten."""
-        await self._engine.finish_weight_update()
-        await self._engine.reset_prefix_cache()
+        """Fourth phase: the new weights count."""
+        await self._updates.finish()
 
     async def update_weight_version(self, version: str) -> None:
         """Name the weights; every sample carries the name."""

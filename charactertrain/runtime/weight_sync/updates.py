@@ -1,0 +1,43 @@
+"""An engine's end of weight updates: the phases in order, and the end of one left half done."""
+
+from typing import Any
+
+
+class WeightUpdates:
+    """The updates of one vLLM engine; one at a time."""
+
+    def __init__(self, engine: Any) -> None:
+        """`engine` is the `AsyncLLM`."""
+        self._engine = engine
+        self._has_begun = False
+        self._is_open = False
+
+    async def meet(self, request: Any) -> None:
+        """Rendezvous with a trainer, which may take the place of one that died in an update."""
+        await self.abandon()
+        await self._engine.init_weight_transfer_engine(request)
+
+    async def start(self) -> None:
+        """Begin; layers give up their weights."""
+        await self._engine.start_weight_update()
+        self._has_begun = self._is_open = True
+
+    async def receive(self, request: Any) -> None:
+        """Load one buffer."""
+        # vLLM closes an update whose buffer is refused, and leaves its layers half loaded.
+        self._is_open = False
+        await self._engine.update_weights(request)
+        self._is_open = True
+
+    async def finish(self) -> None:
+        """Make the new weights count; what was cached under the old ones is forgotten."""
+        await self._engine.finish_weight_update()
+        self._has_begun = self._is_open = False
+        await self._engine.reset_prefix_cache()
+
+    async def abandon(self) -> None:
+        """End an update that was left half done: whole layers again, of whatever weights."""
+        if self._has_begun:
+            if not self._is_open:
+                await self.start()
+            await self.finish()
