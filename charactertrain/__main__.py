@@ -55,6 +55,7 @@ def run(config: RunConfig, console: Console) -> float | None:
     steps = pipeline.make_plan(definitions, directory, only=config.run.only, until=config.run.until)
     _print_plan(console, config, steps, directory)
     if config.run.dry:
+        console.print(pipeline.refusal(steps, directory) or "nothing refuses", markup=False)
         return None
     pipeline.check_plan(steps, directory)
     pipeline.check_inputs(steps, directory)
@@ -138,9 +139,6 @@ def _print_plan(
         fingerprint = step.identity.fingerprint[:12]
         table.add_row(step.stage.name, step.action.value, step.stage.size, fingerprint)
     console.print(table)
-    for step in steps:
-        for reason in step.reasons:
-            console.print(f"  {step.stage.name}: {reason}", markup=False)
 
 
 def _print_done(console: Console, manifest: Manifest) -> None:

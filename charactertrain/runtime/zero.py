@@ -19,6 +19,10 @@ from charactertrain.exceptions import TrainingError
 
 _STATE_NAME = "charactertrain.json"
 
+# On CPU DeepSpeed 0.19 compiles a kernel of its own at the first start, for ranks that share
+# memory: 90 seconds (2 cores, 2026-11), and an error where there is no compiler. Gloo does as well.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 
 @dataclass(frozen=True)
 class ZeroSettings:

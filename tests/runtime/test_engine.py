@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any, cast
 import pytest
 import ray
 import torch
+from ray import cloudpickle
 from ray.exceptions import RayError
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
@@ -538,8 +540,12 @@ MakeBroker = Callable[[int], Any]
 
 
 @pytest.fixture(name="mortal")
-def mortal_broker() -> MakeBroker:
-    return lambda num_deaths: ray.remote(MortalBroker).options(num_cpus=0).remote(num_deaths)
+def mortal_broker() -> Iterator[MakeBroker]:
+    """Makes brokers whose processes need not import this module, which takes ten seconds."""
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    yield lambda num_deaths: ray.remote(MortalBroker).options(num_cpus=0).remote(num_deaths)
+    cloudpickle.unregister_pickle_by_value(module)
 
 
 def test_engine_that_dies_is_replaced_once_for_all_threads(
@@ -556,4 +562,4 @@ def test_engines_that_die_one_after_another_are_not_replaced_for_ever(
     broker = mortal(99)
     with pytest.raises(SamplingError, match="4 engines for weights died one after another"):
         ask_in_four_threads(broker, engines.generate)
-    assert len(ray.get(broker.discards.remote())) == 4
+    assert len(set(ray.get(broker.discards.remote()))) == 4

@@ -46,8 +46,9 @@ def descend(arguments: dict[str, Any]) -> None:
         loss = (x - TARGET).square()
         optimizer.zero_grad()
         loss.backward()
+        assert x.grad is not None
         torch.distributed.all_reduce(x.grad)
-        x.grad /= worker.num_workers
+        x.grad.div_(worker.num_workers)
         optimizer.step()
         worker.send({"step": step + 1, "loss": loss.item()})
         state = {"step": step + 1, "x": x.item()}

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -189,24 +189,15 @@ def policy_step(base: Path, policy: Path, worker: Worker, stage: int, count: int
 def plain_preference_step(base: Path) -> dict[str, Any]:
     """The preference model's step without DeepSpeed, in one piece."""
     model = loading.load_preference_model(base, torch.float32, seed=3)
-    engine = cast(
-        ZeroEngine,
-        SimpleNamespace(module=model, forward=model.forward, device=torch.device("cpu")),
-    )
-    loss, _, weight = preference_loop._microbatch_loss(engine, ranked_prompts(), 0.1)
+    loss, _, weight = preference_loop._microbatch_loss(plain_engine(model), ranked_prompts(), 0.1)
     return {"loss": float(loss) / weight, **plain_step(model, loss / weight)}
 
 
 def plain_policy_step(base: Path, policy: Path) -> dict[str, Any]:
     """The policy's step without DeepSpeed, in one piece."""
     policy_model = loading.load_causal_lm(policy, torch.float32)
-    models = Models(
-        *(
-            cast(Any, SimpleNamespace(module=m, forward=m.forward, device=torch.device("cpu")))
-            for m in (policy_model, loading.load_causal_lm(base, torch.float32))
-        ),
-        forbidden=(END_TOKEN,),
-    )
+    reference = loading.load_causal_lm(base, torch.float32)
+    models = Models(plain_engine(policy_model), plain_engine(reference), (END_TOKEN,))
     groups = rollout_groups()
     rewards_PG = torch.tensor([[rollout.reward for rollout in group] for group in groups])
     advantages_R = step_module.advantages_of("grpo", rewards_PG).flatten()
@@ -214,6 +205,11 @@ def plain_policy_step(base: Path, policy: Path) -> dict[str, Any]:
     task = policy_task(base, NUM_PROMPTS)
     loss, _ = step_module.microbatch_loss(models, task, groups, advantages_R, num_tokens)
     return {"loss": float(loss), **plain_step(policy_model, loss)}
+
+
+def plain_engine(model: Any) -> Any:
+    """What the stages' functions need of an engine."""
+    return SimpleNamespace(module=model, forward=model.forward, device=torch.device("cpu"))
 
 
 def plain_step(model: Any, loss: Tensor) -> dict[str, Any]:
