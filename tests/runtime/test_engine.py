@@ -82,9 +82,8 @@ def engine_broker(ray_cluster: None, tiny_model: Path) -> Iterator[Engines]:
         num_gpus=0.4 if torch.cuda.is_available() else 0.0,
         threads=os.cpu_count() or 1,
     )
-    broker = (
-        ray.remote(EngineBroker).options(name=BROKER, num_cpus=0, max_concurrency=100).remote(1)
-    )
+    actor: Any = ray.remote(EngineBroker)
+    broker = actor.options(name=BROKER, num_cpus=0, max_concurrency=100).remote(1)
     yield Engines(spec, broker)
     ray.get(broker.shutdown.remote())
     ray.kill(broker)
