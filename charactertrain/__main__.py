@@ -1,6 +1,7 @@
 """The command line: compose the config, validate it, make a plan, and run the stages."""
 
 import importlib
+import os
 import subprocess
 import sys
 import time
@@ -28,6 +29,8 @@ CONSTITUTIONS = ROOT / "constitutions"
 
 def main() -> None:
     """Console entry point."""
+    # The driver trains nothing; without a name DeepSpeed warns that it found no accelerator.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Hydra's own decorator prints a traceback for errors; ours are messages for people.
     _compose_and_run()
 
@@ -142,7 +145,8 @@ def _print_plan(
 
 
 def _print_done(console: Console, manifest: Manifest) -> None:
-    rows = ", ".join(f"{count} {table}" for table, count in manifest.rows.items())
+    tables = {t: count for t, count in manifest.rows.items() if not t.startswith("rejects/")}
+    rows = ", ".join(f"{count} {table}" for table, count in tables.items())
     rejects = sum(manifest.rejects.values())
     note = f", {rejects} rejected" if rejects else ""
     console.print(f"  {rows or 'done'}{note} in {manifest.wall_seconds:.0f} s", style="green")

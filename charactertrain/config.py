@@ -261,7 +261,7 @@ class PolicySection(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: PositiveFloat
     sync_tolerance: PositiveFloat
-    """Largest difference between the sampler's and the trainer's probe logprobs, in nats."""
+    """Largest mean difference between the sampler's and the trainer's probe logprobs, in nats."""
     deepspeed: DeepSpeedSection
     resources: TrainingResources
 

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
+from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -27,6 +29,7 @@ from charactertrain.runtime.hardware import available_cores
 from charactertrain.storage import Directory
 
 _POLL_SECONDS = 0.5
+_MAX_NOTICE_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,13 @@ class WorkerSettings:
     max_failures: int
 
 
-class MetricRelay:
-    """The actor that carries metrics from rank 0 to the driver."""
+class Relay:
+    """The actor that carries metrics, restarts and the reason of a stop to the driver."""
 
     def __init__(self) -> None:
         """Start empty."""
         self._lines: list[dict[str, Any]] = []
+        self._stopped: str | None = None
 
     def send(self, values: dict[str, Any]) -> None:
         """Add one line."""
@@ -54,6 +58,38 @@ class MetricRelay:
         """All lines since the last call."""
         lines, self._lines = self._lines, []
         return lines
+
+    def stop(self, reason: str) -> None:
+        """Record that the loop stopped itself; the first reason counts."""
+        self._stopped = self._stopped or reason
+
+    def stopped(self) -> str | None:
+        """Why the loop stopped itself, or None."""
+        return self._stopped
+
+
+class _RestartNotice(UserCallback):
+    """Tells the driver why a worker group is started again."""
+
+    def __init__(self, relay: Any) -> None:
+        self._relay = relay
+
+    def after_exception(
+        self,
+        run_context: object,
+        worker_exceptions: dict[int, Exception],
+    ) -> None:
+        rank, error = min(worker_exceptions.items())
+        notice = {"worker group failed": f"rank {rank}: {error}"[:_MAX_NOTICE_CHARACTERS]}
+        ray.get(self._relay.send.remote(notice))
+
+
+def _run(loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any]) -> None:
+    """`loop`, which ends without an error if it stops itself: what is wrong will be again."""
+    try:
+        loop(arguments)
+    except TrainingError as error:
+        ray.get(arguments["relay"].stop.remote(str(error)))
 
 
 def fit(
@@ -69,17 +105,20 @@ def fit(
     Checkpoints go to `storage`/checkpoints. A run that was killed goes on from the last one when
     `fit` is called again with the same storage.
 
+    A TrainingError in the loop stops the run: it must be raised on every rank at the same point. Any
+    other error restarts the workers from the last checkpoint, and so does the loss of a worker.
+
     Raises:
-        TrainingError: The loop failed more often than `max_failures` allows.
+        TrainingError: The loop stopped itself, or failed more often than `max_failures` allows.
     """
-    relay = ray.remote(MetricRelay).options(num_cpus=0).remote()
+    relay = ray.remote(Relay).options(num_cpus=0).remote()
     use_gpu = workers.gpus_per_worker > 0
     resources = {"CPU": workers.cpus_per_worker}
     if use_gpu:
         resources["GPU"] = workers.gpus_per_worker
     fewest, most = workers.num_workers
     trainer = TorchTrainer(
-        loop,
+        partial(_run, loop),
         train_loop_config={**arguments, "relay": relay},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -93,6 +132,7 @@ def fit(
             storage_filesystem=storage.filesystem,
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=[_RestartNotice(relay)],
             # DeepSpeed takes the first accelerator library that it can import, which on a CPU
             # machine with CUDA wheels is the wrong one.
             worker_runtime_env={"env_vars": {"DS_ACCELERATOR": "cuda" if use_gpu else "cpu"}},
@@ -103,6 +143,9 @@ def fit(
             trainer.fit()
         except TrainingFailedError as error:
             raise TrainingError(_cause(error)) from error
+        reason = ray.get(relay.stopped.remote())
+        if reason is not None:
+            raise TrainingError(reason)
 
 
 def _cause(error: TrainingFailedError) -> str:

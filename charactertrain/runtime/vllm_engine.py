@@ -25,6 +25,7 @@ from charactertrain.runtime.sampling import (
     ScoreRequest,
 )
 from charactertrain.runtime.weight_sync import SHARED_MEMORY_BACKEND
+from charactertrain.runtime.weight_sync.tied_head import TiedHeadWorker
 from charactertrain.runtime.weight_sync.updates import WeightUpdates
 
 WEIGHT_TRANSFER_BACKENDS = {"cpu": SHARED_MEMORY_BACKEND, "cuda": "nccl"}
@@ -61,7 +62,6 @@ class EngineSpec:
             variables["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
             # With it, vLLM puts a CPU engine's model into one more process, which binds threads.
             variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-            variables["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(self.kv_cache_gib)))
         return variables
 
 
@@ -87,6 +87,7 @@ class VllmEngine:
             "enable_prefix_caching": True,
             "disable_log_stats": True,
             "trust_remote_code": False,
+            "worker_extension_cls": f"{TiedHeadWorker.__module__}.{TiedHeadWorker.__name__}",
             "seed": 0,
         }
         if spec.tensor_parallel_size == 1:
@@ -100,6 +101,7 @@ class VllmEngine:
             # request's generator, and a CPU generator has no offset).
             arguments["enable_chunked_prefill"] = False
             arguments["max_num_batched_tokens"] = max(4096, spec.context_tokens)
+            arguments["kv_cache_memory_bytes"] = int(spec.kv_cache_gib * 2**30)
         if spec.kind == "reward":
             arguments |= {"runner": "pooling", "convert": "classify"}
         else:
@@ -254,6 +256,7 @@ class VllmEngine:
         """Take the weights of a directory with this engine's architecture."""
         await self._updates.abandon()
         await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": weights})
+        await self._engine.collective_rpc("repack_tied_head")
         await self._engine.reset_prefix_cache()
         self._weight_version = version
 

@@ -68,7 +68,11 @@ class ZeroEngine:
         self._hf_config = HfDeepSpeedConfig(config) if settings.stage == 3 else None
         model = load()
         optimizer = torch.optim.AdamW(
-            _decay_groups(model, settings.weight_decay), lr=0.0, betas=(0.9, 0.95)
+            _decay_groups(model, settings.weight_decay),
+            lr=0.0,
+            betas=(0.9, 0.95),
+            # ZeRO flattens a group into one tensor, of which unfused Adam makes several copies.
+            fused=True,
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config

@@ -14,7 +14,12 @@ import ray
 import torch
 from ray import cloudpickle
 from ray.exceptions import RayError
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from charactertrain import chat
 from charactertrain.exceptions import SamplingError
@@ -336,6 +341,48 @@ def test_engine_with_other_weights_is_given_those_asked_for(
         keys.append(sampler.key)
         sampler.close()
     assert keys[0] == keys[1]
+
+
+@pytest.fixture(name="tied_model", scope="module")
+def tied_tiny_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose output layer shares the embeddings."""
+    directory = tmp_path_factory.mktemp("tied")
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(directory)
+    loading.load_tokenizer(tiny_model).save_pretrained(directory)
+    return directory
+
+
+@on_cpu
+def test_a_tied_output_layer_takes_the_new_weights_too(
+    engines: Engines, tied_model: Path, tmp_path: Path
+) -> None:
+    from charactertrain.runtime.weight_sync.sender import WeightSender
+
+    tied = replace(engines, generate=replace(engines.generate, architecture=str(tied_model)))
+    model = loading.load_causal_lm(tied_model, torch.float32)
+    ids = list(range(40, 80))
+
+    def holds(expected_model: PreTrainedModel) -> bool:
+        prompt_ids = draw(sampler, [1])[0].prompt_token_ids
+        expected = expected_logprobs(expected_model, prompt_ids, ids)
+        return score(sampler, ids) == pytest.approx(expected, abs=1e-4)
+
+    sampler = tied.open(tied_model)
+    assert holds(model)
+    sent = perturbed(model, tied_model, seed=6)
+    ray.get(engines.broker.rename_weights.remote(sampler.key, "in training"))
+    WeightSender(sent, [sampler.handle], rank=0, dtype=torch.float32).send("1")
+    assert holds(sent)
+    sampler.close()
+    loaded = perturbed(model, tied_model, seed=7)
+    loaded.save_pretrained(tmp_path)
+    sampler = tied.open(tmp_path)
+    assert holds(loaded)
+    assert not holds(sent)
+    sampler.close()
 
 
 def send_in_small_buffers(model: PreTrainedModel, handle: Any, *, damaged: int) -> None:

@@ -42,7 +42,7 @@ def descend(arguments: dict[str, Any]) -> None:
             step == arguments["fail_at"]
             and len(starts.read_text().splitlines()) <= arguments["failures"]
         ):
-            raise RuntimeError(f"no luck at step {step}")
+            raise arguments["error"](f"no luck at step {step}")
         loss = (x - TARGET).square()
         optimizer.zero_grad()
         loss.backward()
@@ -68,6 +68,7 @@ def fit(
     *,
     fail_at: int = -1,
     failures: int = 0,
+    error: type[Exception] = RuntimeError,
     workers: int = 1,
     max_failures: int = 1,
 ) -> list[dict[str, Any]]:
@@ -75,7 +76,7 @@ def fit(
     lines: list[dict[str, Any]] = []
     training.fit(
         descend,
-        {"directory": str(directory), "fail_at": fail_at, "failures": failures},
+        {"directory": str(directory), "fail_at": fail_at, "failures": failures, "error": error},
         workers=WorkerSettings((workers, workers), 0.5, 0.0, max_failures),
         storage=open_directory(str(directory)),
         on_metrics=lines.append,
@@ -102,9 +103,17 @@ def test_fit_hands_on_every_metric_of_rank_0_once_and_in_order(tmp_path: Path) -
 def test_fit_restarts_a_loop_from_its_last_checkpoint(tmp_path: Path) -> None:
     lines = fit(tmp_path, fail_at=3, failures=1)
     assert (tmp_path / "starts0.txt").read_text() == "0 of 1\n3 of 1\n"
-    # What was done before the failure is not done again.
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    # What was done before the failure is not done again, and the failure is told.
+    assert [line.get("step") for line in lines] == [1, 2, 3, None, 4, 5]
+    assert "rank 0: no luck at step 3" in lines.pop(3)["worker group failed"]
     assert [line["loss"] for line in lines] == pytest.approx(expected_losses(), rel=1e-5)
+
+
+def test_fit_does_not_restart_a_loop_that_stops_itself(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"^no luck at step 3$"):
+        fit(tmp_path, fail_at=3, failures=99, error=TrainingError, workers=2, max_failures=3)
+    assert (tmp_path / "starts0.txt").read_text() == "0 of 2\n"
+    assert [line["step"] for line in fit(tmp_path)] == [4, 5]
 
 
 def test_fit_that_failed_too_often_says_why_and_goes_on_when_called_again(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.utils.network_utils import get_ip, get_open_port
 
-from charactertrain.exceptions import TrainingError
+from charactertrain.exceptions import SamplingError
 from charactertrain.runtime.weight_sync import register
 from charactertrain.runtime.weight_sync.shared_memory import SharedMemoryTrainerInitInfo
 from charactertrain.runtime.weight_sync.source import ZeroWeightSource
@@ -53,9 +53,9 @@ class EngineClient:
         try:
             ray.get(calls, timeout=_TIMEOUT_SECONDS)
         except GetTimeoutError as error:
-            raise TrainingError(
+            raise SamplingError(
                 f"weight update {self.version}: {phase} took longer than {_TIMEOUT_SECONDS:.0f} s "
-                f"on {len(self._engines)} engines; the engines' weights are not known, stopping"
+                f"on {len(self._engines)} engines; the engines' weights are not known"
             ) from error
 
 

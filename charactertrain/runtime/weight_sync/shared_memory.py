@@ -28,7 +28,8 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from charactertrain.exceptions import TrainingError
+from charactertrain.exceptions import SamplingError
+from charactertrain.runtime.weight_sync.tied_head import repack_tied_head
 
 _BUFFER_BYTES = 256 * 2**20
 _CHUNK_BYTES = 16 * 2**20
@@ -75,23 +76,24 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
-        """Load one buffer; raises TrainingError if it is not what the trainer wrote."""
+        """Load one buffer; raises SamplingError if it is not what the trainer wrote."""
         path = Path(update_info.path)
         found = checksum(path)
         if found != update_info.checksum:
-            raise TrainingError(
+            raise SamplingError(
                 f"weight buffer {path.name}: the engine reads checksum {found}, the trainer wrote "
                 f"{update_info.checksum}; the engine's weights are no longer known"
             )
         tensors = load_file(path)
         missing = set(update_info.names) - tensors.keys()
         if missing:
-            raise TrainingError(f"weight buffer {path.name} lacks {sorted(missing)[:5]}")
+            raise SamplingError(f"weight buffer {path.name} lacks {sorted(missing)[:5]}")
         self.model.load_weights(iter(tensors.items()))
 
     def finish_weight_update(self) -> None:
         """Bring what was loaded into the layout that the kernels want."""
         finalize_layerwise_reload(self.model, self.model_config)
+        repack_tied_head(self.model)
 
     def shutdown(self) -> None:
         """Nothing is held."""
