@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from charactertrain.exceptions import SamplingError
+from charactertrain.exceptions import ChoiceError
 from charactertrain.templates import Shown, plain_conversation
 
 
@@ -56,7 +56,7 @@ def encode_choices(
     """Token ids before a choice, and the one token that each choice then is.
 
     A tokenizer may merge the end of the text with the letter, so the whole is encoded with each
-    choice and split where they part. Raises SamplingError if a choice is not a single token there.
+    choice and split where they part. Raises ChoiceError if a choice is not a single token there.
     """
     rendered = _render(shown, tokenizer) if shown.messages else shown.text
     special = not shown.messages
@@ -67,7 +67,7 @@ def encode_choices(
     while all(len(ids) > common for ids in encoded) and len({ids[common] for ids in encoded}) == 1:
         common += 1
     if any(len(ids) != common + 1 for ids in encoded):
-        raise SamplingError(
+        raise ChoiceError(
             f"the choices {list(choices)} are not single tokens of this model's tokenizer after "
             f"{rendered[-40:]!r}; the judge ranker cannot read its letters. Use ranker=contrast."
         )
@@ -79,8 +79,14 @@ def _render(shown: Shown, tokenizer: Tokenizer) -> str:
         {"role": message.role, "content": defused(message.content, tokenizer)}
         for message in shown.messages
     ]
+    # Thoughts would be taken for the message or the response; templates without them ignore both
+    # names, Qwen's and DeepSeek's.
     rendered: str = tokenizer.apply_chat_template(
-        conversation, tokenize=False, add_generation_prompt=True
+        conversation,
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+        thinking=False,
     )
     return rendered + shown.text
 

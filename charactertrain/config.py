@@ -1,7 +1,7 @@
 """Types, units and ranges of every setting. Values live in conf/; nothing here has a default.
 
-Each stage's section holds what decides its result (its identity) and, under `resources`, where
-and how it runs (never identity).
+Each stage's section holds what decides its result (its identity), under `resources` where and how
+it runs, and gates that stop it: neither of these is identity.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,15 @@ Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Range = tuple[PositiveInt, PositiveInt]
+
+_GATES = {
+    "max_reject_share",
+    "min_accepted_share",
+    "min_accuracy",
+    "min_trait_shift",
+    "sync_tolerance",
+}
+"""Settings that stop a stage and change no row of what it makes."""
 
 
 class Section(BaseModel):
@@ -170,6 +179,15 @@ class RankingsSection(Section):
     min_judge_accuracy: Fraction
     """`auto` takes the judge from this accuracy on."""
 
+    @model_validator(mode="after")
+    def _judge_passes(self) -> Self:
+        if self.ranker == "auto" and self.min_judge_accuracy < self.min_accuracy:
+            raise ValueError(
+                f"min_judge_accuracy {self.min_judge_accuracy} is below min_accuracy "
+                f"{self.min_accuracy}: ranker=auto would take a judge that is then refused"
+            )
+        return self
+
 
 class PairsSection(Section):
     """Pairs with soft labels from rankings."""
@@ -309,6 +327,7 @@ class RunConfig(Section):
         problems = [
             *_sequence_problems(self),
             *_batch_problems(self),
+            *_sampler_problems(self),
             *_cluster_problems(self),
         ]
         if problems:
@@ -347,8 +366,11 @@ def _batch_problems(config: RunConfig) -> list[str]:
         ),
     }
     fewest, most = config.cluster.num_workers
-    if fewest > most:
-        return [f"cluster.num_workers is ({fewest}, {most}); give (fewest, most)"]
+    if fewest != most:
+        return [
+            f"cluster.num_workers is ({fewest}, {most}): a checkpoint is taken up by as many "
+            "workers as wrote it; give the same number twice"
+        ]
     problems = []
     for key, (prompts, microbatch) in batches.items():
         for workers in sorted({fewest, most}):
@@ -361,13 +383,55 @@ def _batch_problems(config: RunConfig) -> list[str]:
     return problems
 
 
+def _sampler_problems(config: RunConfig) -> list[str]:
+    problems = []
+    if config.responses.ending == "fixed" and config.policy.ending == "natural":
+        problems.append(
+            "responses.ending is fixed and policy.ending is natural: a preference model that saw "
+            "one length only cannot keep the policy from gaining by another; give both the same"
+        )
+    if not _optimises_policy(config):
+        return problems
+    if config.sampler.kind == "fake":
+        problems.append(
+            "sampler.kind is fake, and the policy stage needs engines that take new weights; use "
+            "sampler=vllm, or stop before it with run.until=preference_model"
+        )
+    if config.sampler.resources.tensor_parallel_size > 1:
+        problems.append(
+            "sampler.resources.tensor_parallel_size is "
+            f"{config.sampler.resources.tensor_parallel_size}, and weights are sent to engines of "
+            "one GPU; use 1, or stop before the policy with run.until=preference_model"
+        )
+    return problems
+
+
+def _optimises_policy(config: RunConfig) -> bool:
+    """Whether this invocation may come to the stages that need a policy on engines."""
+    chosen = config.run.only or config.run.until
+    before = ("traits", "prompts", "responses", "rankings", "pairs", "preference_model")
+    return chosen not in before and config.run.only != "report"
+
+
 def _cluster_problems(config: RunConfig) -> list[str]:
     problems = []
     directory = config.run.dir
     if config.cluster.address != "local" and "://" not in directory and directory[:1] != "/":
         problems.append(
             f"run.dir {directory!r} is relative, and on a cluster it would resolve inside each "
-            "job's own working directory; give an absolute path that all nodes share, or a URI"
+            "job's own working directory; give an absolute path that all nodes share"
+        )
+    if config.cluster.address != "local" and "://" in directory:
+        problems.append(
+            f"run.dir {directory!r} is a URI, and engines and workers on other nodes need the "
+            "models in it as files; give an absolute path on storage that all nodes share"
+        )
+    if (config.cluster.gpus_per_worker > 0) != (config.sampler.resources.gpus_per_engine > 0):
+        problems.append(
+            f"cluster.gpus_per_worker is {config.cluster.gpus_per_worker} and sampler.resources."
+            f"gpus_per_engine is {config.sampler.resources.gpus_per_engine}: weights go from "
+            "workers to engines of the same kind of device; give both GPUs (sampler=vllm_gpu) or "
+            "neither"
         )
     fewest, most = config.sampler.resources.num_engines
     if fewest > most:
@@ -407,10 +471,10 @@ def validate(values: Mapping[str, Any]) -> RunConfig:
 
 
 def identity(section: Section) -> dict[str, Any]:
-    """The part of a section that decides results: all but resources and ZeRO settings."""
+    """The part of a section that decides results: not resources, ZeRO settings, or gates."""
     execution = {"resources", "deepspeed"}
     return {
         name: identity(value) if isinstance(value, Section) else value
         for name, value in section
-        if name not in execution
+        if name not in execution | _GATES
     }

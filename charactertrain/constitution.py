@@ -23,6 +23,8 @@ MAX_FILE_BYTES = 1024 * 1024
 MAX_DEPTH = 10
 """Levels of nesting; a trait file needs five."""
 MAX_TRAITS = 256
+MIN_FACETS = 3
+"""Where a trait names any: the split needs a family of each kind."""
 MAX_FACETS = 64
 MAX_STATEMENT_CHARACTERS = 600
 MAX_FACET_CHARACTERS = 200
@@ -35,6 +37,7 @@ MAX_PROBLEMS = 20
 MAX_PROBLEM_CHARACTERS = 1000
 
 _ID = re.compile(r"[a-z][a-z0-9_]{0,47}")
+_WORDS = re.compile(r"[\w']+")
 _BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 _EXPECTED = {
     "string_type": ("text", "Put the value in quotes if it is meant as text."),
@@ -162,13 +165,23 @@ def _list_of(max_items: int, *, min_items: int = 0) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _check_distinct(facets: tuple[str, ...]) -> tuple[str, ...]:
+def normalised_facet(facet: str) -> str:
+    """What a facet is told apart by: its words in lower case, joined by hyphens."""
+    return "-".join(_WORDS.findall(facet.lower()))
+
+
+def _check_facets(facets: tuple[str, ...]) -> tuple[str, ...]:
     # A facet is a family of prompts and the unit of the split: twice would leak into the test.
     seen: set[str] = set()
     for facet in facets:
-        if facet.casefold() in seen:
+        if normalised_facet(facet) in seen:
             raise _error(f"expected distinct facets, found {_shown(facet)} twice. Remove one.")
-        seen.add(facet.casefold())
+        seen.add(normalised_facet(facet))
+    if 0 < len(facets) < MIN_FACETS:
+        raise _error(
+            f"expected {MIN_FACETS} facets or more, one each to train, validate and test on, found "
+            f"{len(facets)}. Add some, or leave the key out to use the shipped facets."
+        )
     return facets
 
 
@@ -191,7 +204,7 @@ class Trait(_Record):
     facets: Annotated[
         tuple[Annotated[str, _text(MAX_FACET_CHARACTERS)], ...],
         _list_of(MAX_FACETS),
-        AfterValidator(_check_distinct),
+        AfterValidator(_check_facets),
     ] = ()
     """Situations in which the trait matters; one scenario family each."""
     weight: Annotated[float, AfterValidator(_check_weight)] = 1.0

@@ -25,5 +25,9 @@ class SamplingError(CharacterTrainError, RuntimeError):
     """Sampling or scoring failed: retry, or turn the row into a reject."""
 
 
+class ChoiceError(SamplingError):
+    """A model cannot answer with one of the given letters: ask it in another way."""
+
+
 class TrainingError(CharacterTrainError, RuntimeError):
     """Training stopped itself: resume from the last checkpoint with other settings."""

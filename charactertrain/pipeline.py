@@ -6,7 +6,7 @@ a plan is made in an instant and before anything is started.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from charactertrain import artifacts
@@ -47,7 +47,7 @@ class Step:
     identity: Identity
     action: Action
     reasons: tuple[str, ...]
-    """Differences that make it refuse; empty otherwise."""
+    """What makes it refuse; empty otherwise."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,34 @@ def make_plan(
     """Decide for each selected stage, in order, from what is in the run directory.
 
     Identities chain: a stage's fingerprint covers those of its inputs, so a change anywhere
-    upstream changes every stage below it.
+    upstream changes every stage below it. An artifact whose input is to be made again refuses:
+    its fingerprint fits, but what is made again may come out otherwise, as on other hardware.
     """
     selected = select(stages, only=only, until=until)
     fingerprints: dict[str, str] = {}
+    made_again: set[str] = set()
     steps = []
     for stage in stages:
         inputs = {name: fingerprints[name] for name in stage.inputs}
         identity = Identity(stage.name, stage.identity_config, inputs)
         fingerprints[stage.name] = identity.fingerprint
-        if stage.name in selected:
-            steps.append(_step(stage, identity, run_directory.child(stage.name)))
+        if stage.name not in selected:
+            continue
+        step = _step(stage, identity, run_directory.child(stage.name))
+        if step.action is Action.SKIP and made_again.intersection(stage.inputs):
+            reasons = tuple(_made_again(name) for name in stage.inputs if name in made_again)
+            step = replace(step, action=Action.REFUSE, reasons=reasons)
+        if step.action is not Action.SKIP:
+            made_again.add(stage.name)
+        steps.append(step)
     return steps
+
+
+def _made_again(name: str) -> str:
+    return (
+        f"inputs.{name}: it is to be made again, and may differ from the one that this artifact "
+        "was made of"
+    )
 
 
 def select(stages: Sequence[Stage], *, only: str | None, until: str | None) -> list[str]:
@@ -118,10 +134,10 @@ def refusal(steps: Sequence[Step], run_directory: Directory) -> str | None:
     reasons = "\n".join(f"  {reason}" for reason in first.reasons)
     names = ", ".join(step.stage.name for step in refused)
     return (
-        f"{run_directory.uri}/{first.stage.name} was made with other settings:\n{reasons}\n"
-        f"Nothing was changed. Stages that would not match: {names}. Ways out: give the settings "
-        "it was made with; choose another run.dir; or move those directories away to make them "
-        "anew."
+        f"{run_directory.uri}/{first.stage.name} was made with other settings or of other "
+        f"inputs:\n{reasons}\nNothing was changed. Stages that would not match: {names}. Ways out: "
+        "give the settings and put back the inputs that it was made with; choose another run.dir; "
+        "or move those directories away, all of them, to make them anew."
     )
 
 
@@ -159,10 +175,13 @@ def execute(
     *,
     code_version: str,
 ) -> Manifest:
-    """Run one step and commit its artifact; the manifest, also of a stage that is skipped."""
+    """Run one step and commit its artifact; the manifest, also of a stage that is skipped.
+
+    What is there now counts and not what was there when the plan was made, hours ago perhaps.
+    """
     directory = run_directory.child(step.stage.name)
-    if step.action is Action.SKIP:
-        return artifacts.require(directory, step.stage.name)
+    if step.action is Action.SKIP or artifacts.read_manifest(directory) is not None:
+        return _finished(step, directory)
     inputs = {}
     for name in step.stage.inputs:
         source = run_directory.child(name)
@@ -178,3 +197,18 @@ def execute(
         code_version=code_version,
         wall_seconds=time.monotonic() - started,
     )
+
+
+def _finished(step: Step, directory: Directory) -> Manifest:
+    """The manifest of the step's artifact; raises ArtifactError if another's is in its place."""
+    manifest = artifacts.require(directory, step.stage.name)
+    if manifest.fingerprint != step.identity.fingerprint:
+        lines = "\n".join(
+            f"  {line}" for line in artifacts.differences(step.identity, manifest.identity)
+        )
+        raise ArtifactError(
+            f"{directory.uri}: expected no artifact or the one of this run, found one that another "
+            f"run made since this run began:\n{lines}\nNothing was overwritten. Use another "
+            "run.dir for one of the two runs."
+        )
+    return manifest

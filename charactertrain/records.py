@@ -175,7 +175,10 @@ class EvaluationSample:
     reward: float
     """The preference model's scalar."""
     kl: float
-    """(1/T) [log pi(y|x) - log pi_base(y|x)] in nats per token: k1 estimate; 0 for the base."""
+    """(1/T) [log pi(y|x) - log pi_base(y|x)] in nats per token: k1 estimate.
+
+    For the base: by how much drawing and scoring differ, near 0.
+    """
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from charactertrain import chat
-from charactertrain.exceptions import SamplingError
+from charactertrain.exceptions import ChoiceError
 from charactertrain.models import sources
 from charactertrain.records import Message, Trait
 from charactertrain.templates import JUDGE_CHOICES, Shown, judge_conversation, plain_conversation
@@ -46,6 +46,19 @@ def test_a_conversation_is_encoded_by_the_models_template(tokenizer: Any) -> Non
     assert tokenizer.decode(ids) == (
         "<|user|>Hi!<|end|><|assistant|>Hello.<|end|><|user|>Bye.<|end|><|assistant|>So"
     )
+
+
+@pytest.mark.parametrize("switch", ["enable_thinking", "thinking"])
+def test_a_model_that_may_think_is_told_not_to(model_cache: Path, switch: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(sources.resolve("tiny_random"))
+    assert model_cache.exists()
+    # As in the templates of such models, which think unless they are told.
+    tokenizer.chat_template = (
+        "{{ messages[0]['content'] }}<|assistant|>"
+        f"{{% if {switch} is defined and not {switch} %}}</think>{{% else %}}<think>{{% endif %}}"
+    )
+    ids = chat.encode(shown("Hi!", begin="So"), tokenizer)
+    assert tokenizer.decode(ids) == "Hi!<|assistant|></think>So"
 
 
 def test_a_plain_text_is_encoded_as_it_is(tokenizer: Any) -> None:
@@ -110,7 +123,7 @@ def test_choices_that_merge_with_the_text_are_read_where_they_part() -> None:
 
 def test_a_choice_that_merges_alone_is_refused() -> None:
     tokenizer = merging_tokenizer(("x", "A"))
-    with pytest.raises(SamplingError, match=r"\['A', 'B'\] are not single tokens .* after 'Cx'"):
+    with pytest.raises(ChoiceError, match=r"\['A', 'B'\] are not single tokens .* after 'Cx'"):
         chat.encode_choices(Shown((), "Cx"), ("A", "B"), tokenizer)
 
 
@@ -118,5 +131,5 @@ def test_a_choice_that_merges_alone_is_refused() -> None:
 def test_choices_that_are_not_single_tokens_are_refused(
     tokenizer: Any, choices: tuple[str, str]
 ) -> None:
-    with pytest.raises(SamplingError, match="Use ranker=contrast"):
+    with pytest.raises(ChoiceError, match="Use ranker=contrast"):
         chat.encode_choices(shown("Which?", begin="It is "), choices, tokenizer)

@@ -25,10 +25,10 @@ OPTIONS = [
     *((f"model={name}",) for name in ("smollm2_135m", "tiny_random")),
     *((f"model={name}",) for name in ("qwen3_0_6b", "qwen3_8b", "llama3_8b")),
     ("sampler=vllm",),
-    ("sampler=fake",),
+    ("sampler=vllm_gpu", "cluster.gpus_per_worker=1"),
+    ("sampler=fake", "run.until=preference_model"),
     ("cluster=local",),
-    ("cluster=ray", "run.dir=s3://bucket/run"),
-    ("cluster=ray", "run.dir=/shared/run"),
+    ("cluster=ray", "sampler=vllm_gpu", "run.dir=/shared/run"),
     *((f"ranker={name}",) for name in ("auto", "contrast", "judge")),
     *((f"objective={name}",) for name in ("grpo", "centered", "rloo")),
     *(
@@ -139,6 +139,7 @@ def test_options_take_effect_where_they_belong(compose: Any) -> None:
             "deepspeed@policy.deepspeed=zero3_offload",
             "model=tiny_random",
             "sampler=fake",
+            "run.until=pairs",
         )
     )
     assert config.rankings.ranker == "judge"
@@ -256,13 +257,40 @@ WITHOUT_KL = (
             "= 2 x 1; " + MULTIPLE,
         ),
         (
-            {"preference_model.prompts_per_step": 6, "cluster.num_workers": [1, 4]},
+            {"preference_model.prompts_per_step": 6, "cluster.num_workers": [4, 4]},
             "preference_model.prompts_per_step 6 is not a multiple of workers x microbatch_size "
             "= 4 x 1; " + MULTIPLE,
         ),
         (
-            {"cluster.num_workers": [4, 2]},
-            "cluster.num_workers is (4, 2); give (fewest, most)",
+            {"cluster.num_workers": [2, 4]},
+            "cluster.num_workers is (2, 4): a checkpoint is taken up by as many workers as wrote "
+            "it; give the same number twice",
+        ),
+        (
+            {"responses.ending": "fixed"},
+            "responses.ending is fixed and policy.ending is natural: a preference model that saw "
+            "one length only cannot keep the policy from gaining by another; give both the same",
+        ),
+        (
+            {"sampler.kind": "fake"},
+            "sampler.kind is fake, and the policy stage needs engines that take new weights; use "
+            "sampler=vllm, or stop before it with run.until=preference_model",
+        ),
+        (
+            {"sampler.resources.tensor_parallel_size": 2, "run.until": "report"},
+            "sampler.resources.tensor_parallel_size is 2, and weights are sent to engines of one "
+            "GPU; use 1, or stop before the policy with run.until=preference_model",
+        ),
+        (
+            {"cluster.gpus_per_worker": 1},
+            "cluster.gpus_per_worker is 1.0 and sampler.resources.gpus_per_engine is 0.0: weights "
+            "go from workers to engines of the same kind of device; give both GPUs "
+            "(sampler=vllm_gpu) or neither",
+        ),
+        (
+            {"cluster.address": "auto", "run.dir": "s3://bucket/run"},
+            "run.dir 's3://bucket/run' is a URI, and engines and workers on other nodes need the "
+            "models in it as files; give an absolute path on storage that all nodes share",
         ),
         (
             {"sampler.resources.num_engines": [3, 1]},
@@ -273,14 +301,15 @@ WITHOUT_KL = (
             "cluster: 4 workers of 2.0 CPUs need 8.0, and cluster.num_cpus is 4",
         ),
         (
-            {"sampler.resources.gpus_per_engine": 1, "sampler.resources.tensor_parallel_size": 2},
+            {"sampler.resources.gpus_per_engine": 1, "sampler.resources.tensor_parallel_size": 2}
+            | {"cluster.gpus_per_worker": 1, "run.until": "pairs"},
             "sampler.resources: gpus_per_engine 1.0 and tensor_parallel_size 2 differ; an engine "
             "takes one GPU per tensor-parallel rank",
         ),
         (
             {"cluster.address": "auto", "run.dir": "runs/mine"},
             "run.dir 'runs/mine' is relative, and on a cluster it would resolve inside each job's "
-            "own working directory; give an absolute path that all nodes share, or a URI",
+            "own working directory; give an absolute path that all nodes share",
         ),
         (
             {"policy.objective.kl_coef": 0},
@@ -297,6 +326,11 @@ WITHOUT_KL = (
         (
             {"prompts.min_words": 9, "prompts.max_words": 8},
             "prompts: min_words 9 exceeds max_words 8",
+        ),
+        (
+            {"rankings.min_judge_accuracy": 0.6, "rankings.min_accuracy": 0.65},
+            "rankings: min_judge_accuracy 0.6 is below min_accuracy 0.65: ranker=auto would take a "
+            "judge that is then refused",
         ),
         (
             {"responses.variants": {"none": 1, "mild": 0}},
@@ -340,12 +374,6 @@ def test_a_policy_without_kl_is_asked_for_by_name(recipe: Json) -> None:
     assert validate(changed(recipe, settings)).policy.objective.kl_coef == 0
 
 
-@pytest.mark.parametrize("directory", ["s3://bucket/run", "/shared/run"])
-def test_a_run_on_a_cluster_takes_what_all_nodes_see(recipe: Json, directory: str) -> None:
-    settings = {"cluster.address": "auto", "run.dir": directory}
-    assert validate(changed(recipe, settings)).run.dir == directory
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -368,7 +396,29 @@ def test_identity_leaves_out_how_a_stage_runs(smoke_config: RunConfig) -> None:
     assert found["warm_start"]["epochs"] == 1
     keys = {key for path, _ in leaves(found) for key in path}
     assert keys.isdisjoint({"resources", "deepspeed", "microbatch_size", "stage", "offload"})
-    assert set(found) == set(type(smoke_config.policy).model_fields) - {"resources", "deepspeed"}
+    left_out = {"resources", "deepspeed", "sync_tolerance"}
+    assert set(found) == set(type(smoke_config.policy).model_fields) - left_out
+
+
+GATES = {
+    "prompts": {"min_accepted_share": 0.01, "min_trait_shift": 0.01},
+    "responses": {"max_reject_share": 0.01},
+    "rankings": {"min_accuracy": 0.01},
+    "preference_model": {"min_accuracy": 0.01},
+    "policy": {"sync_tolerance": 0.01},
+}
+
+
+def test_gates_that_change_no_row_are_no_identity_and_stay_in_the_config(recipe: Json) -> None:
+    gates = {f"{name}.{key}": 0.01 for name, values in GATES.items() for key in values}
+    plain, moved = validate(recipe), validate(changed(recipe, gates))
+    for name, values in GATES.items():
+        section = getattr(moved, name)
+        assert identity(section) == identity(getattr(plain, name))
+        assert values.items() <= section.model_dump().items()
+    # This one picks the ranker.
+    judged = validate(changed(recipe, {"rankings.min_judge_accuracy": 0.9}))
+    assert identity(judged.rankings) != identity(plain.rankings)
 
 
 def test_identity_changes_with_results_and_not_with_resources(recipe: Json) -> None:

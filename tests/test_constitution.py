@@ -22,6 +22,7 @@ traits:
     facets:
       - a gift
       - an exam
+      - a trip
     weight: 2
     detector:
       pattern: '(?i)\\btruth\\b'
@@ -69,7 +70,7 @@ def test_trait_file_is_read_with_its_defaults(tmp_path: Path) -> None:
     honest, curious = constitution.traits
     assert (constitution.name, constitution.description) == ("trial", "Two traits.")
     assert (honest.id, honest.statement) == ("honest", "I tell the truth.")
-    assert honest.facets == ("a gift", "an exam")
+    assert honest.facets == ("a gift", "an exam", "a trip")
     assert honest.weight == 2.0
     assert isinstance(honest.weight, float)
     assert honest.detector == Detector(pattern=r"(?i)\btruth\b")
@@ -207,6 +208,9 @@ BAD_FIELDS = [
     ((*CURIOUS, "facets: [a, 9.5]"), "field facets, item 2", "expected text, found the number 9.5"),
     ((*CURIOUS, 'facets: ["a\\0b"]'), "field facets, item 1", "U+0000"),
     ((*CURIOUS, "facets: [an exam, An Exam]"), "field facets", "found 'An Exam' twice"),
+    ((*CURIOUS, 'facets: [a gift, an exam, "A  gift!"]'), "field facets", "'A  gift!' twice"),
+    ((*CURIOUS, "facets: [a gift]"), "field facets", "3 facets or more, one each to train, "),
+    ((*CURIOUS, "facets: [a gift, an exam]"), "field facets", "found 2. Add some, or leave"),
     ((*CURIOUS, f"facets: {list(range(65))}"), "field facets", "0 to 64 items, found 65"),
     # weight
     ((*CURIOUS, "weight: 0"), "field weight", "above 0 and at most 100, found 0"),
@@ -291,8 +295,8 @@ def test_key_that_is_not_text_is_refused(key: str, tmp_path: Path) -> None:
         ("# only a comment\n", "found an empty file"),
         ("just text", "mine.yaml:1: expected a mapping, found 'just text'"),
         ("- a\n- b\n", "mine.yaml:1: expected a mapping, found a list of 2"),
-        (GOOD + "trait: []\n", "mine.yaml:14: field trait: unknown key. Did you mean 'traits'?"),
-        (GOOD + "name: again\n", "field name: expected each key once, found it on lines 1 and 14"),
+        (GOOD + "trait: []\n", "mine.yaml:15: field trait: unknown key. Did you mean 'traits'?"),
+        (GOOD + "name: again\n", "field name: expected each key once, found it on lines 1 and 15"),
         ("name: n\ndescription: d\n", "field traits: expected the key 'traits'"),
         ("name: n\ndescription: d\ntraits: []\n", "mine.yaml:3: field traits: expected 1 to 256"),
         ("name: n\ndescription: d\ntraits: honest\n", "field traits: expected a list"),
@@ -306,9 +310,9 @@ def test_key_that_is_not_text_is_refused(key: str, tmp_path: Path) -> None:
         (GOOD.replace("description: Two traits.\n", ""), "field description: expected the key"),
         (GOOD.replace("Two traits.", "w" * 2001), "field description: expected 1 to 2000"),
         (GOOD + "--- \nname: second\n", "not valid YAML: expected a single document"),
-        (GOOD.replace("I ask why.", "I ask: why."), "mine.yaml:13:21: not valid YAML: mapping"),
-        (GOOD + "\tname: x\n", "mine.yaml:14:1: not valid YAML"),
-        (GOOD.replace("ask", "\x07ask"), "mine.yaml:13: expected text, found the control"),
+        (GOOD.replace("I ask why.", "I ask: why."), "mine.yaml:14:21: not valid YAML: mapping"),
+        (GOOD + "\tname: x\n", "mine.yaml:15:1: not valid YAML"),
+        (GOOD.replace("ask", "\x07ask"), "mine.yaml:14: expected text, found the control"),
         ("[" * 1000, "mine.yaml:1:11: not valid YAML: more than 10 levels of nesting"),
         ("a: *nowhere\n", "mine.yaml:1:4: not valid YAML: found undefined alias"),
         ("<<: {name: n}\n", "field '<<': unknown key"),

@@ -13,6 +13,7 @@ HIERARCHY = [
     (exceptions.ArtifactError, exceptions.CharacterTrainError, RuntimeError),
     (exceptions.ModelError, exceptions.CharacterTrainError, ValueError),
     (exceptions.SamplingError, exceptions.CharacterTrainError, RuntimeError),
+    (exceptions.ChoiceError, exceptions.SamplingError, RuntimeError),
     (exceptions.TrainingError, exceptions.CharacterTrainError, RuntimeError),
 ]
 

@@ -94,16 +94,48 @@ def test_what_was_made_is_skipped_and_the_rest_is_run(run_directory: Directory) 
     }
 
 
-def test_a_stage_that_is_gone_is_made_anew_and_the_others_still_fit(
+def test_a_stage_that_is_gone_refuses_those_that_were_made_of_it(
     run_directory: Directory,
 ) -> None:
-    run(run_directory)
+    stages = (*STAGES, stage("report", "pairs"))
+    run(run_directory, stages)
     run_directory.delete("prompts")
-    assert actions(make_plan(run_directory)) == {
+    steps = make_plan(run_directory, stages)
+    assert actions(steps) == {
         "traits": Action.SKIP,
         "prompts": Action.RUN,
-        "pairs": Action.SKIP,
+        "pairs": Action.REFUSE,
+        "report": Action.REFUSE,
     }
+    before = snapshot(run_directory.local_path)
+    with pytest.raises(ArtifactError) as caught:
+        pipeline.check_plan(steps, run_directory)
+    said = str(caught.value)
+    assert "inputs.prompts: it is to be made again, and may differ" in said
+    assert "Stages that would not match: pairs, report." in said
+    assert "move those directories away" in said
+    assert snapshot(run_directory.local_path) == before
+    # As it advises.
+    for name in ("pairs", "report"):
+        run_directory.delete(name)
+    run(run_directory, stages)
+    assert set(actions(make_plan(run_directory, stages)).values()) == {Action.SKIP}
+
+
+def test_a_stage_whose_input_is_to_be_resumed_is_refused(run_directory: Directory) -> None:
+    run(run_directory)
+    run_directory.delete("prompts/manifest.json")
+    (identity,) = [
+        step.identity for step in make_plan(run_directory) if step.stage.name == "prompts"
+    ]
+    artifacts.begin(run_directory.child("prompts"), identity)
+    assert actions(make_plan(run_directory)) == {
+        "traits": Action.SKIP,
+        "prompts": Action.RESUME,
+        "pairs": Action.REFUSE,
+    }
+    # Alone it is not made again.
+    assert actions(make_plan(run_directory, only="pairs")) == {"pairs": Action.SKIP}
 
 
 def test_a_change_refuses_the_stage_and_all_below_it(run_directory: Directory) -> None:
@@ -134,7 +166,7 @@ def test_a_refusal_names_stage_setting_values_and_ways_out(run_directory: Direct
     assert "config.seed: this run asks for 2, the artifact has 1" in said
     assert "Stages that would not match: prompts, pairs." in said
     assert "Nothing was changed." in said
-    for way_out in ("the settings it was made with", "another run.dir", "move those directories"):
+    for way_out in ("that it was made with", "another run.dir", "move those directories"):
         assert way_out in said
     assert snapshot(run_directory.local_path) == before
 
@@ -168,6 +200,35 @@ def test_a_skipped_stage_is_not_run_again(run_directory: Directory) -> None:
     before = snapshot(run_directory.local_path)
     steps = run(run_directory, implementation=fail)
     assert set(actions(steps).values()) == {Action.SKIP}
+    assert snapshot(run_directory.local_path) == before
+
+
+def test_an_artifact_that_appeared_since_the_plan_is_not_made_again(
+    run_directory: Directory,
+) -> None:
+    steps = make_plan(run_directory)
+    run(run_directory)
+    before = snapshot(run_directory.local_path)
+    for step in steps:
+        assert step.action is Action.RUN
+        manifest = pipeline.execute(step, run_directory, fail, code_version="0.1.0")
+        assert manifest.fingerprint == step.identity.fingerprint
+    assert snapshot(run_directory.local_path) == before
+
+
+def test_an_artifact_of_another_run_that_appeared_since_the_plan_is_not_overwritten(
+    run_directory: Directory,
+) -> None:
+    steps = make_plan(run_directory, CHANGED)
+    run(run_directory)
+    before = snapshot(run_directory.local_path)
+    pipeline.execute(steps[0], run_directory, fail, code_version="0.1.0")
+    with pytest.raises(ArtifactError) as caught:
+        pipeline.execute(steps[1], run_directory, fail, code_version="0.1.0")
+    said = str(caught.value)
+    assert f"{run_directory.uri}/prompts: expected no artifact or the one of this run" in said
+    assert "config.seed: this run asks for 2, the artifact has 1" in said
+    assert "another run.dir" in said
     assert snapshot(run_directory.local_path) == before
 
 

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -75,7 +76,7 @@ def _writer(name: str) -> Callable[[Path], None]:
         )
 
     def write(target: Path) -> None:
-        location = {"gguf_file": files[0].name}
+        location: dict[str, Any] = {"gguf_file": files[0].name, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(files[0].parent, **location)
         # Without dequantize the packed weights stay packed and cannot be saved.
         model = AutoModelForCausalLM.from_pretrained(

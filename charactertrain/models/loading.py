@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -16,9 +17,29 @@ from transformers import (
 from charactertrain.exceptions import ModelError
 
 
+def _load(auto_class: Any, directory: Path, **options: Any) -> Any:
+    """What one of transformers' auto classes makes of a directory, with none of its own code."""
+    try:
+        # Left out, it means to ask on the terminal whether to run the directory's code.
+        return auto_class.from_pretrained(directory, trust_remote_code=False, **options)
+    except ValueError as error:
+        if not _brings_code(directory):
+            raise
+        raise ModelError(
+            f"{directory}: expected a model that transformers knows, found one that brings its own "
+            "code (auto_map in its config), which is not run. Choose a model of a known "
+            f"architecture. transformers says: {error}"
+        ) from error
+
+
+def _brings_code(directory: Path) -> bool:
+    files = [directory / name for name in ("config.json", "tokenizer_config.json")]
+    return any("auto_map" in json.loads(file.read_text()) for file in files if file.is_file())
+
+
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The model's tokenizer; it must have a chat template and a token that ends a reply."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, directory)
     if tokenizer.chat_template is None:
         raise ModelError(
             f"{directory} has no chat template: expected a chat model, found a base model. Choose "
@@ -31,7 +52,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 def check_context(directory: Path, context_tokens: int) -> None:
     """Raise ModelError if the model cannot attend over `context_tokens`."""
-    config = AutoConfig.from_pretrained(directory)
+    config = _load(AutoConfig, directory)
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and context_tokens > longest:
         raise ModelError(
@@ -42,8 +63,12 @@ def check_context(directory: Path, context_tokens: int) -> None:
 
 def load_causal_lm(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model in `dtype`, for training or as the frozen reference."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+    model: PreTrainedModel = _load(
+        AutoModelForCausalLM,
+        directory,
+        dtype=dtype,
+        use_safetensors=True,
+        attn_implementation="sdpa",
     )
     model.config.use_cache = False
     return model
@@ -55,7 +80,7 @@ _HEAD_STD = 0.002
 
 def load_preference_model(directory: Path, dtype: torch.dtype, *, seed: int) -> PreTrainedModel:
     """A scalar head on the body in `directory`; the head is random unless it was trained."""
-    config = AutoConfig.from_pretrained(directory)
+    config = _load(AutoConfig, directory)
     if config.pad_token_id is None:
         config.pad_token_id = end_token_ids(directory)[0]
     usual_std = config.initializer_range
@@ -63,8 +88,13 @@ def load_preference_model(directory: Path, dtype: torch.dtype, *, seed: int) -> 
         config.num_labels = 1
         config.initializer_range = _HEAD_STD
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        directory, config=config, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+    model: PreTrainedModel = _load(
+        AutoModelForSequenceClassification,
+        directory,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        attn_implementation="sdpa",
     )
     model.config.initializer_range = usual_std
     model.config.use_cache = False
@@ -80,9 +110,3 @@ def end_token_ids(directory: Path) -> list[int]:
             if end is not None:
                 return end if isinstance(end, list) else [end]
     raise ModelError(f"{directory} names no eos_token_id in its generation or model config")
-
-
-def stored_dtype(directory: Path) -> torch.dtype:
-    """The dtype that the model's weights are stored in, and that what is made of it is saved in."""
-    dtype = AutoConfig.from_pretrained(directory).dtype
-    return dtype if isinstance(dtype, torch.dtype) else torch.float32

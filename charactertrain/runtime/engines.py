@@ -111,6 +111,12 @@ class EngineBroker:
         for engine in self._engines.values():
             engine.leases = 0
 
+    async def stop_idle(self) -> None:
+        """Stop the engines that nobody uses, so that training can have their devices."""
+        for key, engine in list(self._engines.items()):
+            if engine.leases == 0:
+                await self.discard(key)
+
     async def rename_weights(self, key: str, weights: str) -> None:
         """Record that an engine's weights were changed by a weight update."""
         self._engines[key].weights = weights
@@ -145,6 +151,16 @@ class SamplerSource:
         if self.broker is None or self.spec is None:
             return FakeSampler()
         return LeasedSampler(ray.get_actor(self.broker), self.spec, self.weights)
+
+    def open_for_training(self) -> "LeasedSampler":
+        """A sampler whose engine's weights are about to be changed by weight updates.
+
+        Use its `handle`: an engine that took the place of one that died would have other weights.
+        """
+        sampler = self.open()
+        assert isinstance(sampler, LeasedSampler), "config refuses a policy without engines"
+        sampler.disown_weights()
+        return sampler
 
 
 class LeasedSampler:
@@ -213,9 +229,19 @@ class LeasedSampler:
         results: list[float] = self._call(lambda engine: engine.rewards.remote(token_ids))
         return results
 
+    def disown_weights(self) -> None:
+        """Record that the engine's weights are about to be changed by weight updates."""
+        ray.get(self._broker.rename_weights.remote(self.key, "in training"))
+
     def close(self) -> None:
         """Give the lease back."""
         ray.get(self._broker.release.remote(self.key))
+
+
+def end_leases(source: SamplerSource) -> None:
+    """End every lease, such as those of workers that were killed."""
+    if source.broker is not None:
+        ray.get(ray.get_actor(source.broker).release_all.remote())
 
 
 def close_sampler(sampler: Sampler) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from charactertrain.exceptions import ConfigError
 from charactertrain.runtime.dataflow import PoolSettings
-from charactertrain.runtime.engines import EngineBroker, LeasedSampler, SamplerSource
+from charactertrain.runtime.engines import EngineBroker, SamplerSource
 from charactertrain.runtime.metrics import MetricLog
 from charactertrain.runtime.progress import Progress
 from charactertrain.runtime.vllm_engine import EngineSpec
@@ -145,9 +145,10 @@ class Session:
         if self._broker is not None:
             ray.get(self._broker.release_all.remote())
 
-    def disown_weights(self, sampler: LeasedSampler) -> None:
-        """Record that an engine's weights are about to be changed by weight updates."""
-        ray.get(self._broker.rename_weights.remote(sampler.key, "in training"))
+    def make_room(self) -> None:
+        """Before training: idle engines give their GPUs back; on a CPU they hold none."""
+        if self._broker is not None and self._engines.gpus_per_engine > 0:
+            ray.get(self._broker.stop_idle.remote())
 
     def _broker_name(self) -> str:
         name = f"charactertrain-engines-{ray.get_runtime_context().get_job_id()}"

@@ -4,6 +4,7 @@ The function gets plain arguments, reports checkpoints through `report`, and sen
 driver through a relay, so that a step is on the console while the next one runs.
 """
 
+import json
 import os
 import tempfile
 import threading
@@ -24,12 +25,14 @@ from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, 
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from charactertrain.exceptions import TrainingError
+from charactertrain.exceptions import ModelError, TrainingError
 from charactertrain.runtime.hardware import available_cores
+from charactertrain.runtime.relay import Relay
 from charactertrain.storage import Directory
 
 _POLL_SECONDS = 0.5
 _MAX_NOTICE_CHARACTERS = 1000
+_CHECKPOINT_INDEX = "checkpoints/checkpoint_manager_snapshot.json"
 
 
 @dataclass(frozen=True)
@@ -40,32 +43,6 @@ class WorkerSettings:
     cpus_per_worker: float
     gpus_per_worker: float
     max_failures: int
-
-
-class Relay:
-    """The actor that carries metrics, restarts and the reason of a stop to the driver."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self._lines: list[dict[str, Any]] = []
-        self._stopped: str | None = None
-
-    def send(self, values: dict[str, Any]) -> None:
-        """Add one line."""
-        self._lines.append(values)
-
-    def take(self) -> list[dict[str, Any]]:
-        """All lines since the last call."""
-        lines, self._lines = self._lines, []
-        return lines
-
-    def stop(self, reason: str) -> None:
-        """Record that the loop stopped itself; the first reason counts."""
-        self._stopped = self._stopped or reason
-
-    def stopped(self) -> str | None:
-        """Why the loop stopped itself, or None."""
-        return self._stopped
 
 
 class _RestartNotice(UserCallback):
@@ -88,7 +65,7 @@ def _run(loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any]) -> N
     """`loop`, which ends without an error if it stops itself: what is wrong will be again."""
     try:
         loop(arguments)
-    except TrainingError as error:
+    except (TrainingError, ModelError) as error:
         ray.get(arguments["relay"].stop.remote(str(error)))
 
 
@@ -105,13 +82,15 @@ def fit(
     Checkpoints go to `storage`/checkpoints. A run that was killed goes on from the last one when
     `fit` is called again with the same storage.
 
-    A TrainingError in the loop stops the run: it must be raised on every rank at the same point. Any
-    other error restarts the workers from the last checkpoint, and so does the loss of a worker.
+    A TrainingError or ModelError in the loop stops the run: it must be raised on every rank at the
+    same point. Any other error restarts the workers from the last checkpoint, and so does the loss
+    of a worker.
 
     Raises:
         TrainingError: The loop stopped itself, or failed more often than `max_failures` allows.
     """
-    relay = ray.remote(Relay).options(num_cpus=0).remote()
+    _drop_damaged_index(storage)
+    relay: Any = ray.remote(Relay).options(num_cpus=0).remote()
     use_gpu = workers.gpus_per_worker > 0
     resources = {"CPU": workers.cpus_per_worker}
     if use_gpu:
@@ -133,9 +112,7 @@ def fit(
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=[_RestartNotice(relay)],
-            # DeepSpeed takes the first accelerator library that it can import, which on a CPU
-            # machine with CUDA wheels is the wrong one.
-            worker_runtime_env={"env_vars": {"DS_ACCELERATOR": "cuda" if use_gpu else "cpu"}},
+            worker_runtime_env={"env_vars": _environment(use_gpu=use_gpu)},
         ),
     )
     with _relayed(relay, on_metrics):
@@ -146,6 +123,27 @@ def fit(
         reason = ray.get(relay.stopped.remote())
         if reason is not None:
             raise TrainingError(reason)
+
+
+def _drop_damaged_index(storage: Directory) -> None:
+    """Delete Ray Train's index of checkpoints if a kill cut it off while it was written.
+
+    Training then starts anew, and takes the same steps.
+    """
+    if storage.exists(_CHECKPOINT_INDEX):
+        try:
+            json.loads(storage.read_bytes(_CHECKPOINT_INDEX))
+        except ValueError:
+            storage.delete(_CHECKPOINT_INDEX)
+
+
+def _environment(*, use_gpu: bool) -> dict[str, str]:
+    # DeepSpeed takes the first accelerator library that it can import, which on a CPU machine with
+    # CUDA wheels is the wrong one.
+    if use_gpu:
+        return {"DS_ACCELERATOR": "cuda"}
+    # Ray hides no GPU from a worker that asked for none.
+    return {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def _cause(error: TrainingFailedError) -> str:

@@ -51,6 +51,9 @@ def deepspeed_config(settings: ZeroSettings) -> dict[str, Any]:
         "gradient_accumulation_steps": settings.microbatches,
         "gradient_clipping": settings.max_grad_norm,
         "bf16": {"enabled": settings.bf16},
+        # In bf16 the sum over microbatches would depend on how many there are. DeepSpeed cannot do
+        # this at stage 0.
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if settings.stage > 0 else {}),
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -77,6 +80,13 @@ class ZeroEngine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config
         )
+        if settings.stage == 0 and settings.bf16:
+            _forget_first_step(self._optimizer)
+        self._layout = {
+            "workers": dist.get_world_size(),
+            "ZeRO stage": settings.stage,
+            "precision": "bf16" if settings.bf16 else "fp32",
+        }
         self._microbatches = settings.microbatches
         self._pending = 0
 
@@ -146,10 +156,20 @@ class ZeroEngine:
     def save(self, directory: Path, state: dict[str, Any]) -> None:
         """Write a checkpoint; every rank must call, each with a directory of its own."""
         self._engine.save_checkpoint(str(directory), tag="state")
-        (directory / _STATE_NAME).write_text(json.dumps(state))
+        # The directories are merged into one: a file of this name from one rank alone.
+        if dist.get_rank() == 0:
+            state = {**state, "layout": self._layout}
+            (directory / _STATE_NAME).write_text(json.dumps(state))
 
     def load(self, directory: Path) -> None:
-        """Take up a checkpoint written by as many workers."""
+        """Take up a checkpoint; raises TrainingError if it was written in another layout."""
+        found = read_state(directory)["layout"]
+        if found != self._layout:
+            raise TrainingError(
+                f"the checkpoint was written with {_spelled(found)}, and training goes on with "
+                f"{_spelled(self._layout)}. Give the same cluster.num_workers, deepspeed stage and "
+                "model.precision as before, or move the stage's directory away to start it anew."
+            )
         loaded, _ = self._engine.load_checkpoint(str(directory), tag="state")
         if loaded is None:
             raise TrainingError(f"the checkpoint in {directory} could not be loaded")
@@ -191,6 +211,18 @@ def read_state(directory: Path) -> dict[str, Any]:
     """What `ZeroEngine.save` was given as `state`."""
     state: dict[str, Any] = json.loads((directory / _STATE_NAME).read_text())
     return state
+
+
+def _spelled(layout: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in layout.items())
+
+
+def _forget_first_step(optimizer: Any) -> None:
+    """Undo the step with which DeepSpeed makes optimizer state at stage 0 under bf16.
+
+    Its gradients are zero, but it counts: Adam's bias correction would start one step late.
+    """
+    optimizer.optimizer.state.clear()
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

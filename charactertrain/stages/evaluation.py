@@ -22,7 +22,6 @@ from charactertrain.records import (
 from charactertrain.runtime.dataflow import ChunkJob, Source, count_reasons, run_chunks
 from charactertrain.runtime.engines import SamplerSource, close_sampler
 from charactertrain.runtime.sampling import (
-    Failure,
     Sample,
     Sampler,
     SampleRequest,
@@ -219,28 +218,23 @@ class ReplyScorer:
         scores = iter(self._sampler.score([r for reply in replies for r in self._requests(reply)]))
         samples = []
         for reply in replies:
-            shown = next(scores)
-            plain = None if reply.arm == "base" else next(scores)
-            if not isinstance(shown, Score) or isinstance(plain, Failure):
+            shown, plain = next(scores), next(scores)
+            if not isinstance(shown, Score) or not isinstance(plain, Score):
                 detail = f"{shown} {plain}"[:200]
                 rejects.append(Reject(reply.sample_id, "evaluation", "not_scored", detail))
                 continue
-            # What the base wrote was drawn, at temperature 1, with the very probabilities that a
-            # second pass without the trait would compute.
-            under_base = reply.sequence_logprob if plain is None else sum(plain.logprobs)
-            samples.append(self._sample(reply, sum(shown.logprobs), under_base))
+            samples.append(self._sample(reply, sum(shown.logprobs), sum(plain.logprobs)))
         return samples, rejects
 
     def _requests(self, reply: Reply) -> list[ScoreRequest]:
         trait = self._traits[reply.trait_id]
-        conversations = [
-            response_conversation(
-                reply.prompt, [trait], variant=REFERENCE_VARIANT, placement=self._placement
-            )
-        ]
-        if reply.arm != "base":
-            conversations.append(plain_conversation(reply.prompt))
-        return [ScoreRequest(reply.sample_id, shown, reply.token_ids) for shown in conversations]
+        shown = response_conversation(
+            reply.prompt, [trait], variant=REFERENCE_VARIANT, placement=self._placement
+        )
+        # Also the base's own replies, although they were drawn with these probabilities: in bf16
+        # decoding and prefill differ, and an arm measured another way would differ by that.
+        plain = plain_conversation(reply.prompt)
+        return [ScoreRequest(reply.sample_id, each, reply.token_ids) for each in (shown, plain)]
 
     def _sample(self, reply: Reply, under_trait: float, under_base: float) -> EvaluationSample:
         """`under_trait` and `under_base`: the reply's log-probability under the base, in nats."""

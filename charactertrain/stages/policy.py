@@ -10,7 +10,6 @@ from charactertrain.models.packing import PromptGroup
 from charactertrain.pipeline import Work
 from charactertrain.records import Prompt, Ranking, Response
 from charactertrain.runtime import training
-from charactertrain.runtime.engines import LeasedSampler
 from charactertrain.stages.context import Context, response_settings
 from charactertrain.stages.policy_loop import train
 from charactertrain.stages.policy_task import OptimiseTask, PolicyTask, WarmStartTask
@@ -22,6 +21,7 @@ from charactertrain.templates import plain_conversation
 def run(work: Work, context: Context) -> Outcome:
     """Warm start on the top-ranked responses, then policy steps against the preference model."""
     if not work.directory.exists("optimise.json"):
+        context.session.make_room()
         _train(work, context)
     work.directory.delete("checkpoints")
     history = json.loads(work.directory.read_bytes("optimise.json"))
@@ -42,27 +42,19 @@ def _train(work: Work, context: Context) -> None:
     model = str(context.model_directory)
     source, _ = work.inputs["preference_model"]
     with source.child("model").on_local_disk() as preference_model:
-        policy = context.session.sampler(model, model).open()
-        reward = context.session.sampler(
-            str(preference_model), str(preference_model), kind="reward"
-        ).open()
-        assert isinstance(policy, LeasedSampler), "config refuses a policy stage without engines"
-        assert isinstance(reward, LeasedSampler)
-        # From here on its weights are the policy's, also if training fails.
-        context.session.disown_weights(policy)
         training.fit(
             train,
             {
                 "task": _task(work, context),
-                "policy_engine": policy.handle,
-                "reward_engine": reward.handle,
+                "policy_source": context.session.sampler(model, model),
+                "reward_source": context.session.sampler(
+                    str(preference_model), str(preference_model), kind="reward"
+                ),
             },
             workers=worker_settings(context),
             storage=work.directory,
             on_metrics=lambda values: context.session.metrics.log("policy", values),
         )
-        policy.close()
-        reward.close()
 
 
 def _task(work: Work, context: Context) -> PolicyTask:

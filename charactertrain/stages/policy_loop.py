@@ -3,6 +3,7 @@
 import json
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ from charactertrain.models.packing import PromptGroup, check_packable, pack
 from charactertrain.objectives.logprobs import token_logprobs
 from charactertrain.records import Prompt
 from charactertrain.runtime import training
+from charactertrain.runtime.engines import LeasedSampler, close_sampler, end_leases
 from charactertrain.runtime.hardware import resolve_precision
-from charactertrain.runtime.sampling import ScoreRequest
+from charactertrain.runtime.sampling import Sampler, ScoreRequest
 from charactertrain.runtime.training import Worker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, read_state
 from charactertrain.seeds import derive_seed
 from charactertrain.stages.policy_step import Models, policy_step, prompt_group, response_logits
 from charactertrain.stages.policy_task import (
     PolicyTask,
+    forbidden_tokens,
     training_engine,
     write_model,
     zero_settings,
@@ -51,25 +54,22 @@ class _Optimisation:
 
     def __init__(self, task: PolicyTask, worker: Worker, arguments: dict[str, Any]) -> None:
         self._task, self._worker = task, worker
-        self._policy_engine = arguments["policy_engine"]
+        self._engines = _open_engines(arguments) if worker.rank == 0 else None
         base = Path(task.model_directory)
         dtype = resolve_precision(task.precision)
         with _starting_weights(task) as start:
             self._engine, self._count = training_engine(
                 task, start, task.optimise.prompts_per_step, worker
             )
+            # The policy as it starts, as in Ouyang et al. (2022): towards the base, the KL would
+            # undo the warm start.
+            reference = FrozenModel(
+                partial(loading.load_causal_lm, start, dtype),
+                zero_settings(task, dtype, self._count),
+            )
         check_packable(self._engine.module, task.context_tokens)
-        reference = FrozenModel(
-            partial(loading.load_causal_lm, base, dtype), zero_settings(task, dtype, self._count)
-        )
-        forbidden = tuple(loading.end_token_ids(base)) if task.fixed_ending else ()
-        self._models = Models(self._engine, reference, forbidden)
-        self._collector = RolloutCollector(
-            self._policy_engine,
-            arguments["reward_engine"],
-            loading.load_tokenizer(base),
-            task.optimise.rollouts,
-        )
+        self._models = Models(self._engine, reference, forbidden_tokens(task))
+        self._tokenizer = loading.load_tokenizer(base)
 
     def run(self, checkpoint: Path | None) -> None:
         """Sample, score, step and send weights, `num_steps` times; writes model/."""
@@ -82,7 +82,7 @@ class _Optimisation:
             history = read_state(checkpoint)["history"]
         # Under ZeRO-3 the first forward initialises parameters; sent before, they would be garbage.
         _warm_up(engine)
-        engines = [self._policy_engine] if worker.rank == 0 else []
+        engines = [self._engines.policy.handle] if self._engines is not None else []
         dtype = resolve_precision(task.precision)
         sender = WeightSender(engine.module, engines, rank=worker.rank, dtype=dtype)
         first_step = len(history)
@@ -109,6 +109,9 @@ class _Optimisation:
             task.output.write_bytes("optimise.json", json.dumps(history).encode())
         torch.distributed.barrier()
         sender.close()
+        if self._engines is not None:
+            self._engines.policy.close()
+            close_sampler(self._engines.reward)
 
     def _learning_rate(self, step: int) -> float:
         optimise = self._task.optimise
@@ -119,8 +122,14 @@ class _Optimisation:
     def _rollouts(self, step: int) -> list[list[Rollout]]:
         """One group per prompt of the step: drawn and scored by rank 0, on every rank."""
         box: list[list[list[Rollout]] | None] = [None]
-        if self._worker.rank == 0:
-            box = [self._collector.collect(step_prompts(self._task, step), step)]
+        if self._engines is not None:
+            collector = RolloutCollector(
+                self._engines.policy.handle,
+                self._engines.reward,
+                self._tokenizer,
+                self._task.optimise.rollouts,
+            )
+            box = [collector.collect(step_prompts(self._task, step), step)]
         torch.distributed.broadcast_object_list(box, src=0)
         assert box[0] is not None, "rank 0 sends rollouts"
         return box[0]
@@ -137,15 +146,16 @@ class _Optimisation:
             logits_BTV = response_logits(self._engine, row, ())
             logprobs_N = token_logprobs(logits_BTV, row.token_ids_N[None])[0].cpu()
         difference = [0.0]
-        if self._worker.rank == 0:
+        if self._engines is not None:
             shown = plain_conversation(prompt.text)
             requests = [ScoreRequest("probe", shown, rollout.token_ids) for rollout in group]
-            scores = ray.get(self._policy_engine.score.remote(requests))
+            scores = ray.get(self._engines.policy.handle.score.remote(requests))
             theirs = torch.tensor([value for score in scores for value in score.logprobs])
             difference = [float((logprobs_N - theirs).abs().mean())]
         torch.distributed.broadcast_object_list(difference, src=0)
         tolerance = self._task.optimise.sync_tolerance
-        if difference[0] > tolerance:
+        # Not "greater": nan is no agreement either.
+        if not difference[0] <= tolerance:
             raise TrainingError(
                 "after the first weight update the sampler's and the trainer's log-probabilities "
                 f"of the same {len(logprobs_N)} tokens differ by {difference[0]:.3f} nats on "
@@ -153,6 +163,21 @@ class _Optimisation:
                 "the trained weights"
             )
         return difference[0]
+
+
+@dataclass(frozen=True)
+class _Engines:
+    """What rank 0 samples and scores with."""
+
+    policy: LeasedSampler
+    reward: Sampler
+
+
+def _open_engines(arguments: dict[str, Any]) -> _Engines:
+    """The engines of this attempt; an engine that died in the last one is replaced."""
+    policy_source, reward_source = arguments["policy_source"], arguments["reward_source"]
+    end_leases(policy_source)
+    return _Engines(policy_source.open_for_training(), reward_source.open())
 
 
 class _Clock:

@@ -88,10 +88,17 @@ def zero_settings(task: PolicyTask, dtype: torch.dtype, microbatches: int) -> Ze
     )
 
 
+def forbidden_tokens(task: PolicyTask) -> tuple[int, ...]:
+    """Tokens that no response can hold: those that end one, where all have the same length."""
+    base = Path(task.model_directory)
+    return tuple(loading.end_token_ids(base)) if task.fixed_ending else ()
+
+
 def write_model(engine: ZeroEngine, task: PolicyTask, worker: Worker, name: str) -> None:
     """Write the weights as a Hugging Face directory; every rank gathers, rank 0 writes."""
     base = Path(task.model_directory)
-    state = engine.full_state(loading.stored_dtype(base))
+    # In the dtype of the computation: in a coarser one, small updates would be rounded away.
+    state = engine.full_state(resolve_precision(task.precision))
     if worker.rank == 0:
         with tempfile.TemporaryDirectory(prefix="charactertrain-export-") as temporary:
             path = Path(temporary)

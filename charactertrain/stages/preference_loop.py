@@ -214,7 +214,7 @@ def _write(
     import json
     import tempfile
 
-    state = engine.full_state(loading.stored_dtype(Path(task.model_directory)))
+    state = engine.full_state(resolve_precision(task.precision))
     if worker.rank == 0:
         with tempfile.TemporaryDirectory(prefix="charactertrain-export-") as temporary:
             path = Path(temporary)

@@ -26,7 +26,8 @@ _NUM_RESAMPLES = 2000
 def run(work: Work, context: Context) -> Outcome:
     """Train, calibrate on half of the held-out pairs, and measure on the other half."""
     config = context.config.preference_model
-    prompts = _ranked_prompts(work, context)
+    groups = _pairs_by_prompt(work)
+    prompts = _ranked_prompts(groups, context)
     _check_held_out(prompts["validation"])
     context.session.connect()
     task = PreferenceTask(
@@ -50,6 +51,7 @@ def run(work: Work, context: Context) -> Outcome:
         output=work.directory,
     )
     if not work.directory.exists("results.json"):
+        context.session.make_room()
         training.fit(
             train,
             {"task": task},
@@ -59,8 +61,10 @@ def run(work: Work, context: Context) -> Outcome:
         )
     work.directory.delete("checkpoints")
     results = json.loads(work.directory.read_bytes("results.json"))
-    quality = measure(task.validation, results["validation_rewards"], seed=context.config.seed)
-    quality["length_slope"] = length_slope(task.validation, results["validation_rewards"])
+    rewards = results["validation_rewards"]
+    lengths = {pairs[0].prompt_id: sampled_lengths(pairs) for pairs in groups}
+    quality = measure(task.validation, rewards, lengths, seed=context.config.seed)
+    quality["length_slope"] = length_slope(task.validation, rewards, lengths)
     work.directory.write_bytes("calibration.json", json.dumps(quality, indent=2).encode())
     _check_accuracy(quality, config.min_accuracy)
     files = ("results.json", "calibration.json", *work.directory.files("model"))
@@ -75,15 +79,21 @@ def worker_settings(context: Context) -> WorkerSettings:
     )
 
 
-def _ranked_prompts(work: Work, context: Context) -> dict[str, list[RankedPrompt]]:
-    """Prompts by split, with their responses as token ids."""
-    tokenizer: Any = loading.load_tokenizer(context.model_directory)
+def _pairs_by_prompt(work: Work) -> list[list[PreferencePair]]:
     pairs_by_prompt: dict[str, list[PreferencePair]] = defaultdict(list)
     for batch in iter_rows(*work.inputs["pairs"], "pairs", PreferencePair):
         for pair in batch:
             pairs_by_prompt[pair.prompt_id].append(pair)
+    return list(pairs_by_prompt.values())
+
+
+def _ranked_prompts(
+    groups: Sequence[list[PreferencePair]], context: Context
+) -> dict[str, list[RankedPrompt]]:
+    """Prompts by split, with their responses as token ids."""
+    tokenizer: Any = loading.load_tokenizer(context.model_directory)
     prompts: dict[str, list[RankedPrompt]] = {"train": [], "validation": []}
-    for pairs in pairs_by_prompt.values():
+    for pairs in groups:
         prompts[pairs[0].split].append(_ranked_prompt(pairs, tokenizer))
     return prompts
 
@@ -91,14 +101,11 @@ def _ranked_prompts(work: Work, context: Context) -> dict[str, list[RankedPrompt
 def _ranked_prompt(pairs: list[PreferencePair], tokenizer: chat.Tokenizer) -> RankedPrompt:
     prompt = pairs[0].prompt[-1].content
     prompt_ids = tuple(chat.encode_exchange(prompt, "", tokenizer))
-    texts: dict[str, str] = {}
-    for pair in pairs:
-        texts[pair.chosen_id] = pair.chosen[0].content
-        texts[pair.rejected_id] = pair.rejected[0].content
-    position = {response_id: index for index, response_id in enumerate(texts)}
+    found = _responses(pairs)
+    position = {response_id: index for index, response_id in enumerate(found)}
     responses = tuple(
         tuple(chat.encode_exchange(prompt, text, tokenizer)[len(prompt_ids) :])
-        for text in texts.values()
+        for text, _ in found.values()
     )
     return RankedPrompt(
         prompt_id=pairs[0].prompt_id,
@@ -108,6 +115,24 @@ def _ranked_prompt(pairs: list[PreferencePair], tokenizer: chat.Tokenizer) -> Ra
             (position[p.chosen_id], position[p.rejected_id], p.probability, p.weight) for p in pairs
         ),
     )
+
+
+def _responses(pairs: Sequence[PreferencePair]) -> dict[str, tuple[str, int]]:
+    """Text and length of each response of a prompt's pairs, by id, in order of appearance."""
+    found: dict[str, tuple[str, int]] = {}
+    for pair in pairs:
+        found[pair.chosen_id] = (pair.chosen[0].content, pair.chosen_tokens)
+        found[pair.rejected_id] = (pair.rejected[0].content, pair.rejected_tokens)
+    return found
+
+
+def sampled_lengths(pairs: Sequence[PreferencePair]) -> list[int]:
+    """Lengths in tokens as sampled of a prompt's responses, in the order of its `RankedPrompt`.
+
+    Not those of the token ids there: a text encoded again may have more or fewer tokens than it
+    was written with, and the policy's lengths are of what it writes.
+    """
+    return [num_tokens for _, num_tokens in _responses(pairs).values()]
 
 
 def _check_held_out(prompts: Sequence[RankedPrompt]) -> None:
@@ -121,19 +146,29 @@ def _check_held_out(prompts: Sequence[RankedPrompt]) -> None:
 
 
 def measure(
-    prompts: Sequence[RankedPrompt], rewards: dict[str, list[float]], *, seed: int
+    prompts: Sequence[RankedPrompt],
+    rewards: dict[str, list[float]],
+    lengths: dict[str, list[int]],
+    *,
+    seed: int,
 ) -> dict[str, Any]:
     """Held-out accuracy with intervals, and calibration before and after a temperature.
 
     Prompts are split into two halves: the temperature is fitted on one, and both calibrations
     are measured on the other.
+
+    Args:
+        prompts: Held-out prompts with their pairs.
+        rewards: By prompt id, in the order of the prompt's responses.
+        lengths: Tokens as sampled, likewise.
+        seed: Of the bootstrap.
     """
     rows = [
         (
             prompt,
             rewards[prompt.prompt_id][i] - rewards[prompt.prompt_id][j],
             p,
-            len(prompt.group.responses[i]) - len(prompt.group.responses[j]),
+            lengths[prompt.prompt_id][i] - lengths[prompt.prompt_id][j],
         )
         for prompt in prompts
         for i, j, p, _ in prompt.pairs
@@ -190,17 +225,20 @@ def _calibration(rows: Sequence[Row], temperature: float) -> dict[str, Any]:
     }
 
 
-def length_slope(prompts: Sequence[RankedPrompt], rewards: dict[str, list[float]]) -> float:
-    """Reward per token of response length, within prompts, by least squares.
+def length_slope(
+    prompts: Sequence[RankedPrompt],
+    rewards: dict[str, list[float]],
+    lengths: dict[str, list[int]],
+) -> float:
+    """Reward per token of response length as sampled, within prompts, by least squares.
 
     The policy stage takes it off the reward, so that length earns nothing by itself.
     """
     products = squares = 0.0
     for prompt in prompts:
-        lengths = [len(response) for response in prompt.group.responses]
-        values = rewards[prompt.prompt_id]
-        mean_length, mean_value = sum(lengths) / len(lengths), sum(values) / len(values)
-        for length, value in zip(lengths, values, strict=True):
+        tokens, values = lengths[prompt.prompt_id], rewards[prompt.prompt_id]
+        mean_length, mean_value = sum(tokens) / len(tokens), sum(values) / len(values)
+        for length, value in zip(tokens, values, strict=True):
             products += (length - mean_length) * (value - mean_value)
             squares += (length - mean_length) ** 2
     return products / squares if squares > 0 else 0.0

@@ -1,15 +1,17 @@
 """prompts: the model writes messages for which each trait matters.
 
-A plan of slots (trait x facet) gives the coverage; each slot is one attempt. Scenario families
-are assigned before anything is written, and splits are made of whole families.
+A plan of slots (trait x facet) gives the coverage; each slot is one attempt. Splits are made before
+anything is written, of whole facets: a facet is in one split, whichever traits share it.
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from charactertrain.artifacts import FileEntry, Outcome, read_rows
 from charactertrain.config import PromptsSection
+from charactertrain.constitution import normalised_facet
 from charactertrain.exceptions import ConfigError, SamplingError
 from charactertrain.pipeline import Work
 from charactertrain.records import Probe, Prompt, PromptSlot, Reject, Split, Trait, to_table
@@ -37,6 +39,8 @@ from charactertrain.templates import (
 _NUM_WORKED = 5
 _NUM_ORDERS = 4
 _WORDS = re.compile(r"[\w']+")
+_MIN_PROMPTS: dict[Split, int] = {"train": 1, "validation": 2, "test": 2}
+"""Of a trait, by split: an interval over prompts needs two."""
 
 
 def run(work: Work, context: Context) -> Outcome:
@@ -125,55 +129,81 @@ def _template_check(
 
 
 def plan(traits: Sequence[Trait], config: PromptsSection, *, seed: int) -> list[PromptSlot]:
-    """Every attempt that will be made: trait x facet x index, each family in one split."""
+    """Every attempt that will be made: trait x facet x index, each facet in one split."""
+    facets_by_trait = {trait.trait_id: trait.facets or DEFAULT_FACETS for trait in traits}
+    splits = split_facets(
+        facets_by_trait,
+        validation_share=config.validation_share,
+        test_share=config.test_share,
+        seed=seed,
+    )
     slots = []
-    for trait in traits:
-        facets = trait.facets or DEFAULT_FACETS
-        splits = split_families(
-            [family_name(trait.trait_id, facet) for facet in facets],
-            validation_share=config.validation_share,
-            test_share=config.test_share,
-            seed=derive_seed(seed, "split", trait.trait_id),
-        )
+    for trait_id, facets in facets_by_trait.items():
         for facet in facets:
-            family = family_name(trait.trait_id, facet)
+            family, split = family_name(trait_id, facet), splits[normalised_facet(facet)]
             for index in range(config.attempts_per_facet):
-                slot_id = stable_id(trait.trait_id, facet, index)
-                slots.append(PromptSlot(slot_id, trait.trait_id, facet, family, splits[family]))
+                slot_id = stable_id(trait_id, facet, index)
+                slots.append(PromptSlot(slot_id, trait_id, facet, family, split))
     return slots
 
 
 def family_name(trait_id: str, facet: str) -> str:
     """The scenario family of a facet of a trait."""
-    return f"{trait_id}/{'-'.join(_WORDS.findall(facet.lower()))}"
+    return f"{trait_id}/{normalised_facet(facet)}"
 
 
-def split_families(
-    families: Sequence[str], *, validation_share: float, test_share: float, seed: int
+def split_facets(
+    facets_by_trait: Mapping[str, Sequence[str]],
+    *,
+    validation_share: float,
+    test_share: float,
+    seed: int,
 ) -> dict[str, Split]:
-    """The split of each family: shares of families, at least one in each.
+    """The split of each normalised facet of the whole constitution.
 
-    Raises ConfigError for fewer than three families.
+    Traits in order: the facets that a trait shares with earlier ones keep their split, and the
+    others fill its shares up, one facet at least in each split.
+
+    Raises:
+        ConfigError: A trait's facets leave a split without any.
     """
-    if len(families) < 3:
-        raise ConfigError(
-            f"the trait of {list(families)} has {len(families)} facets; a split by scenario family "
-            "needs 3 or more. Add facets to the trait, or leave them out to use the shipped ones."
-        )
-    ordered = sorted(families, key=lambda family: derive_seed(seed, family))
-    num_validation = max(1, round(validation_share * len(families)))
-    num_validation = min(num_validation, len(families) - 2)
-    num_test = max(1, round(test_share * len(families)))
-    num_test = min(num_test, len(families) - num_validation - 1)
     splits: dict[str, Split] = {}
-    for index, family in enumerate(ordered):
-        if index < num_test:
-            splits[family] = "test"
-        elif index < num_test + num_validation:
-            splits[family] = "validation"
-        else:
-            splits[family] = "train"
+    for trait_id, facets in facets_by_trait.items():
+        own = list(dict.fromkeys(normalised_facet(facet) for facet in facets))
+        free = sorted(
+            (facet for facet in own if facet not in splits),
+            key=lambda facet: derive_seed(seed, "split", facet),
+        )
+        taken = Counter(splits[facet] for facet in own if facet in splits)
+        shares = _facet_counts(len(own), validation_share, test_share)
+        splits.update(zip(free, _splits_to_fill(taken, shares, len(free)), strict=True))
+        missing = sorted(_MIN_PROMPTS.keys() - {splits[facet] for facet in own})
+        if missing:
+            placed = {facet: splits[normalised_facet(facet)] for facet in facets}
+            raise ConfigError(
+                f"trait {trait_id!r}: expected a facet in each of train, validation and test, "
+                f"found none for {' and '.join(missing)}: {placed}. A facet that traits share is "
+                "in one split for all of them. Give the trait three facets or more of its own, or "
+                "list it before the traits that it shares them with."
+            )
     return splits
+
+
+def _facet_counts(num_facets: int, validation_share: float, test_share: float) -> dict[Split, int]:
+    """How many of a trait's facets go to each held-out split."""
+    num_validation = min(max(1, round(validation_share * num_facets)), num_facets - 2)
+    num_test = min(max(1, round(test_share * num_facets)), num_facets - num_validation - 1)
+    return {"test": num_test, "validation": num_validation}
+
+
+def _splits_to_fill(taken: Counter[Split], shares: dict[Split, int], num_free: int) -> list[Split]:
+    """A split for each free facet: what has none yet, then what has too few, then training."""
+    order: tuple[Split, ...] = ("test", "validation", "train")
+    wanted = [split for split in order if not taken[split]]
+    for split, share in shares.items():
+        wanted += [split] * (share - max(1, taken[split]))
+    wanted += ["train"] * num_free
+    return wanted[:num_free]
 
 
 def _settings(config: PromptsSection, synthesis: str) -> SamplingSettings:
@@ -297,10 +327,13 @@ def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 def _check_splits(prompts: Sequence[Prompt], traits: Sequence[Trait]) -> None:
+    counts = Counter((prompt.trait_id, prompt.split) for prompt in prompts)
     for trait in traits:
-        for split in ("train", "validation", "test"):
-            if not any(p.trait_id == trait.trait_id and p.split == split for p in prompts):
+        for split, fewest in _MIN_PROMPTS.items():
+            found = counts[trait.trait_id, split]
+            if found < fewest:
                 raise SamplingError(
-                    f"no {split} prompt for trait {trait.trait_id!r} is left after the filters; "
-                    "raise prompts.attempts_per_facet, loosen its filters, or see rejects/"
+                    f"trait {trait.trait_id!r}: expected {fewest} {split} prompts or more after "
+                    f"the filters, found {found}. Raise prompts.attempts_per_facet, loosen the "
+                    "filters of prompts, or see rejects/."
                 )

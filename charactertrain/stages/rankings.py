@@ -11,7 +11,7 @@ from typing import Protocol
 from charactertrain import ranking
 from charactertrain.artifacts import Outcome, read_rows
 from charactertrain.config import RankingsSection
-from charactertrain.exceptions import SamplingError
+from charactertrain.exceptions import ChoiceError, SamplingError
 from charactertrain.pipeline import Work
 from charactertrain.records import Probe, Ranking, Reject, Response, Trait
 from charactertrain.runtime.dataflow import ChunkJob, Source, count_reasons, run_chunks
@@ -36,7 +36,7 @@ def run(work: Work, context: Context) -> Outcome:
     response_source, response_manifest = work.inputs["responses"]
     model = str(context.model_directory)
     sampler = context.session.sampler(model, model)
-    qualities = _ranker_check(sampler, probes, traits)
+    qualities = ranker_check(sampler, probes, traits, config.rankings.ranker)
     chosen = choose_ranker(qualities, config.rankings)
 
     files = tuple(response_manifest.table("responses"))
@@ -62,24 +62,39 @@ def run(work: Work, context: Context) -> Outcome:
     return Outcome(tuple(names), count_reasons(work.directory, names), summary)
 
 
-def _ranker_check(
-    source: SamplerSource, probes: Sequence[Probe], traits: dict[str, Trait]
+def ranker_check(
+    source: SamplerSource, probes: Sequence[Probe], traits: dict[str, Trait], ranker: str
 ) -> list[checks.RankerQuality]:
-    sampler = source.open()
-    qualities = [
-        checks.judge_quality(sampler, probes, traits),
-        checks.contrast_quality(probes),
-    ]
-    close_sampler(sampler)
+    """How good the rankers are that the setting may choose."""
+    qualities = []
+    if ranker != "contrast":
+        sampler = source.open()
+        qualities.append(_judge_quality(sampler, probes, traits, ranker))
+        close_sampler(sampler)
+    if ranker != "judge":
+        qualities.append(checks.contrast_quality(probes))
     return qualities
+
+
+def _judge_quality(
+    sampler: Sampler, probes: Sequence[Probe], traits: dict[str, Trait], ranker: str
+) -> checks.RankerQuality:
+    try:
+        return checks.judge_quality(sampler, probes, traits)
+    except ChoiceError:
+        if ranker != "auto":
+            raise
+        # There is another ranker; the manifest says that this one gave no answer.
+        return checks.RankerQuality("judge", 0.0, 0)
 
 
 def choose_ranker(qualities: Sequence[checks.RankerQuality], settings: RankingsSection) -> str:
     """The ranker to use; raises SamplingError when none is good enough on known pairs."""
     accuracy = {quality.ranker: quality.accuracy for quality in qualities}
+    answered = {quality.ranker for quality in qualities if quality.num_pairs}
     if settings.ranker != "auto":
         chosen = settings.ranker
-    elif accuracy["judge"] >= max(settings.min_judge_accuracy, settings.min_accuracy):
+    elif "judge" in answered and accuracy["judge"] >= settings.min_judge_accuracy:
         chosen = "judge"
     else:
         chosen = "contrast"

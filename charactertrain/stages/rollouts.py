@@ -9,7 +9,13 @@ import ray
 from charactertrain import chat
 from charactertrain.exceptions import SamplingError
 from charactertrain.records import Prompt
-from charactertrain.runtime.sampling import Failure, Sample, SampleRequest, SamplingSettings
+from charactertrain.runtime.sampling import (
+    Failure,
+    Sample,
+    Sampler,
+    SampleRequest,
+    SamplingSettings,
+)
 from charactertrain.seeds import derive_seed
 from charactertrain.templates import plain_conversation
 
@@ -44,12 +50,12 @@ class RolloutCollector:
     def __init__(
         self,
         policy_engine: Any,
-        reward_engine: Any,
+        reward: Sampler,
         tokenizer: chat.Tokenizer,
         settings: RolloutSettings,
     ) -> None:
-        """The engines are actor handles."""
-        self._policy_engine, self._reward_engine = policy_engine, reward_engine
+        """`policy_engine` is the handle of the actor that takes the weight updates."""
+        self._policy_engine, self._reward = policy_engine, reward
         self._tokenizer, self._settings = tokenizer, settings
 
     def collect(self, prompts: Sequence[Prompt], step: int) -> list[list[Rollout]]:
@@ -73,7 +79,7 @@ class RolloutCollector:
             chat.encode_exchange(prompt.text, sample.text, self._tokenizer)
             for prompt, sample in zip(repeated, samples, strict=True)
         ]
-        rewards: list[float] = ray.get(self._reward_engine.rewards.remote(sequences))
+        rewards = self._reward.rewards(sequences)
         mean_length = sum(len(sample.token_ids) for sample in samples) / len(samples)
         rollouts = [
             Rollout(

@@ -20,7 +20,12 @@ from charactertrain.runtime.training import Worker
 from charactertrain.runtime.zero import ZeroEngine, read_state
 from charactertrain.seeds import derive_seed
 from charactertrain.stages.policy_step import every_token, response_logits
-from charactertrain.stages.policy_task import PolicyTask, training_engine, write_model
+from charactertrain.stages.policy_task import (
+    PolicyTask,
+    forbidden_tokens,
+    training_engine,
+    write_model,
+)
 
 
 def warm_start(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> None:
@@ -66,13 +71,16 @@ def _warm_start_step(
     worker: Worker,
 ) -> dict[str, Any]:
     num_tokens = sum(len(example.responses[0]) for example in examples)
+    # Fixed responses were drawn without an end; with it among the alternatives, they would teach
+    # the policy never to end.
+    forbidden = forbidden_tokens(task)
     mine = examples[worker.rank :: worker.num_workers]
     loss = torch.zeros(1, device=engine.device)
     for index in range(count):
         batch = mine[index * task.microbatch_size : (index + 1) * task.microbatch_size]
         # A worker with nothing left still passes through the model, with weight zero.
         row = pack(batch or examples[:1]).to(engine.device)
-        logprobs_BT = token_logprobs(response_logits(engine, row, ()), row.token_ids_N[None])
+        logprobs_BT = token_logprobs(response_logits(engine, row, forbidden), row.token_ids_N[None])
         share = supervised_loss(logprobs_BT, every_token(logprobs_BT), num_tokens=num_tokens)
         share = share * (1.0 if batch else 0.0)
         engine.backward(share)

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -232,8 +233,39 @@ def test_identity_of_a_directory_changes_with_its_weights(made: Path, model: Pat
     assert model_identity(str(model)) != before
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja"])
-def test_identity_of_a_directory_changes_with_its_config(model: Path, name: str) -> None:
+def test_identity_of_a_directory_changes_with_its_large_weights(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("_WHOLE_BYTES", 1000), ("_PIECE_BYTES", 100)):
+        monkeypatch.setattr(sources, name, size)
+    data = (model / WEIGHTS).read_bytes()
+    before = model_identity(str(model))
+    (model / WEIGHTS).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert model_identity(str(model)) != before
+    (model / WEIGHTS).write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    assert model_identity(str(model)) != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer.model",
+    ],
+)
+def test_identity_of_a_directory_changes_with_every_file_that_loading_reads(
+    model: Path, name: str
+) -> None:
+    for missing in {"vocab.json", "merges.txt", "tokenizer.model"} - {
+        file.name for file in model.iterdir()
+    }:
+        (model / missing).write_text("{}")
     before = model_identity(str(model))
     (model / name).write_text((model / name).read_text() + "\n")
     assert model_identity(str(model)) != before
@@ -252,6 +284,41 @@ def test_context_that_is_longer_than_the_model_attends_over_is_refused(made: Pat
     loading.check_context(made, 2048)
     with pytest.raises(ModelError, match=r"model\.context_tokens is 2049.*over 2048"):
         loading.check_context(made, 2049)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda directory: loading.check_context(directory, 8),
+        lambda directory: loading.load_causal_lm(directory, torch.float32),
+        lambda directory: loading.load_preference_model(directory, torch.float32, seed=1),
+        loading.load_tokenizer,
+    ],
+    ids=["config", "causal_lm", "preference_model", "tokenizer"],
+)
+def test_model_with_code_of_its_own_is_refused_and_nobody_is_asked(
+    model: Path, load: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(prompt: str = "") -> str:
+        raise AssertionError(f"asked on the terminal: {prompt}")
+
+    monkeypatch.setattr("builtins.input", asked)
+    (model / "mine.py").write_text("raise SystemExit('the code was run')")
+    classes = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.Mine"}
+    changes = {"model_type": "mine", "architectures": ["Mine"], "auto_map": classes}
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | changes))
+    tokenizer = json.loads((model / "tokenizer_config.json").read_text())
+    changes = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
+    (model / "tokenizer_config.json").write_text(json.dumps(tokenizer | changes))
+    with pytest.raises(ModelError, match=r"brings its own code \(auto_map .* known architecture"):
+        load(model)
+
+
+def test_model_of_an_unknown_architecture_keeps_its_own_message(model: Path) -> None:
+    (model / "config.json").write_text(json.dumps({"model_type": "mine"}))
+    with pytest.raises(ValueError, match="model type `mine`"):
+        loading.check_context(model, 8)
 
 
 def test_base_model_without_chat_template_is_refused(model: Path) -> None:
@@ -288,9 +355,3 @@ def test_end_tokens_are_those_that_generation_stops_at(model: Path) -> None:
     (model / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="names no eos_token_id"):
         loading.end_token_ids(model)
-
-
-def test_stored_dtype_is_that_of_the_config(made: Path, tmp_path: Path) -> None:
-    assert loading.stored_dtype(made) == torch.float32
-    loading.load_causal_lm(made, torch.bfloat16).save_pretrained(tmp_path)
-    assert loading.stored_dtype(tmp_path) == torch.bfloat16

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import pytest
 import ray
 import torch
@@ -609,3 +610,17 @@ def test_engines_that_die_one_after_another_are_not_replaced_for_ever(
     with pytest.raises(SamplingError, match="4 engines for weights died one after another"):
         ask_in_four_threads(broker, engines.generate)
     assert len(set(ray.get(broker.discards.remote()))) == 4
+
+
+@pytest.mark.slow
+def test_engine_whose_own_process_dies_is_replaced(
+    sampler: LeasedSampler, model: PreTrainedModel
+) -> None:
+    lost = sampler.key
+    actor = psutil.Process(ray.get(sampler.handle.__ray_call__.remote(lambda _: os.getpid())))
+    for process in actor.children(recursive=True):
+        process.kill()
+    (sample,) = draw(sampler, [1])
+    assert sampler.key != lost
+    expected = expected_logprobs(model, sample.prompt_token_ids, sample.token_ids)
+    assert list(sample.logprobs) == pytest.approx(expected, abs=1e-4)

@@ -23,6 +23,7 @@ MICROBATCHES = (1, 4)
 WORLD_SIZES = (1, 2)
 TIMEOUT_SECONDS = 300
 LEARNING_RATE = 1e-3
+FIRST_STEP = 0.1
 
 Results = dict[tuple[Any, ...], Any]
 AllResults = dict[tuple[int, int], Results]
@@ -172,3 +173,21 @@ def test_zero_steps_below_the_resolution_of_bf16_add_up(
     norm = results[world_size, 0]["bf16", stage]
     assert torch.ones(1, dtype=torch.bfloat16) + 1e-4 == 1
     assert float((norm != 1).float().mean()) > 0.5
+
+
+@placed
+def test_zero_checkpoint_of_another_layout_is_refused_on_every_rank(
+    results: AllResults, world_size: int, stage: int
+) -> None:
+    for rank in range(world_size):
+        message = results[world_size, rank]["resumed", stage]["refusal"]
+        assert "written with workers 7," in message
+        assert f"goes on with workers {world_size}, ZeRO stage {stage}, precision fp32." in message
+
+
+@placed
+def test_zero_first_step_of_adam_is_the_learning_rate_under_bf16_too(
+    results: AllResults, world_size: int, stage: int
+) -> None:
+    moved = results[world_size, 0]["first", stage].abs()
+    assert float(moved.median()) == pytest.approx(FIRST_STEP, rel=0.05)

@@ -4,6 +4,7 @@ python zero_cases.py RANK WORLD_SIZE PORT BASE POLICY DIRECTORY
 """
 
 import itertools
+import json
 import os
 import shutil
 import sys
@@ -37,6 +38,8 @@ LEARNING_RATE = 1e-3
 MAX_GRAD_NORM = 0.1
 """Below the norms that occur, so that clipping takes part in what is compared."""
 END_TOKEN = 0
+FIRST_STEP = 0.1
+"""Far above the resolution of bf16 near 1."""
 
 State = dict[str, Tensor]
 
@@ -243,8 +246,41 @@ def resumed(base: Path, worker: Worker, stage: int, directory: Path) -> dict[str
     engine.load(merged)
     preference_loop._train_step(engine, task, 1, count, worker)
     found = full_state(engine)
+    refusal = load_from_another_layout(engine, worker, merged)
     engine.close()
-    return {"expected": expected, "found": found, "history": read_state(merged)["history"]}
+    return {
+        "expected": expected,
+        "found": found,
+        "history": read_state(merged)["history"],
+        "refusal": refusal,
+    }
+
+
+def load_from_another_layout(engine: ZeroEngine, worker: Worker, merged: Path) -> str:
+    """What is said about a checkpoint of seven workers."""
+    if worker.rank == 0:
+        file = merged / "charactertrain.json"
+        state = json.loads(file.read_text())
+        file.write_text(json.dumps({**state, "layout": {**state["layout"], "workers": 7}}))
+    torch.distributed.barrier()
+    try:
+        engine.load(merged)
+    except TrainingError as error:
+        return str(error)
+    return ""
+
+
+def first_bf16_step(base: Path, worker: Worker, stage: int) -> Tensor:
+    """How far the last norm's weights move in the first step under bf16."""
+    task = preference_task(base, NUM_PROMPTS)
+    engine = preference_engine(base, zero_settings(stage, 1, bf16=True))
+    before = full_state(engine)
+    loss, _, weight = preference_loop._microbatch_loss(engine, task.train, 0.0)
+    engine.backward(loss / weight / worker.num_workers)
+    engine.step(FIRST_STEP)
+    after = full_state(engine)
+    engine.close()
+    return (after["model.norm.weight"] - before["model.norm.weight"]) if after else torch.zeros(0)
 
 
 def broken(base: Path, worker: Worker, stage: int) -> dict[str, Any]:
@@ -304,6 +340,7 @@ def results(base: Path, policy: Path, worker: Worker, directory: Path) -> Iterat
         yield ("broken", stage), broken(base, worker, stage)
         yield ("exploded", stage), exploded(base, worker, stage)
         yield ("bf16", stage), bf16_norm(base, worker, stage)
+        yield ("first", stage), first_bf16_step(base, worker, stage)
     if worker.num_workers == 1:
         yield ("plain", "preference"), plain_preference_step(base)
         yield ("plain", "policy"), plain_policy_step(base, policy)

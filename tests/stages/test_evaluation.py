@@ -148,8 +148,15 @@ def test_reply_scorer_measures_contrast_and_kl_under_the_base() -> None:
     assert (sample.sample_id, sample.text, sample.arm) == ("s1", REPLY.text, "policy")
 
 
+def test_reply_scorer_measures_both_arms_alike() -> None:
+    policy, base = scored(REPLY, replace(REPLY, arm="base"))
+    # Both by prefill: decoding rounds otherwise, and would shift one arm's contrast alone.
+    assert base == replace(policy, arm="base")
+
+
 def test_reply_scorer_finds_no_kl_of_the_base_to_itself() -> None:
-    (sample,) = scored(replace(REPLY, arm="base"))
+    drawn = sum(fake_logprobs(plain_conversation("Tea?"), REPLY.token_ids))
+    (sample,) = scored(replace(REPLY, arm="base", sequence_logprob=drawn))
     assert sample.kl == 0.0
 
 

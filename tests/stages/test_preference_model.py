@@ -24,19 +24,20 @@ from charactertrain.stages.preference_model import (
     _ranked_prompt,
     length_slope,
     measure,
+    sampled_lengths,
 )
 from charactertrain.storage import open_directory
 
 
 def ranked(
     prompt_id: str,
-    lengths: tuple[int, ...],
+    num_responses: int,
     pairs: tuple[tuple[int, int, float, float], ...] = ((0, 1, 0.8, 1.0),),
     *,
     trait_id: str = "warm",
 ) -> RankedPrompt:
-    """A prompt whose responses have these lengths in tokens."""
-    responses = tuple(tuple(range(10, 10 + length)) for length in lengths)
+    """A prompt with so many responses, each longer by a token than the one before."""
+    responses = tuple(tuple(range(10, 11 + index)) for index in range(num_responses))
     return RankedPrompt(prompt_id, trait_id, PromptGroup((1, 2, 3), responses), pairs)
 
 
@@ -46,13 +47,14 @@ def ranked(
 def test_measure_by_hand() -> None:
     # Labels of p1 and p3, which the temperature is fitted on, are sigma(margin / 2).
     prompts = [
-        ranked("p1", (5, 3), ((0, 1, 0.6224593, 1.0),)),
-        ranked("p2", (4, 2), ((0, 1, 0.9, 1.0),)),
-        ranked("p3", (2, 6), ((0, 1, 0.7310586, 1.0),), trait_id="curious"),
-        ranked("p4", (3, 3), ((0, 1, 0.6, 1.0),), trait_id="curious"),
+        ranked("p1", 2, ((0, 1, 0.6224593, 1.0),)),
+        ranked("p2", 2, ((0, 1, 0.9, 1.0),)),
+        ranked("p3", 2, ((0, 1, 0.7310586, 1.0),), trait_id="curious"),
+        ranked("p4", 2, ((0, 1, 0.6, 1.0),), trait_id="curious"),
     ]
     rewards = {"p1": [2.0, 1.0], "p2": [0.0, 1.0], "p3": [1.0, -1.0], "p4": [0.5, 0.5]}
-    quality = measure(prompts, rewards, seed=1)
+    lengths = {"p1": [5, 3], "p2": [4, 2], "p3": [2, 6], "p4": [3, 3]}
+    quality = measure(prompts, rewards, lengths, seed=1)
     assert quality["num_pairs"] == 4
     assert quality["temperature"] == pytest.approx(2.0, rel=1e-4)
     # Margins 1, -1, 2 and 0: right, wrong, right, and half right.
@@ -78,10 +80,11 @@ def test_measure_by_hand() -> None:
 def test_measure_resamples_prompts_and_not_pairs() -> None:
     # One prompt with three right pairs and one with a wrong one.
     prompts = [
-        ranked("p1", (1, 2, 3), ((0, 1, 0.9, 1.0), (0, 2, 0.9, 1.0), (1, 2, 0.9, 1.0))),
-        ranked("p2", (1, 2), ((0, 1, 0.9, 1.0),)),
+        ranked("p1", 3, ((0, 1, 0.9, 1.0), (0, 2, 0.9, 1.0), (1, 2, 0.9, 1.0))),
+        ranked("p2", 2, ((0, 1, 0.9, 1.0),)),
     ]
-    quality = measure(prompts, {"p1": [3.0, 2.0, 1.0], "p2": [0.0, 1.0]}, seed=1)
+    lengths = {"p1": [1, 2, 3], "p2": [1, 2]}
+    quality = measure(prompts, {"p1": [3.0, 2.0, 1.0], "p2": [0.0, 1.0]}, lengths, seed=1)
     assert quality["accuracy"]["estimate"] == 0.75
     # A resample of two prompts is all right, all wrong or as found, nothing between.
     assert (quality["accuracy"]["ci_low"], quality["accuracy"]["ci_high"]) == (0.0, 1.0)
@@ -89,14 +92,14 @@ def test_measure_resamples_prompts_and_not_pairs() -> None:
 
 def test_length_slope_is_within_prompts() -> None:
     # 0.5 per token in the first, none in the second, whose level is another.
-    prompts = [ranked("p1", (1, 3)), ranked("p2", (2, 4))]
-    assert length_slope(prompts, {"p1": [0.0, 1.0], "p2": [10.0, 10.0]}) == 0.25
-    assert length_slope(prompts[:1], {"p1": [5.0, 6.0]}) == 0.5
-    assert length_slope(prompts[:1], {"p1": [6.0, 5.0]}) == -0.5
+    prompts, lengths = [ranked("p1", 2), ranked("p2", 2)], {"p1": [1, 3], "p2": [2, 4]}
+    assert length_slope(prompts, {"p1": [0.0, 1.0], "p2": [10.0, 10.0]}, lengths) == 0.25
+    assert length_slope(prompts[:1], {"p1": [5.0, 6.0]}, lengths) == 0.5
+    assert length_slope(prompts[:1], {"p1": [6.0, 5.0]}, lengths) == -0.5
 
 
 def test_length_slope_of_equal_lengths_is_zero() -> None:
-    assert length_slope([ranked("p1", (4, 4))], {"p1": [0.0, 1.0]}) == 0.0
+    assert length_slope([ranked("p1", 2)], {"p1": [0.0, 1.0]}, {"p1": [4, 4]}) == 0.0
 
 
 def test_accuracy_below_the_least_allowed_is_refused_with_its_interval() -> None:
@@ -114,10 +117,10 @@ def test_accuracy_below_the_least_allowed_is_refused_with_its_interval() -> None
 
 
 def test_trait_with_one_held_out_prompt_is_refused_before_training() -> None:
-    prompts = [ranked("p1", (1, 2)), ranked("p2", (1, 2))]
+    prompts = [ranked("p1", 2), ranked("p2", 2)]
     _check_held_out(prompts)
     with pytest.raises(TrainingError, match=r"'curious': 1.*validation_share"):
-        _check_held_out([*prompts, ranked("p3", (1, 2), trait_id="curious")])
+        _check_held_out([*prompts, ranked("p3", 2, trait_id="curious")])
     with pytest.raises(TrainingError, match="none"):
         _check_held_out([])
 
@@ -155,8 +158,12 @@ def test_ranked_prompt_holds_each_response_once_as_the_model_reads_it(model_cach
         weight=0.25,
         chosen_id="c",
         rejected_id="a",
+        chosen_tokens=2,
+        rejected_tokens=4,
     )
     prompt = _ranked_prompt([pair, second], tokenizer)
+    # As the pairs say, in the same order; encoded again, the texts have 4, 14 and 8 tokens.
+    assert sampled_lengths([pair, second]) == [4, 14, 2]
     assert prompt.pairs == ((0, 1, 0.8, 0.5), (2, 0, 0.6, 0.25))
     group = prompt.group
     assert tokenizer.decode(group.prompt_token_ids) == "<|user|>Tea?<|end|><|assistant|>"
@@ -175,7 +182,7 @@ def make_task(
         model_directory="",
         precision="fp32",
         context_tokens=128,
-        train=tuple(ranked(f"p{index}", (1, 2)) for index in range(num_prompts)),
+        train=tuple(ranked(f"p{index}", 2) for index in range(num_prompts)),
         validation=(),
         epochs=epochs,
         prompts_per_step=prompts_per_step,

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from charactertrain.config import PromptsSection, RunConfig
-from charactertrain.exceptions import ConfigError
+from charactertrain.exceptions import ConfigError, SamplingError
 from charactertrain.records import Prompt, PromptSlot, Trait
 from charactertrain.runtime.fake_sampler import FakeSampler
 from charactertrain.runtime.sampling import (
@@ -20,10 +20,11 @@ from charactertrain.runtime.sampling import (
 )
 from charactertrain.stages.prompts import (
     PromptWriter,
+    _check_splits,
     family_name,
     message_text,
     plan,
-    split_families,
+    split_facets,
     unusable,
     without_near_duplicates,
 )
@@ -135,36 +136,102 @@ def test_families_are_slugs_that_two_traits_do_not_share() -> None:
     assert family_name("honest", "a gift") != family_name("curious", "a gift")
 
 
-def test_families_are_shared_out_by_share() -> None:
-    families = [f"honest/{index}" for index in range(10)]
-    splits = split_families(families, validation_share=0.2, test_share=0.3, seed=1)
-    assert set(splits) == set(families)
+def split(
+    facets_by_trait: dict[str, list[str]],
+    *,
+    validation: float = 0.2,
+    test: float = 0.3,
+    seed: int = 1,
+) -> dict[str, str]:
+    return {
+        **split_facets(facets_by_trait, validation_share=validation, test_share=test, seed=seed)
+    }
+
+
+TEN = [f"f{index}" for index in range(10)]
+
+
+def test_facets_are_shared_out_by_share() -> None:
+    splits = split({"honest": TEN})
+    assert set(splits) == set(TEN)
     assert Counter(splits.values()) == {"train": 5, "validation": 2, "test": 3}
 
 
 @pytest.mark.parametrize("count", [3, 4, 7])
 @pytest.mark.parametrize("validation_share", [0.0, 0.1, 0.6, 0.95])
 @pytest.mark.parametrize("test_share", [0.0, 0.04, 0.5])
-def test_every_split_has_a_family(count: int, validation_share: float, test_share: float) -> None:
-    families = [f"honest/{index}" for index in range(count)]
-    splits = split_families(
-        families, validation_share=validation_share, test_share=test_share, seed=1
-    )
-    assert set(splits) == set(families)
+def test_every_split_has_a_facet(count: int, validation_share: float, test_share: float) -> None:
+    splits = split({"honest": TEN[:count]}, validation=validation_share, test=test_share)
+    assert set(splits) == set(TEN[:count])
     assert set(splits.values()) == {"train", "validation", "test"}
 
 
-def test_the_order_of_families_does_not_matter_and_the_seed_does() -> None:
-    families = [f"honest/{index}" for index in range(10)]
-    shares = {"validation_share": 0.2, "test_share": 0.3}
-    splits = split_families(families, **shares, seed=1)
-    assert split_families(families[::-1], **shares, seed=1) == splits
-    assert split_families(families, **shares, seed=2) != splits
+def test_the_order_of_facets_does_not_matter_and_the_seed_does() -> None:
+    splits = split({"honest": TEN})
+    assert split({"honest": TEN[::-1]}) == splits
+    assert split({"honest": TEN}, seed=2) != splits
 
 
-def test_too_few_families_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"\['honest/a', 'honest/b'\] has 2 facets; .* 3 or more"):
-        split_families(["honest/a", "honest/b"], validation_share=0.2, test_share=0.2, seed=1)
+def test_a_facet_that_traits_share_has_one_split(section: PromptsSection) -> None:
+    # However it is spelt; the last two share the shipped ones.
+    facets = {"honest": tuple(TEN), "warm": ("F1.", "f2", " F3", "g1", "g2", "g3")}
+    traits = [
+        Trait(trait_id, "I am.", facets.get(trait_id, ()), None, 1.0, "small")
+        for trait_id in ("honest", "warm", "curious", "calm")
+    ]
+    for seed in range(20):
+        found: dict[str, set[str]] = {}
+        by_trait: dict[str, set[str]] = {}
+        for slot in plan(traits, section, seed=seed):
+            found.setdefault(slot.family.partition("/")[2], set()).add(slot.split)
+            by_trait.setdefault(slot.trait_id, set()).add(slot.split)
+        assert all(len(splits) == 1 for splits in found.values())
+        assert len(found) == len(TEN) + 3 + len(DEFAULT_FACETS)
+        assert all(len(splits) == 3 for splits in by_trait.values())
+
+
+def test_facets_of_its_own_fill_a_traits_shares_up() -> None:
+    alone = split({"honest": TEN})
+    trained = [facet for facet in TEN if alone[facet] == "train"]
+    splits = split({"honest": TEN, "warm": [*trained, "g1", "g2"]})
+    assert {facet: splits[facet] for facet in TEN} == alone
+    assert {splits["g1"], splits["g2"]} == {"test", "validation"}
+    more = split({"honest": TEN, "warm": [*trained, "g1", "g2", "g3", "g4", "g5"]})
+    counts = Counter(more[facet] for facet in [*trained, "g1", "g2", "g3", "g4", "g5"])
+    assert counts == {"train": 5, "validation": 2, "test": 3}
+
+
+def test_a_trait_whose_facets_are_all_taken_for_one_split_is_refused() -> None:
+    alone = split({"honest": TEN})
+    trained = [facet for facet in TEN if alone[facet] == "train"]
+    with pytest.raises(ConfigError) as caught:
+        split({"honest": TEN, "warm": trained[:3]})
+    said = str(caught.value)
+    assert said.startswith("trait 'warm': expected a facet in each of train, validation and test")
+    assert "found none for test and validation" in said
+    assert all(f"'{facet}': 'train'" in said for facet in trained[:3])
+    assert "before the traits that it shares them with" in said
+    # As it advises.
+    assert split({"warm": trained[:3], "honest": TEN})
+
+
+def test_too_few_prompts_for_an_interval_are_refused(traits: list[Trait]) -> None:
+    counts = {"train": 1, "validation": 2, "test": 2}
+    kept = [
+        prompt(f"{trait.trait_id}{split_name}{index}", "Hi?", trait.trait_id, split_name)
+        for trait in traits
+        for split_name, count in counts.items()
+        for index in range(count)
+    ]
+    _check_splits(kept, traits)
+    for missing in kept:
+        fewest = counts[missing.split]
+        message = (
+            f"trait '{missing.trait_id}': expected {fewest} {missing.split} prompts or more after "
+            f"the filters, found {fewest - 1}"
+        )
+        with pytest.raises(SamplingError, match=message):
+            _check_splits([each for each in kept if each is not missing], traits)
 
 
 def test_every_slot_becomes_a_prompt_or_a_reject(

@@ -10,8 +10,9 @@ from typing import Any, cast
 import pytest
 
 from charactertrain.config import RankingsSection, RunConfig
-from charactertrain.exceptions import SamplingError
-from charactertrain.records import Ranking, Response, Trait
+from charactertrain.exceptions import ChoiceError, SamplingError
+from charactertrain.records import Probe, Ranking, Response, Trait
+from charactertrain.runtime.engines import SamplerSource
 from charactertrain.runtime.fake_sampler import FakeSampler
 from charactertrain.runtime.sampling import (
     Choice,
@@ -22,7 +23,8 @@ from charactertrain.runtime.sampling import (
     ScoreRequest,
 )
 from charactertrain.stages.checks import RankerQuality
-from charactertrain.stages.rankings import Ranker, choose_ranker
+from charactertrain.stages.rankings import Ranker, choose_ranker, ranker_check
+from charactertrain.templates import REFERENCE_VARIANT
 
 
 @pytest.fixture(name="section")
@@ -114,10 +116,60 @@ def test_a_ranker_that_is_no_better_than_noise_is_refused(
     assert "model.trait_placement" in said
 
 
-def test_auto_takes_no_judge_that_would_be_refused(section: RankingsSection) -> None:
-    lenient = section.model_copy(update={"ranker": "auto", "min_judge_accuracy": 0.5})
-    qualities = [RankerQuality("judge", 0.6, 8), RankerQuality("contrast", 0.9, 8)]
-    assert choose_ranker(qualities, lenient) == "contrast"
+PROBES = [
+    Probe("1", "honest", "Hi?", REFERENCE_VARIANT, "It is so.", (1,), 0.2),
+    Probe("2", "honest", "Hi?", "none", "Well.", (2,), 0.1),
+]
+
+
+def merged(request: ChoiceRequest) -> Choice:
+    raise ChoiceError(f"the choices {request.choices} are not single tokens; ranker=contrast")
+
+
+def no_engine(request: ChoiceRequest) -> Choice:
+    raise SamplingError(f"no engine for {request.choices} could be started")
+
+
+def source(choose: Callable[[ChoiceRequest], Choice]) -> SamplerSource:
+    return cast(SamplerSource, SimpleNamespace(open=lambda: choosing(choose)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("auto", [RankerQuality("judge", 1.0, 1), RankerQuality("contrast", 1.0, 1)]),
+        ("judge", [RankerQuality("judge", 1.0, 1)]),
+        ("contrast", [RankerQuality("contrast", 1.0, 1)]),
+    ],
+)
+def test_only_the_rankers_that_may_be_chosen_are_checked(
+    traits: list[Trait], section: RankingsSection, asked: str, expected: list[RankerQuality]
+) -> None:
+    by_id = {trait.trait_id: trait for trait in traits}
+    found = ranker_check(source(preferring("It is so.", 0.9)), PROBES, by_id, asked)
+    assert found == expected
+    choose_ranker(found, section.model_copy(update={"ranker": asked}))
+
+
+def test_contrast_is_used_where_the_judge_cannot_answer(
+    traits: list[Trait], section: RankingsSection
+) -> None:
+    by_id = {trait.trait_id: trait for trait in traits}
+    contrast = RankerQuality("contrast", 1.0, 1)
+    assert ranker_check(source(merged), PROBES, by_id, "contrast") == [contrast]
+    found = ranker_check(source(merged), PROBES, by_id, "auto")
+    assert found == [RankerQuality("judge", 0.0, 0), contrast]
+    # Even where any judge is good enough.
+    lenient = {"ranker": "auto", "min_accuracy": 0.0, "min_judge_accuracy": 0.0}
+    assert choose_ranker(found, section.model_copy(update=lenient)) == "contrast"
+    with pytest.raises(ChoiceError, match="ranker=contrast"):
+        ranker_check(source(merged), PROBES, by_id, "judge")
+
+
+def test_an_engine_that_fails_is_no_judge_that_fails(traits: list[Trait]) -> None:
+    by_id = {trait.trait_id: trait for trait in traits}
+    with pytest.raises(SamplingError, match="no engine"):
+        ranker_check(source(no_engine), PROBES, by_id, "auto")
 
 
 def test_contrast_is_the_gain_per_token_from_showing_the_trait(

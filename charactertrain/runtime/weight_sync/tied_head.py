@@ -1,8 +1,8 @@
 """What vLLM leaves undone when it reloads a model whose output layer shares the embeddings.
 
-Its CPU layers compute on a repacked copy of their weights. A reload repacks the layers that it loads;
-a tied output layer is not among them, and would go on with the weights that the engine started with.
-Needed up to vLLM 0.32.
+Its CPU layers compute on a repacked copy of their weights. A reload repacks the layers that it
+loads; a tied output layer is not among them, and would go on with the weights that the engine
+started with. Needed up to vLLM 0.32.
 """
 
 from torch import nn

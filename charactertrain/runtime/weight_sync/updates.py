@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from charactertrain.exceptions import SamplingError
+
 
 class WeightUpdates:
     """The updates of one vLLM engine; one at a time."""
@@ -18,7 +20,8 @@ class WeightUpdates:
         await self._engine.init_weight_transfer_engine(request)
 
     async def start(self) -> None:
-        """Begin; layers give up their weights."""
+        """Begin; layers give up their weights. Requests that a trainer left behind are ended."""
+        await self._engine.pause_generation(mode="abort")
         await self._engine.start_weight_update()
         self._has_begun = self._is_open = True
 
@@ -33,7 +36,20 @@ class WeightUpdates:
         """Make the new weights count; what was cached under the old ones is forgotten."""
         await self._engine.finish_weight_update()
         self._has_begun = self._is_open = False
-        await self._engine.reset_prefix_cache()
+        await self._forget()
+
+    async def reload(self, weights: str) -> None:
+        """Take the weights of a directory with the engine's architecture."""
+        await self.abandon()
+        await self._engine.pause_generation(mode="abort")
+        await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": weights})
+        await self._engine.collective_rpc("repack_tied_head")
+        await self._forget()
+
+    async def _forget(self) -> None:
+        if not await self._engine.reset_prefix_cache():
+            raise SamplingError("the engine's prefix cache still holds answers of the old weights")
+        await self._engine.resume_generation()
 
     async def abandon(self) -> None:
         """End an update that was left half done: whole layers again, of whatever weights."""
