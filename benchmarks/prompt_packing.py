@@ -2,7 +2,7 @@
 
 One training pass (forward and backward) of the preference model over the same prompts and
 responses: packed by `charactertrain.models.packing`, and as a padded batch of whole sequences, the
-form that TRL's RewardTrainer trains on. Prints one JSON line; `ratio` is the peer's seconds by ours.
+form that TRL's RewardTrainer trains on. Prints one JSON line; `ratio`: peer seconds by ours.
 
 python benchmarks/prompt_packing.py [--prompt-tokens 60] [--response-tokens 40] [--candidates 4]
 """

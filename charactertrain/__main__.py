@@ -21,7 +21,7 @@ from charactertrain.constitution import Constitution, load_constitution
 from charactertrain.exceptions import CharacterTrainError
 from charactertrain.models.sources import model_identity
 from charactertrain.pipeline import Action, Step, Work
-from charactertrain.storage import Directory, open_directory
+from charactertrain.storage import Directory, open_directory, without_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTITUTIONS = ROOT / "constitutions"
@@ -114,7 +114,8 @@ def _check_model(config: RunConfig) -> None:
 
 
 def _resolved_yaml(config: RunConfig) -> bytes:
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))).encode()
+    text = OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+    return without_keys(text).encode()
 
 
 def code_version() -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import regex
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
@@ -31,6 +32,8 @@ MAX_FACET_CHARACTERS = 200
 MAX_NAME_CHARACTERS = 100
 MAX_DESCRIPTION_CHARACTERS = 2000
 MAX_PATTERN_CHARACTERS = 500
+MAX_PATTERN_SECONDS = 1.0
+_SLOW_PROBES = ("a" * 200 + "0", "a word " * 40 + "0", "!" * 200 + "a", "1" * 200 + "a")
 MAX_WEIGHT = 100.0
 MAX_PROBLEMS = 20
 """Problems listed in one message; the rest are counted."""
@@ -148,7 +151,26 @@ def _check_pattern(value: str) -> str:
                 "which matches the empty string and so would match every response. "
                 "Make a part of it required."
             )
+    _check_speed(value)
     return value
+
+
+def _check_speed(pattern: str) -> None:
+    """Refuses a detector that a text can keep busy for ever, or that `regex` reads otherwise."""
+    for probe in _SLOW_PROBES:
+        try:
+            regex.search(pattern, probe, timeout=MAX_PATTERN_SECONDS)
+        except TimeoutError:
+            raise _error(
+                f"expected a pattern that is quick on any text, found {_shown(pattern)}, which "
+                f"took longer than {MAX_PATTERN_SECONDS} s on {_shown(probe[:20])}... A repeat "
+                "inside a repeat is the usual reason; simplify it."
+            ) from None
+        except regex.error as error:
+            raise _error(
+                f"expected a pattern that the package regex reads too, found {_shown(pattern)}: "
+                f"{error}. Simplify it."
+            ) from None
 
 
 def _list_of(max_items: int, *, min_items: int = 0) -> BeforeValidator:

@@ -1,15 +1,38 @@
 """Measures of a text that need no judge."""
 
-import re
 from collections.abc import Hashable, Iterator, Sequence
+
+import regex
+
+from charactertrain.exceptions import ConstitutionError
+
+MAX_DETECTOR_SECONDS = 1.0
+"""For one text; a sound pattern takes microseconds."""
 
 
 def detector_matches(pattern: str, text: str) -> bool:
     """Whether a trait's detector, a regular expression, matches anywhere in the text.
 
     Case counts unless the pattern starts with `(?i)`.
+
+    Raises:
+        ConstitutionError: The pattern takes longer than MAX_DETECTOR_SECONDS on the text.
     """
-    return re.search(pattern, text) is not None
+    return next(detector_spans(pattern, text), None) is not None
+
+
+def detector_spans(pattern: str, text: str) -> Iterator[tuple[int, int]]:
+    """Where a detector matches in the text: start and end of each match."""
+    # Not `re`, which has no time limit: nested repeats may take for ever.
+    try:
+        for match in regex.finditer(pattern, text, timeout=MAX_DETECTOR_SECONDS):
+            yield match.span()
+    except TimeoutError as error:
+        raise ConstitutionError(
+            f"the detector {pattern!r} took longer than {MAX_DETECTOR_SECONDS} s on a text of "
+            f"{len(text)} characters: {text[:80]!r}. Simplify it: a repeat inside a repeat is the "
+            "usual reason."
+        ) from error
 
 
 def distinct_n(token_lists: Sequence[Sequence[Hashable]], n: int) -> float:

@@ -4,6 +4,7 @@ Everything above this module speaks of names relative to a directory; only this 
 whether they are files of this machine or objects in a store.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -55,16 +56,27 @@ class Directory:
             raise ArtifactError(f"{self.uri} is not on a local disk; download it first")
         return Path(self.root)
 
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        """Turn what goes wrong with `name` into an ArtifactError: where, why, what to do."""
+        try:
+            yield
+        except (pa.ArrowInvalid, OSError) as error:
+            where = f"{self.uri}/{name}" if name else self.uri
+            raise ArtifactError(f"{where}: {error}. {_advice(error)}") from error
+
     def exists(self, name: str) -> bool:
         """Whether a file or directory `name` exists."""
-        info = self.filesystem.get_file_info(self.path(name))
+        with self._explained(name):
+            info = self.filesystem.get_file_info(self.path(name))
         return info.type is not pafs.FileType.NotFound
 
     def files(self, name: str = "") -> list[str]:
         """Names of all files below `name`, sorted, relative to this directory."""
         base = self.path(name) if name else self.root
         selector = pafs.FileSelector(base, recursive=True, allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
+        with self._explained(name):
+            infos = self.filesystem.get_file_info(selector)
         found = [info.path for info in infos if info.type is pafs.FileType.File]
         names = [path[len(self.root) + 1 :] for path in found]
         return sorted(n for n in names if not Path(n).name.startswith("."))
@@ -75,7 +87,7 @@ class Directory:
 
     def read_bytes(self, name: str) -> bytes:
         """The whole of a file."""
-        with self.filesystem.open_input_file(self.path(name)) as stream:
+        with self._explained(name), self.filesystem.open_input_file(self.path(name)) as stream:
             return bytes(stream.read())
 
     def write_bytes(self, name: str, data: bytes) -> None:
@@ -85,7 +97,7 @@ class Directory:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A parquet file as a table."""
-        with self.filesystem.open_input_file(self.path(name)) as stream:
+        with self._explained(name), self.filesystem.open_input_file(self.path(name)) as stream:
             return pq.read_table(stream, columns=columns)
 
     def write_table(self, name: str, table: pa.Table) -> None:
@@ -103,7 +115,13 @@ class Directory:
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[IO[bytes]]:
-        """A stream to a file that appears under `name` only when it is complete.
+        """A stream to a file that appears under `name` only when it is complete."""
+        with self._explained(name), self._replacing(name) as stream:
+            yield stream
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[IO[bytes]]:
+        """The same without the explanation.
 
         On a local disk: a hidden file beside it, flushed and then renamed. For an object store: a
         temporary file, uploaded when it is whole, because closing pyarrow's stream publishes what
@@ -139,14 +157,25 @@ class Directory:
                 shutil.copyfileobj(original, stream, _COPY_CHUNK_BYTES)
 
     def _send(self, file: Path, name: str) -> None:
-        """Copy a local file to an object store, in one call that no signal interrupts."""
+        """Copy a local file to the store, where it appears under `name` only when it is complete.
+
+        An object of S3 or GCS does so by itself; on any other file system it is moved there.
+        """
+        is_object = isinstance(self.filesystem, pafs.S3FileSystem | pafs.GcsFileSystem)
+        target = self.path(name)
+        parent, _, base = target.rpartition("/")
+        written = target if is_object else f"{parent}/.{base}.{uuid4().hex[:8]}.partial"
+        if not is_object:
+            self.filesystem.create_dir(parent, recursive=True)
         pafs.copy_files(
             str(file),
-            self.path(name),
+            written,
             pafs.LocalFileSystem(),
             self.filesystem,
             chunk_size=_COPY_CHUNK_BYTES,
         )
+        if not is_object:
+            self.filesystem.move(written, target)
 
     def delete(self, name: str) -> None:
         """Remove a file or a directory with all it holds; nothing happens where it is not."""
@@ -187,5 +216,24 @@ def open_directory(location: str) -> Directory:
             "Expected a local path or a URI with scheme file, s3, gs or hdfs."
         ) from error
     # Shown in messages: without options, and without keys in front of the host.
-    uri = re.sub(r"://[^/]*@", "://", location.split("?", 1)[0]).rstrip("/")
+    uri = without_keys(location.split("?", 1)[0]).rstrip("/")
     return Directory(filesystem, root.rstrip("/"), uri)
+
+
+def without_keys(text: str) -> str:
+    """`text` with the keys taken out of the URIs in it, for what people are shown."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, pa.ArrowInvalid):
+        return (
+            "The file was damaged after it was written: restore it, or move the stage's directory "
+            "away and run again."
+        )
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        return "The disk is full: free some space, and run the same command again."
+    return (
+        "Check that run.dir is a directory that can be written, that the disk has room, and that "
+        "the store can be reached with your credentials; then run the same command again."
+    )

@@ -337,6 +337,11 @@ def test_pattern_that_python_warns_about_is_refused_without_a_warning(tmp_path: 
     assert caught == []
 
 
+def test_pattern_that_a_text_can_keep_busy_for_ever_is_refused(tmp_path: Path) -> None:
+    said = message(with_second(*CURIOUS, "detector: {pattern: '(a|aa)+$'}"), tmp_path)
+    assert "trait 2 ('curious'), field detector.pattern: expected a pattern that is quick" in said
+
+
 @pytest.mark.parametrize("second", ["honest", "Honest"])
 def test_duplicate_id_names_both_traits(second: str, tmp_path: Path) -> None:
     said = message(with_second(f"id: {second}", "statement: I ask."), tmp_path)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from charactertrain.exceptions import ConstitutionError
 from charactertrain.measures import detector_matches, distinct_n, repetition_fraction
 
 
@@ -45,3 +46,8 @@ def test_repetition_fraction_by_hand() -> None:
 def test_repetition_fraction_of_a_text_without_repeats_or_n_grams_is_zero() -> None:
     assert repetition_fraction([1, 2, 3], 1) == 0.0
     assert repetition_fraction([1, 2], 3) == 0.0
+
+
+def test_a_detector_that_would_take_for_ever_is_stopped_and_named() -> None:
+    with pytest.raises(ConstitutionError, match=r"took longer than 1.0 s on a text of 201"):
+        detector_matches("(a|aa)+$", "a" * 200 + "0")

@@ -1,5 +1,7 @@
 """Directories on a local disk and in an object store: the same promises on both."""
 
+import errno
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 import xxhash
 
 from charactertrain.exceptions import ArtifactError, ConfigError
-from charactertrain.storage import Directory, open_directory
+from charactertrain.storage import Directory, open_directory, without_keys
 
 # More than one part of a multi-part upload.
 LARGE = bytes(range(256)) * 4 * 2**12 * 3
@@ -179,3 +181,34 @@ def test_local_paths_and_file_uris_are_the_same_place(
 def test_a_location_that_cannot_be_opened_names_run_dir(location: str) -> None:
     with pytest.raises(ConfigError, match=r"run\.dir: cannot open '" + location):
         open_directory(location)
+
+
+def test_a_damaged_table_is_named_with_what_to_do(directory: Directory) -> None:
+    directory.write_table("rows/part.parquet", pa.table({"a": [1, 2, 3]}))
+    data = bytearray(directory.read_bytes("rows/part.parquet"))
+    directory.write_bytes("rows/part.parquet", bytes(data[:-8]) + b"damaged!")
+    with pytest.raises(ArtifactError, match=r"rows/part\.parquet: .* The file was damaged"):
+        directory.read_table("rows/part.parquet")
+
+
+def test_a_place_that_cannot_be_written_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    directory = open_directory(str(tmp_path / "file" / "run"))
+    with pytest.raises(ArtifactError, match=r"file/run/a\.json: .* Check that run\.dir"):
+        directory.write_bytes("a.json", b"{}")
+
+
+def test_a_full_disk_is_said_to_be_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fill)
+    directory = open_directory(str(tmp_path))
+    with pytest.raises(ArtifactError, match=r"a\.json: .* The disk is full: free some space"):
+        directory.write_bytes("a.json", b"{}")
+    assert everything(directory) == []
+
+
+def test_keys_are_taken_out_of_every_uri_of_a_text() -> None:
+    text = "run --to s3://KEY:SECRET@bucket/run me@home s3://plain/x@y"
+    assert without_keys(text) == "run --to s3://bucket/run me@home s3://plain/x@y"

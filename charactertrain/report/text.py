@@ -5,6 +5,8 @@ import re
 
 from markupsafe import Markup, escape
 
+from charactertrain.measures import detector_spans
+
 MAX_SHOWN_CHARACTERS = 6_000
 
 # Control characters can blank a page, bidirectional overrides can reorder what stands around them,
@@ -35,13 +37,13 @@ def highlight(text: str, pattern: str | None) -> Markup:
     shown, hidden = text[:MAX_SHOWN_CHARACTERS], len(text) - MAX_SHOWN_CHARACTERS
     pieces: list[str] = []
     end = 0
-    for match in re.finditer(pattern, text) if pattern else ():
-        if match.start() >= len(shown):
+    for start, stop in detector_spans(pattern, text) if pattern else ():
+        if start >= len(shown):
             break
-        if match.group():
-            pieces.append(escape(printable(shown[end : match.start()])))
-            pieces.append(Markup("<mark>{}</mark>").format(printable(shown[slice(*match.span())])))
-            end = match.end()
+        if start < stop:
+            pieces.append(escape(printable(shown[end:start])))
+            pieces.append(Markup("<mark>{}</mark>").format(printable(shown[start:stop])))
+            end = stop
     pieces.append(escape(printable(shown[end:])))
     if hidden > 0:
         note = Markup('<span class="missing"> [{} more characters not shown]</span>')

@@ -14,7 +14,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
 from charactertrain.artifacts import FileEntry
-from charactertrain.exceptions import SamplingError
+from charactertrain.exceptions import CharacterTrainError, SamplingError
 from charactertrain.records import Reject, from_table, to_table
 from charactertrain.runtime.engines import SamplerSource, close_sampler
 from charactertrain.runtime.progress import Progress
@@ -126,7 +126,7 @@ def _chunks(source: Source, rows_per_chunk: int) -> Iterator[_Chunk]:
 
 def _results(
     job: ChunkJob, pending: Sequence[_Chunk], pool: PoolSettings
-) -> Iterator[dict[str, int]]:
+) -> Iterator[dict[str, Any]]:
     if not pending:
         return
     items = [vars(chunk) for chunk in pending]
@@ -146,7 +146,10 @@ def _results(
         ),
         num_cpus=0,
     )
-    yield from dataset.iter_rows()
+    for row in dataset.iter_rows():
+        if row["error"]:
+            raise SamplingError(f"{job.name}: {row['error']}")
+        yield row
 
 
 class _ChunkWorker:
@@ -154,22 +157,39 @@ class _ChunkWorker:
 
     def __init__(self, job: ChunkJob) -> None:
         self._job = job
-        self._sampler = job.sampler.open()
-        self._processor = job.make_processor(self._sampler)
+        self._error = ""
+        try:
+            self._sampler = job.sampler.open()
+            self._processor = job.make_processor(self._sampler)
+        except CharacterTrainError as error:
+            self._error = str(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([self._work(_Chunk(**item)) for item in batch.to_pylist()])
+        return pa.Table.from_pylist([self._report(_Chunk(**item)) for item in batch.to_pylist()])
 
-    def _work(self, chunk: _Chunk) -> dict[str, int]:
+    def _report(self, chunk: _Chunk) -> dict[str, Any]:
+        """Counts, or an error of ours as a value: raised here, Ray would bury it in a traceback."""
+        nothing = {"num_source_rows": 0, "num_rows": 0, "num_rejects": 0}
+        if self._error:
+            return nothing | {"error": self._error}
+        try:
+            return self._work(chunk) | {"error": ""}
+        except CharacterTrainError as error:
+            return nothing | {"error": str(error)}
+
+    def _work(self, chunk: _Chunk) -> dict[str, Any]:
         job = self._job
         table = job.source.directory.read_table(chunk.file).slice(
             chunk.start, chunk.stop - chunk.start
         )
         rows, rejects = self._processor.process(from_table(table, job.source.row_type))
         # Rejects first: the chunk counts as done as soon as its rows are there.
+        name = chunk_name(f"rejects/{job.table}", chunk.index)
         if rejects:
-            name = chunk_name(f"rejects/{job.table}", chunk.index)
             job.target.write_table(name, to_table(rejects, Reject))
+        else:
+            # Of an attempt that was killed between the two files.
+            job.target.delete(name)
         job.target.write_table(chunk_name(job.table, chunk.index), to_table(rows, job.result_type))
         return {
             "num_source_rows": chunk.stop - chunk.start,

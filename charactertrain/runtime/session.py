@@ -100,6 +100,7 @@ class Session:
         """Start or join the Ray cluster, once."""
         if ray.is_initialized():
             return
+        self.metrics.start()
         self.console.print("  starting Ray", style="dim")
         _quiet_ray()
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}

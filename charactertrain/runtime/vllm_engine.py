@@ -59,6 +59,8 @@ class EngineSpec:
         if self.num_gpus == 0:
             # Ray hides no GPU from an actor that asked for none.
             variables["CUDA_VISIBLE_DEVICES"] = ""
+            # Otherwise the logits of long scores stay with the process: 2.5 against 1.4 GiB.
+            variables["MALLOC_MMAP_THRESHOLD_"] = str(8 * 2**20)
             # Ray sets OMP_NUM_THREADS to the actor's logical CPUs, and vLLM's own binding takes
             # one core of two away (scoring: 195 against 380 tokens/s, 2026-11).
             variables["OMP_NUM_THREADS"] = str(self.threads)

@@ -19,6 +19,7 @@ from charactertrain.report.training_view import PreferenceModelView
 from charactertrain.report.view import Effect, ReportView, RunView, TraitView, Verdict
 from charactertrain.stages import report_view
 from charactertrain.stages.context import Context
+from charactertrain.storage import without_keys
 
 MAX_LENGTH_CHANGE = 0.3
 """Change of the reply length, as a share of the base's, from which it counts as length hacking."""
@@ -67,7 +68,7 @@ def _provenance(work: Work, context: Context) -> RunView:
         created=manifests["evaluation"].created_at,
         code_version=", ".join(versions),
         hardware=_hardware(),
-        command=shlex.join(["python", "-m", "charactertrain", *sys.argv[1:]]),
+        command=without_keys(shlex.join(["python", "-m", "charactertrain", *sys.argv[1:]])),
     )
 
 

@@ -5,7 +5,7 @@ from rich.console import Console
 from charactertrain.config import RunConfig
 from charactertrain.runtime.metrics import MetricLog
 from charactertrain.runtime.session import ClusterSettings, EngineSettings, Session
-from charactertrain.storage import Directory
+from charactertrain.storage import Directory, without_keys
 
 
 def open_session(config: RunConfig, directory: Directory, console: Console) -> Session:
@@ -26,12 +26,14 @@ def open_session(config: RunConfig, directory: Directory, console: Console) -> S
         rows_per_chunk=resources.rows_per_chunk,
         chunks_in_flight=resources.chunks_in_flight,
     )
+    values = config.model_dump(mode="json")
+    values["run"]["dir"] = without_keys(config.run.dir)
     metrics = MetricLog(
         directory,
         console,
         wandb_mode=config.logging.wandb,
         project=config.logging.project,
-        config=config.model_dump(mode="json"),
+        config=values,
     )
     cluster = ClusterSettings(config.cluster.address, config.cluster.num_cpus)
     return Session(cluster, engines, console=console, metrics=metrics)
