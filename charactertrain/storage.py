@@ -61,7 +61,7 @@ class Directory:
         """Turn what goes wrong with `name` into an ArtifactError: where, why, what to do."""
         try:
             yield
-        except (pa.ArrowInvalid, OSError) as error:
+        except OSError as error:
             where = f"{self.uri}/{name}" if name else self.uri
             raise ArtifactError(f"{where}: {error}. {_advice(error)}") from error
 
@@ -98,7 +98,13 @@ class Directory:
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A parquet file as a table."""
         with self._explained(name), self.filesystem.open_input_file(self.path(name)) as stream:
-            return pq.read_table(stream, columns=columns)
+            try:
+                return pq.read_table(stream, columns=columns)
+            except pa.ArrowInvalid as error:
+                raise ArtifactError(
+                    f"{self.uri}/{name}: {error}. The file was damaged after it was written: "
+                    "restore it, or move the stage's directory away and run again."
+                ) from error
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a parquet file so that a reader sees all of it or none."""
@@ -225,13 +231,8 @@ def without_keys(text: str) -> str:
     return re.sub(r"(?<=://)[^/@\s]*@", "", text)
 
 
-def _advice(error: Exception) -> str:
-    if isinstance(error, pa.ArrowInvalid):
-        return (
-            "The file was damaged after it was written: restore it, or move the stage's directory "
-            "away and run again."
-        )
-    if getattr(error, "errno", None) == errno.ENOSPC:
+def _advice(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
         return "The disk is full: free some space, and run the same command again."
     return (
         "Check that run.dir is a directory that can be written, that the disk has room, and that "

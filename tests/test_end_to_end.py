@@ -117,9 +117,12 @@ def _has_checkpoint(stage: Path) -> bool:
 
 
 def _has_checkpoint_after_warm_start(stage: Path) -> bool:
-    index = stage / "checkpoints" / "checkpoint_manager_snapshot.json"
-    ended = stage / "warm_start.json"
-    return ended.exists() and index.stat().st_mtime_ns > ended.stat().st_mtime_ns
+    if not _has_checkpoint(stage):
+        return False
+    index = (stage / "checkpoints" / "checkpoint_manager_snapshot.json").read_text()
+    states = stage.glob("checkpoints/*/charactertrain.json")
+    phases = {state.parent.name: json.loads(state.read_text())["phase"] for state in states}
+    return any(name in index and phase == "optimise" for name, phase in phases.items())
 
 
 @pytest.fixture(scope="module")
