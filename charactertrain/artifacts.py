@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import xxhash
 
 from charactertrain.exceptions import ArtifactError
@@ -184,8 +183,7 @@ def commit(
 def _entry(directory: Directory, name: str) -> FileEntry:
     num_rows = None
     if name.endswith(".parquet"):
-        dataset = pads.dataset(directory.path(name), filesystem=directory.filesystem)
-        num_rows = dataset.count_rows()
+        num_rows = directory.read_table(name, columns=[]).num_rows
     return FileEntry(name, directory.size(name), directory.checksum(name), num_rows)
 
 

@@ -17,6 +17,9 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Range = tuple[PositiveInt, PositiveInt]
 
+MAX_CHECK_PROMPTS = 16
+"""As many as `templates.CHECK_MESSAGES` holds."""
+
 _GATES = {
     "max_reject_share",
     "min_accepted_share",
@@ -128,7 +131,7 @@ class PromptsSection(Section):
     """Below this share of attempts the stage stops and says why."""
     min_trait_shift: float
     """Template check: least rise of the contrast, in nats per token, when the trait is shown."""
-    check_prompts: PositiveInt
+    check_prompts: Annotated[int, Field(gt=0, le=MAX_CHECK_PROMPTS)]
     """Messages per trait in the template check and the ranker check."""
 
     @model_validator(mode="after")
@@ -290,10 +293,16 @@ class EvaluationSection(Section):
     responses_per_prompt: PositiveInt
     max_tokens: PositiveInt
     length_prompts: Count
-    """Prompts on which the natural length is measured, without the limit above."""
+    """Prompts on which the natural length is measured, without the limit above; 0 for none."""
     length_max_tokens: PositiveInt
     num_resamples: Annotated[int, Field(ge=100)]
     """Of the cluster bootstrap."""
+
+    @model_validator(mode="after")
+    def _interval(self) -> Self:
+        if self.length_prompts == 1:
+            raise ValueError("length_prompts is 1, and an interval needs 2; give 0 to leave it out")
+        return self
 
 
 class LoggingSection(Section):

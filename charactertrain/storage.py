@@ -83,7 +83,8 @@ class Directory:
 
     def size(self, name: str) -> int:
         """Size of a file in bytes."""
-        return int(self.filesystem.get_file_info(self.path(name)).size)
+        with self._explained(name):
+            return int(self.filesystem.get_file_info(self.path(name)).size)
 
     def read_bytes(self, name: str) -> bytes:
         """The whole of a file."""
@@ -100,7 +101,7 @@ class Directory:
         with self._explained(name), self.filesystem.open_input_file(self.path(name)) as stream:
             try:
                 return pq.read_table(stream, columns=columns)
-            except pa.ArrowInvalid as error:
+            except (pa.ArrowInvalid, OSError) as error:
                 raise ArtifactError(
                     f"{self.uri}/{name}: {error}. The file was damaged after it was written: "
                     "restore it, or move the stage's directory away and run again."
@@ -114,7 +115,7 @@ class Directory:
     def checksum(self, name: str) -> str:
         """xxh3-128 of a file's bytes, in hexadecimal."""
         digest = xxhash.xxh3_128()
-        with self.filesystem.open_input_stream(self.path(name)) as stream:
+        with self._explained(name), self.filesystem.open_input_stream(self.path(name)) as stream:
             while chunk := stream.read(_COPY_CHUNK_BYTES):
                 digest.update(chunk)
         return digest.hexdigest()
@@ -157,7 +158,8 @@ class Directory:
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
             target = f"{name}/{file.relative_to(source).as_posix()}"
             if not self.is_local:
-                self._send(file, target)
+                with self._explained(target):
+                    self._send(file, target)
                 continue
             with self.replacing(target) as stream, file.open("rb") as original:
                 shutil.copyfileobj(original, stream, _COPY_CHUNK_BYTES)
@@ -181,15 +183,18 @@ class Directory:
             chunk_size=_COPY_CHUNK_BYTES,
         )
         if not is_object:
+            # HDFS moves nothing onto a file that is there.
+            self.delete(name)
             self.filesystem.move(written, target)
 
     def delete(self, name: str) -> None:
         """Remove a file or a directory with all it holds; nothing happens where it is not."""
-        info = self.filesystem.get_file_info(self.path(name))
-        if info.type is pafs.FileType.Directory:
-            self.filesystem.delete_dir(self.path(name))
-        elif info.type is pafs.FileType.File:
-            self.filesystem.delete_file(self.path(name))
+        with self._explained(name):
+            info = self.filesystem.get_file_info(self.path(name))
+            if info.type is pafs.FileType.Directory:
+                self.filesystem.delete_dir(self.path(name))
+            elif info.type is pafs.FileType.File:
+                self.filesystem.delete_file(self.path(name))
 
     @contextmanager
     def on_local_disk(self) -> Iterator[Path]:
@@ -202,6 +207,7 @@ class Directory:
                 target = Path(temporary) / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with (
+                    self._explained(name),
                     self.filesystem.open_input_stream(self.path(name)) as stream,
                     target.open("wb") as file,
                 ):
@@ -218,8 +224,8 @@ def open_directory(location: str) -> Directory:
         filesystem, root = pafs.FileSystem.from_uri(location)
     except (pa.ArrowInvalid, ValueError, OSError) as error:
         raise ConfigError(
-            f"run.dir: cannot open {location!r}: {error}. "
-            "Expected a local path or a URI with scheme file, s3, gs or hdfs."
+            without_keys(f"run.dir: cannot open {location!r}: {error}. ")
+            + "Expected a local path or a URI with scheme file, s3, gs or hdfs."
         ) from error
     # Shown in messages: without options, and without keys in front of the host.
     uri = without_keys(location.split("?", 1)[0]).rstrip("/")

@@ -277,7 +277,7 @@ def test_a_result_that_is_not_a_number_is_not_committed(directory: Directory) ->
 
 
 def test_a_file_that_was_not_written_is_not_committed(directory: Directory) -> None:
-    with pytest.raises(OSError, match=r"part-000000\.parquet"):
+    with pytest.raises(ArtifactError, match=r"part-000000\.parquet"):
         commit(directory)
     assert artifacts.read_manifest(directory) is None
 

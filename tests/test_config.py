@@ -10,8 +10,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from charactertrain.config import RunConfig, Section, identity, validate
+from charactertrain.config import MAX_CHECK_PROMPTS, RunConfig, Section, identity, validate
 from charactertrain.exceptions import ConfigError
+from charactertrain.templates import CHECK_MESSAGES
 
 Json = dict[str, Any]
 
@@ -215,6 +216,7 @@ def test_unknown_key_is_refused_with_its_path(recipe: Json, key: str, expected: 
         ("policy.num_steps", "many", r".* valid integer.*\(found 'many'\)"),
         ("policy.learning_rate", -1, r".* greater than 0"),
         ("policy.deepspeed.stage", 4, r".* 0, 1, 2 or 3 \(found 4\)"),
+        ("prompts.check_prompts", 17, r".* less than or equal to 16 \(found 17\)"),
         ("prompts.test_share", 1.2, r".* less than or equal to 1"),
         ("pairs.min_probability", 0.4, r".* greater than or equal to 0\.5"),
         ("rankings.ranker", "coin", r".* 'contrast' \(found 'coin'\)"),
@@ -328,6 +330,10 @@ WITHOUT_KL = (
             "prompts: min_words 9 exceeds max_words 8",
         ),
         (
+            {"evaluation.length_prompts": 1},
+            "evaluation: length_prompts is 1, and an interval needs 2; give 0 to leave it out",
+        ),
+        (
             {"rankings.min_judge_accuracy": 0.6, "rankings.min_accuracy": 0.65},
             "rankings: min_judge_accuracy 0.6 is below min_accuracy 0.65: ranker=auto would take a "
             "judge that is then refused",
@@ -356,7 +362,7 @@ def test_a_contradiction_is_one_message_that_names_its_keys(
     ],
 )
 def test_a_length_that_leaves_no_room_for_a_prompt_is_named(recipe: Json, key: str) -> None:
-    used = {"evaluation.length_prompts": 1, "evaluation.length_max_tokens": 1023}
+    used = {"evaluation.length_prompts": 2, "evaluation.length_max_tokens": 1023}
     validate(changed(recipe, used | {key: 1023}))
     assert said_about(changed(recipe, used | {key: 1024})) == (
         f"{key} is 1024 tokens and leaves no room for a prompt in model.context_tokens 1024; "
@@ -387,6 +393,10 @@ def test_all_problems_are_listed(recipe: Json, settings: Json) -> None:
     with pytest.raises(ConfigError) as caught:
         validate(changed(recipe, settings))
     assert len(str(caught.value).splitlines()) == 1 + 3
+
+
+def test_there_are_as_many_check_messages_as_may_be_asked_for() -> None:
+    assert len(CHECK_MESSAGES) == MAX_CHECK_PROMPTS
 
 
 def test_identity_leaves_out_how_a_stage_runs(smoke_config: RunConfig) -> None:

@@ -337,8 +337,11 @@ def test_pattern_that_python_warns_about_is_refused_without_a_warning(tmp_path: 
     assert caught == []
 
 
-def test_pattern_that_a_text_can_keep_busy_for_ever_is_refused(tmp_path: Path) -> None:
-    said = message(with_second(*CURIOUS, "detector: {pattern: '(a|aa)+$'}"), tmp_path)
+@pytest.mark.parametrize("pattern", ["(a|aa)+$", "(a|aa)+!$", "(1|11)+[?]$"])
+def test_pattern_that_a_text_can_keep_busy_for_ever_is_refused(
+    pattern: str, tmp_path: Path
+) -> None:
+    said = message(with_second(*CURIOUS, f"detector: {{pattern: '{pattern}'}}"), tmp_path)
     assert "trait 2 ('curious'), field detector.pattern: expected a pattern that is quick" in said
 
 

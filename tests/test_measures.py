@@ -51,3 +51,8 @@ def test_repetition_fraction_of_a_text_without_repeats_or_n_grams_is_zero() -> N
 def test_a_detector_that_would_take_for_ever_is_stopped_and_named() -> None:
     with pytest.raises(ConstitutionError, match=r"took longer than 1.0 s on a text of 201"):
         detector_matches("(a|aa)+$", "a" * 200 + "0")
+
+
+def test_a_detector_with_a_repeat_in_a_repeat_is_quick_on_most_texts() -> None:
+    # It would keep `re` busy for ever.
+    assert not detector_matches("(?:[a-z]+ ?)+!$", "a word " * 40 + "! 0")

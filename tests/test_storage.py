@@ -212,3 +212,73 @@ def test_a_full_disk_is_said_to_be_full(tmp_path: Path, monkeypatch: pytest.Monk
 def test_keys_are_taken_out_of_every_uri_of_a_text() -> None:
     text = "run --to s3://KEY:SECRET@bucket/run me@home s3://plain/x@y"
     assert without_keys(text) == "run --to s3://bucket/run me@home s3://plain/x@y"
+
+
+@pytest.mark.parametrize("start", [4, -200, -12])
+def test_a_table_damaged_anywhere_is_named(directory: Directory, start: int) -> None:
+    directory.write_table("rows/part.parquet", pa.table({"a": list(range(1000))}))
+    data = bytearray(directory.read_bytes("rows/part.parquet"))
+    data[start : start + 8] = b"damaged!"
+    directory.write_bytes("rows/part.parquet", bytes(data))
+    with pytest.raises(ArtifactError, match=r"(?s)rows/part\.parquet: .* The file was damaged"):
+        directory.read_table("rows/part.parquet")
+
+
+def test_a_file_that_is_not_there_is_named(directory: Directory) -> None:
+    for read in (directory.read_bytes, directory.read_table, directory.checksum):
+        with pytest.raises(ArtifactError, match=r"a/none\.bin: .* Check that run\.dir"):
+            read("a/none.bin")
+
+
+def test_a_store_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
+    # Nobody answers there, and it is asked once.
+    store = pafs.S3FileSystem(
+        access_key="KEY",
+        secret_key="SECRET",
+        endpoint_override="http://127.0.0.1:9",
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
+    )
+    directory = Directory(store, "bucket/run", "s3://bucket/run")
+    (tmp_path / "a.bin").write_bytes(b"a")
+    asked: list[Callable[[], object]] = [
+        lambda: directory.exists("a"),
+        directory.files,
+        lambda: directory.size("a"),
+        lambda: directory.checksum("a"),
+        lambda: directory.delete("a"),
+        lambda: directory.write_bytes("a", b"a"),
+        lambda: directory.upload(tmp_path, "a"),
+    ]
+    for ask in asked:
+        with pytest.raises(ArtifactError, match=r"(?s)^s3://bucket/run.* your credentials"):
+            ask()
+
+
+def test_a_file_of_another_file_system_appears_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Neither local nor an object store to this module, such as HDFS.
+    other = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    directory = Directory(other, "run", "hdfs://host/run")
+    (tmp_path / "run").mkdir()
+    for data in (b"first", LARGE):
+        directory.write_bytes("table/file.bin", data)
+        assert everything(directory) == ["table/file.bin"]
+        assert directory.read_bytes("table/file.bin") == data
+
+    def stop(source: str, target: str, *systems: object, **options: object) -> None:
+        (tmp_path / target).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pafs, "copy_files", stop)
+    for name in ("table/file.bin", "table/new.bin"):
+        with pytest.raises(KeyboardInterrupt):
+            directory.write_bytes(name, b"third")
+    assert directory.files() == ["table/file.bin"]
+    assert directory.read_bytes("table/file.bin") == LARGE
+
+
+def test_a_location_that_cannot_be_opened_is_shown_without_keys() -> None:
+    with pytest.raises(ConfigError, match=r"cannot open 'ftp://host/run'") as caught:
+        open_directory("ftp://KEY:SECRET@host/run")
+    assert "SECRET" not in str(caught.value)

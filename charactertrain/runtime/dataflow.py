@@ -5,6 +5,7 @@ appears only when it is whole. So a chunk that is done is known by its file, a r
 overwrites nothing but itself, and no row is lost or doubled however often a run is killed.
 """
 
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset
+from ray.exceptions import RayTaskError
 
 from charactertrain.artifacts import FileEntry
 from charactertrain.exceptions import CharacterTrainError, SamplingError
@@ -148,7 +150,8 @@ def _results(
     )
     for row in dataset.iter_rows():
         if row["error"]:
-            raise SamplingError(f"{job.name}: {row['error']}")
+            error: CharacterTrainError = pickle.loads(row["error"])
+            raise error
         yield row
 
 
@@ -157,12 +160,12 @@ class _ChunkWorker:
 
     def __init__(self, job: ChunkJob) -> None:
         self._job = job
-        self._error = ""
+        self._error = b""
         try:
             self._sampler = job.sampler.open()
             self._processor = job.make_processor(self._sampler)
         except CharacterTrainError as error:
-            self._error = str(error)
+            self._error = _pickled(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self._report(_Chunk(**item)) for item in batch.to_pylist()])
@@ -173,9 +176,9 @@ class _ChunkWorker:
         if self._error:
             return nothing | {"error": self._error}
         try:
-            return self._work(chunk) | {"error": ""}
+            return self._work(chunk) | {"error": b""}
         except CharacterTrainError as error:
-            return nothing | {"error": str(error)}
+            return nothing | {"error": _pickled(error)}
 
     def _work(self, chunk: _Chunk) -> dict[str, Any]:
         job = self._job
@@ -200,6 +203,11 @@ class _ChunkWorker:
     def __del__(self) -> None:
         if hasattr(self, "_sampler"):
             close_sampler(self._sampler)
+
+
+def _pickled(error: CharacterTrainError) -> bytes:
+    # What an engine raised arrives as a class of Ray's own, whose message is a traceback.
+    return pickle.dumps(error.cause if isinstance(error, RayTaskError) else error)
 
 
 def _check_rejects(job: ChunkJob, num_rows: int, num_rejects: int) -> None:

@@ -2,6 +2,9 @@
 
 import math
 
+import pytest
+
+from charactertrain.exceptions import ConstitutionError
 from charactertrain.report.text import MAX_SHOWN_CHARACTERS, highlight, number, printable
 
 
@@ -24,3 +27,8 @@ def test_text_beyond_the_limit_is_counted() -> None:
 
 def test_printable_keeps_lines_and_other_scripts() -> None:
     assert printable("one\r\ntwo\t\u0645\u0631") == "one\ntwo\t\u0645\u0631"
+
+
+def test_highlight_stops_a_pattern_that_would_take_for_ever() -> None:
+    with pytest.raises(ConstitutionError, match="Simplify it"):
+        highlight("a" * 200 + "0", "(a|aa)+$")

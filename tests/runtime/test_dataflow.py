@@ -7,10 +7,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 from rich.console import Console
 
 from charactertrain.artifacts import FileEntry
-from charactertrain.exceptions import SamplingError
+from charactertrain.exceptions import (
+    ArtifactError,
+    CharacterTrainError,
+    ChoiceError,
+    ModelError,
+    SamplingError,
+)
 from charactertrain.records import Prompt, Reject, Reply, from_table, to_table
 from charactertrain.runtime.dataflow import (
     ChunkJob,
@@ -178,6 +185,59 @@ def test_run_chunks_counts_rejects_and_names_their_files(make_job: MakeJob) -> N
     ]
     assert count_reasons(job.target, names) == {"unlucky": 3}
     assert "p4" not in {row.prompt_id for row in replies(job.target, names)}
+
+
+def test_run_chunks_keeps_no_rejects_of_an_attempt_that_was_killed(make_job: MakeJob) -> None:
+    job = make_job(reject_every=4)
+    # Killed between its rejects and its rows, on hardware where other rows were rejected.
+    left = to_table([Reject("p0", "replies", "unlucky", ""), Reject("p1", "", "", "")], Reject)
+    for index in (0, 2):
+        job.target.write_table(f"rejects/replies/part-{index:06d}.parquet", left)
+    names, num_rows, num_rejects = run_chunks(job, POOL, PROGRESS)
+    assert (num_rows, num_rejects) == (7, 3)
+    assert [name for name in names if name.startswith("rejects/")] == [
+        f"rejects/replies/part-{index:06d}.parquet" for index in (0, 1, 3)
+    ]
+    assert count_reasons(job.target, names) == {"unlucky": 3}
+
+
+class Refuser:
+    """Stops with an error of ours, at once or at the first chunk, by itself or in an actor."""
+
+    def __init__(self, sampler: Sampler, *, where: str) -> None:
+        self._where = where
+        if where == "start":
+            raise ModelError("model.path: expected a tokenizer, found none")
+
+    def process(self, rows: list[Prompt]) -> tuple[list[Reply], list[Reject]]:
+        """Nothing."""
+        if self._where == "actor":
+            ray.get(refuse.remote(len(rows)))
+        raise ArtifactError(f"expected 3 rows, found {len(rows)}; run it again")
+
+
+@ray.remote(num_cpus=0)
+def refuse(num_rows: int) -> None:
+    """As an engine does."""
+    raise ChoiceError(f"expected letters for {num_rows} rows; use ranker=contrast")
+
+
+@pytest.mark.parametrize(
+    ("where", "expected", "message"),
+    [
+        ("start", ModelError, "model.path: expected a tokenizer, found none"),
+        ("chunk", ArtifactError, "expected 3 rows, found 3; run it again"),
+        ("actor", ChoiceError, "expected letters for 3 rows; use ranker=contrast"),
+    ],
+)
+def test_run_chunks_raises_an_error_of_ours_as_it_is(
+    make_job: MakeJob, where: str, expected: type[Exception], message: str
+) -> None:
+    job = replace(make_job(num_prompts=3), make_processor=partial(Refuser, where=where))
+    with pytest.raises(CharacterTrainError) as caught:
+        run_chunks(job, POOL, PROGRESS)
+    assert type(caught.value) is expected
+    assert str(caught.value) == message
 
 
 def test_run_chunks_with_one_reject_too_many_stops_at_the_end(make_job: MakeJob) -> None:

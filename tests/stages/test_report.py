@@ -494,6 +494,15 @@ def test_provenance_names_the_run_and_its_model(make_run: MakeRun, context: Cont
     assert run.command.startswith("python -m charactertrain")
 
 
+def test_provenance_shows_the_command_without_keys(
+    make_run: MakeRun, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["charactertrain", "seed=2", "run.dir=s3://KEY:SECRET@bucket/run"]
+    monkeypatch.setattr("sys.argv", arguments)
+    run = make_view(make_run(), context).run
+    assert run.command == "python -m charactertrain seed=2 run.dir=s3://bucket/run"
+
+
 def test_effect_reads_what_the_evaluation_writes() -> None:
     values = effect(1.0, 2.0, 0.5)
     assert report_view.effect(None) is None

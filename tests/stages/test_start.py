@@ -1,0 +1,20 @@
+"""What a session is made of."""
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from charactertrain.config import validate
+from charactertrain.stages.start import open_session
+from charactertrain.storage import open_directory
+
+
+def test_metrics_are_sent_with_a_config_that_holds_no_keys(compose: Any) -> None:
+    location = "s3://KEY:SECRET@bucket/run"
+    config = validate(compose("experiment=smoke", f"run.dir={location}"))
+    directory = open_directory(f"{location}?endpoint_override=http://127.0.0.1:9&scheme=http")
+    session = open_session(config, directory, Console(file=io.StringIO()))
+    sent = session.metrics._config
+    assert sent["run"]["dir"] == "s3://bucket/run"
+    assert "SECRET" not in str(sent)
