@@ -103,8 +103,8 @@ class ClusterSection(Section):
     """`local` starts Ray on this machine; `auto` joins the cluster this process is part of."""
     num_cpus: PositiveInt | None
     """Logical CPUs of a local cluster; None counts the cores."""
-    num_workers: Range
-    """Fewest and most training workers."""
+    num_workers: PositiveInt
+    """Training workers."""
     cpus_per_worker: PositiveFloat
     gpus_per_worker: Annotated[float, Field(ge=0)]
     max_failures: Count
@@ -374,30 +374,22 @@ def _batch_problems(config: RunConfig) -> list[str]:
             config.policy.resources.microbatch_size,
         ),
     }
-    fewest, most = config.cluster.num_workers
-    if fewest != most:
-        return [
-            f"cluster.num_workers is ({fewest}, {most}): a checkpoint is taken up by as many "
-            "workers as wrote it; give the same number twice"
-        ]
-    problems = []
-    for key, (prompts, microbatch) in batches.items():
-        for workers in sorted({fewest, most}):
-            if prompts % (workers * microbatch):
-                problems.append(
-                    f"{key}.prompts_per_step {prompts} is not a multiple of workers x "
-                    f"microbatch_size = {workers} x {microbatch}; every worker must get the same "
-                    "number of microbatches"
-                )
-    return problems
+    workers = config.cluster.num_workers
+    return [
+        f"{key}.prompts_per_step {prompts} is not a multiple of workers x microbatch_size = "
+        f"{workers} x {microbatch}; every worker must get the same number of microbatches"
+        for key, (prompts, microbatch) in batches.items()
+        if prompts % (workers * microbatch)
+    ]
 
 
 def _sampler_problems(config: RunConfig) -> list[str]:
     problems = []
-    if config.responses.ending == "fixed" and config.policy.ending == "natural":
+    if config.responses.ending != config.policy.ending:
         problems.append(
-            "responses.ending is fixed and policy.ending is natural: a preference model that saw "
-            "one length only cannot keep the policy from gaining by another; give both the same"
+            f"responses.ending is {config.responses.ending} and policy.ending is "
+            f"{config.policy.ending}: the policy would be trained on responses that end otherwise "
+            "than those it was prepared for; give both the same"
         )
     if not _optimises_policy(config):
         return problems
@@ -455,10 +447,10 @@ def _cluster_problems(config: RunConfig) -> list[str]:
             "differ; an engine takes one GPU per tensor-parallel rank"
         )
     if config.cluster.num_cpus is not None and config.cluster.address == "local":
-        needed = config.cluster.num_workers[0] * config.cluster.cpus_per_worker
+        needed = config.cluster.num_workers * config.cluster.cpus_per_worker
         if needed > config.cluster.num_cpus:
             problems.append(
-                f"cluster: {config.cluster.num_workers[0]} workers of "
+                f"cluster: {config.cluster.num_workers} workers of "
                 f"{config.cluster.cpus_per_worker} CPUs need {needed}, and cluster.num_cpus is "
                 f"{config.cluster.num_cpus}"
             )

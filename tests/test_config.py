@@ -221,7 +221,7 @@ def test_unknown_key_is_refused_with_its_path(recipe: Json, key: str, expected: 
         ("pairs.min_probability", 0.4, r".* greater than or equal to 0\.5"),
         ("rankings.ranker", "coin", r".* 'contrast' \(found 'coin'\)"),
         ("sampler.kind", "openai", r"Input should be 'vllm' or 'fake'"),
-        ("cluster.num_workers", [1, 2, 3], r".* at most 2 items"),
+        ("sampler.resources.num_engines", [1, 2, 3], r".* at most 2 items"),
         ("seed", None, r".* valid integer \(found None\)"),
         ("logging.wandb", "on", r"Input should be 'off', 'offline' or 'online'"),
     ],
@@ -249,29 +249,24 @@ WITHOUT_KL = (
     [
         (
             {"policy.prompts_per_step": 33, "policy.resources.microbatch_size": 3}
-            | {"policy.warm_start.prompts_per_step": 30, "cluster.num_workers": [2, 2]},
+            | {"policy.warm_start.prompts_per_step": 30, "cluster.num_workers": 2},
             "policy.prompts_per_step 33 is not a multiple of workers x microbatch_size = 2 x 3; "
             + MULTIPLE,
         ),
         (
-            {"policy.warm_start.prompts_per_step": 5, "cluster.num_workers": [2, 2]},
+            {"policy.warm_start.prompts_per_step": 5, "cluster.num_workers": 2},
             "policy.warm_start.prompts_per_step 5 is not a multiple of workers x microbatch_size "
             "= 2 x 1; " + MULTIPLE,
         ),
         (
-            {"preference_model.prompts_per_step": 6, "cluster.num_workers": [4, 4]},
+            {"preference_model.prompts_per_step": 6, "cluster.num_workers": 4},
             "preference_model.prompts_per_step 6 is not a multiple of workers x microbatch_size "
             "= 4 x 1; " + MULTIPLE,
         ),
         (
-            {"cluster.num_workers": [2, 4]},
-            "cluster.num_workers is (2, 4): a checkpoint is taken up by as many workers as wrote "
-            "it; give the same number twice",
-        ),
-        (
             {"responses.ending": "fixed"},
-            "responses.ending is fixed and policy.ending is natural: a preference model that saw "
-            "one length only cannot keep the policy from gaining by another; give both the same",
+            "responses.ending is fixed and policy.ending is natural: the policy would be trained "
+            "on responses that end otherwise than those it was prepared for; give both the same",
         ),
         (
             {"sampler.kind": "fake"},
@@ -299,7 +294,7 @@ WITHOUT_KL = (
             "sampler.resources.num_engines is (3, 1); give (fewest, most)",
         ),
         (
-            {"cluster.num_cpus": 4, "cluster.num_workers": [4, 4], "cluster.cpus_per_worker": 2},
+            {"cluster.num_cpus": 4, "cluster.num_workers": 4, "cluster.cpus_per_worker": 2},
             "cluster: 4 workers of 2.0 CPUs need 8.0, and cluster.num_cpus is 4",
         ),
         (
@@ -384,7 +379,7 @@ def test_a_policy_without_kl_is_asked_for_by_name(recipe: Json) -> None:
     "settings",
     [
         {"policy.num_steps": 0, "seed": -1, "colour": "red"},
-        {"policy.max_tokens": 2000, "policy.prompts_per_step": 33, "cluster.num_workers": [2, 2]}
+        {"policy.max_tokens": 2000, "policy.prompts_per_step": 33, "cluster.num_workers": 2}
         | {"sampler.resources.num_engines": [2, 1]},
     ],
     ids=["fields", "contradictions"],

@@ -54,7 +54,7 @@ def token_mean(values_BT: Tensor, mask_BT: Tensor, *, num_tokens: int | Tensor) 
 
 
 _CHUNK_VALUES = 2**23
-"""Logits that are in float32 at a time: 32 MiB, which also stay in a CPU's cache."""
+"""Logits that are in float32 at a time: 32 MiB of them."""
 
 
 def _chunks(values_BTV: Tensor) -> Iterator[Tensor]:

@@ -39,7 +39,7 @@ _CHECKPOINT_INDEX = "checkpoints/checkpoint_manager_snapshot.json"
 class WorkerSettings:
     """The worker group."""
 
-    num_workers: tuple[int, int]
+    num_workers: int
     cpus_per_worker: float
     gpus_per_worker: float
     max_failures: int
@@ -95,13 +95,12 @@ def fit(
     resources = {"CPU": workers.cpus_per_worker}
     if use_gpu:
         resources["GPU"] = workers.gpus_per_worker
-    fewest, most = workers.num_workers
     trainer = TorchTrainer(
         partial(_run, loop),
         train_loop_config={**arguments, "relay": relay},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=fewest if fewest == most else (fewest, most),
+            num_workers=workers.num_workers,
             use_gpu=use_gpu,
             resources_per_worker=resources,
         ),

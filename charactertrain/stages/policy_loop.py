@@ -54,8 +54,7 @@ class _Optimisation:
 
     def __init__(self, task: PolicyTask, worker: Worker, arguments: dict[str, Any]) -> None:
         self._task, self._worker = task, worker
-        self._engines = _open_engines(arguments) if worker.rank == 0 else None
-        base = Path(task.model_directory)
+        self._engines = _open_engines(task, arguments) if worker.rank == 0 else None
         dtype = resolve_precision(task.precision)
         with _starting_weights(task) as start:
             self._engine, self._count = training_engine(
@@ -69,7 +68,6 @@ class _Optimisation:
             )
         check_packable(self._engine.module, task.context_tokens)
         self._models = Models(self._engine, reference, forbidden_tokens(task))
-        self._tokenizer = loading.load_tokenizer(base)
 
     def run(self, checkpoint: Path | None) -> None:
         """Sample, score, step and send weights, `num_steps` times; writes model/."""
@@ -123,13 +121,7 @@ class _Optimisation:
         """One group per prompt of the step: drawn and scored by rank 0, on every rank."""
         box: list[list[list[Rollout]] | None] = [None]
         if self._engines is not None:
-            collector = RolloutCollector(
-                self._engines.policy.handle,
-                self._engines.reward,
-                self._tokenizer,
-                self._task.optimise.rollouts,
-            )
-            box = [collector.collect(step_prompts(self._task, step), step)]
+            box = [self._engines.collector.collect(step_prompts(self._task, step), step)]
         torch.distributed.broadcast_object_list(box, src=0)
         assert box[0] is not None, "rank 0 sends rollouts"
         return box[0]
@@ -171,13 +163,17 @@ class _Engines:
 
     policy: LeasedSampler
     reward: Sampler
+    collector: RolloutCollector
 
 
-def _open_engines(arguments: dict[str, Any]) -> _Engines:
+def _open_engines(task: PolicyTask, arguments: dict[str, Any]) -> _Engines:
     """The engines of this attempt; an engine that died in the last one is replaced."""
-    policy_source, reward_source = arguments["policy_source"], arguments["reward_source"]
-    end_leases(policy_source)
-    return _Engines(policy_source.open_for_training(), reward_source.open())
+    end_leases(arguments["policy_source"])
+    policy = arguments["policy_source"].open_for_training()
+    reward = arguments["reward_source"].open()
+    tokenizer = loading.load_tokenizer(Path(task.model_directory))
+    collector = RolloutCollector(policy.handle, reward, tokenizer, task.optimise.rollouts)
+    return _Engines(policy, reward, collector)
 
 
 class _Clock:
