@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
 import ray
 import ray.train
 import torch
@@ -214,10 +215,30 @@ def last_checkpoint() -> Iterator[Path | None]:
 
 def report_checkpoint(save: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
     """Save and report a checkpoint; every rank must call at the same step."""
-    with tempfile.TemporaryDirectory(prefix="charactertrain-checkpoint-") as temporary:
+    storage = ray.train.get_context().get_storage()
+    is_local = isinstance(storage.storage_filesystem, pafs.LocalFileSystem)
+    directory = storage.experiment_fs_path if is_local else None
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as temporary:
         save(Path(temporary))
-        checkpoint = ray.train.Checkpoint.from_directory(temporary)
-        ray.train.report(dict(metrics), checkpoint=checkpoint)
+        ray.train.report(
+            dict(metrics),
+            checkpoint=ray.train.Checkpoint.from_directory(temporary),
+            checkpoint_upload_fn=_moved if is_local else None,
+        )
+
+
+def _moved(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    """The checkpoint in its place, where the files of all ranks meet.
+
+    Ray Train would copy it: another 1.9 GB for 135M parameters, 5 of 10 seconds (2026-11).
+    """
+    storage = ray.train.get_context().get_storage()
+    source, target = Path(checkpoint.path), Path(storage.experiment_fs_path) / name
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)
+    return ray.train.Checkpoint(str(target), filesystem=storage.storage_filesystem)
 
 
 def learning_rate_at(step: int, *, peak: float, warmup_steps: int) -> float:

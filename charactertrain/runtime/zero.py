@@ -1,5 +1,6 @@
 """A DeepSpeed engine around one optimizer step; the same result at every ZeRO stage."""
 
+import gc
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -183,8 +184,11 @@ class ZeroEngine:
         return state
 
     def close(self) -> None:
-        """Release the state, so that another engine can take its place."""
+        """Release the state, so that another engine can take its place. Of no use afterwards."""
         self._engine.destroy()
+        del self._engine, self._optimizer
+        # DeepSpeed's hooks and the model refer to one another.
+        gc.collect()
 
 
 class FrozenModel:

@@ -2,14 +2,14 @@
 
 Its CPU layers compute on a repacked copy of their weights. A reload repacks the layers that it
 loads; a tied output layer is not among them, and would go on with the weights that the engine
-started with. Needed up to vLLM 0.32.
+started with. Needed up to vLLM 0.32. Light on imports: whoever describes an engine imports this.
 """
 
-from torch import nn
+from typing import Any
 
 
-def repack_tied_head(model: nn.Module) -> None:
-    """Repack the weights of output layers that share the embeddings; nothing to do on GPUs."""
+def repack_tied_head(model: Any) -> None:
+    """Repack the weights of a module's tied output layers; nothing to do on GPUs."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
     for module in model.modules():
