@@ -1,6 +1,6 @@
 """Losses of the policy: the clipped surrogate, importance weights and estimates of the KL.
 
-Shapes: B responses, T tokens.
+Shapes: B responses, T tokens, E tokens that end a response.
 """
 
 import math
@@ -115,3 +115,22 @@ def kl_k3(logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:
     log_ratios_BT = reference_logprobs_BT - logprobs_BT
     # exp(x) - 1 would lose all digits where the two nearly agree.
     return torch.expm1(log_ratios_BT) - log_ratios_BT
+
+
+def ending_loss(
+    end_logprobs_EBT: Tensor, reference_end_logprobs_EBT: Tensor, *, num_tokens: int | Tensor
+) -> Tensor:
+    """This micro-batch's share of the mean of half the squared log-ratio of ending, over tokens.
+
+    For responses of a fixed length, which say nothing about where one ends: an objective over the
+    other tokens leaves the probability of ending free, and it drifts. This holds it at the
+    reference's. The square of the log-ratio, and not a divergence, since ending is rare at most
+    tokens and would weigh next to nothing there.
+
+    Args:
+        end_logprobs_EBT: Under the policy, over the whole vocabulary, in nats.
+        reference_end_logprobs_EBT: The same under the reference.
+        num_tokens: Tokens that count in the whole step, over all ranks and micro-batches.
+    """
+    drift_BT = kl_k2(end_logprobs_EBT, reference_end_logprobs_EBT).sum(0)
+    return token_mean(drift_BT, torch.ones_like(drift_BT, dtype=torch.bool), num_tokens=num_tokens)

@@ -110,6 +110,7 @@ class EngineBroker:
         """End every lease: those of workers that died without giving theirs back."""
         for engine in self._engines.values():
             engine.leases = 0
+            engine.handle.rest.remote()
 
     async def stop_idle(self) -> None:
         """Stop the engines that nobody uses, so that training can have their devices."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,17 @@ import pyarrow.fs as pafs
 import ray
 import ray.train
 import torch
-from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from charactertrain.exceptions import ModelError, TrainingError
+from charactertrain.exceptions import TrainingError
 from charactertrain.runtime.hardware import available_cores
-from charactertrain.runtime.relay import Relay
+from charactertrain.runtime.relay import Loop, Relay, RestartNotice, run_packed
 from charactertrain.storage import Directory
 
 _POLL_SECONDS = 0.5
-_MAX_NOTICE_CHARACTERS = 1000
 _CHECKPOINT_INDEX = "checkpoints/checkpoint_manager_snapshot.json"
 
 
@@ -46,32 +43,8 @@ class WorkerSettings:
     max_failures: int
 
 
-class _RestartNotice(UserCallback):
-    """Tells the driver why a worker group is started again."""
-
-    def __init__(self, relay: Any) -> None:
-        self._relay = relay
-
-    def after_exception(
-        self,
-        run_context: object,
-        worker_exceptions: dict[int, Exception],
-    ) -> None:
-        rank, error = min(worker_exceptions.items())
-        notice = {"worker group failed": f"rank {rank}: {error}"[:_MAX_NOTICE_CHARACTERS]}
-        ray.get(self._relay.send.remote(notice))
-
-
-def _run(loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any]) -> None:
-    """`loop`, which ends without an error if it stops itself: what is wrong will be again."""
-    try:
-        loop(arguments)
-    except (TrainingError, ModelError) as error:
-        ray.get(arguments["relay"].stop.remote(str(error)))
-
-
 def fit(
-    loop: Callable[[dict[str, Any]], None],
+    loop: Loop,
     arguments: Mapping[str, Any],
     *,
     workers: WorkerSettings,
@@ -97,8 +70,11 @@ def fit(
     if use_gpu:
         resources["GPU"] = workers.gpus_per_worker
     trainer = TorchTrainer(
-        partial(_run, loop),
-        train_loop_config={**arguments, "relay": relay},
+        run_packed,
+        train_loop_config={
+            "loop_and_arguments": ray.cloudpickle.dumps((loop, dict(arguments))),
+            "relay": relay,
+        },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,
@@ -111,7 +87,7 @@ def fit(
             storage_filesystem=storage.filesystem,
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            callbacks=[_RestartNotice(relay)],
+            callbacks=[RestartNotice(relay)],
             worker_runtime_env={"env_vars": _environment(use_gpu=use_gpu)},
         ),
     )

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 
 from charactertrain.exceptions import TrainingError
+from charactertrain.runtime.heap import trim_heap
 
 _STATE_NAME = "charactertrain.json"
 
@@ -189,6 +190,7 @@ class ZeroEngine:
         del self._engine, self._optimizer
         # DeepSpeed's hooks and the model refer to one another.
         gc.collect()
+        trim_heap()
 
 
 class FrozenModel:

@@ -1,7 +1,7 @@
 """One policy step: groups of rollouts in, the gradient of their objective added.
 
-Shapes: P prompts, G responses per prompt, R responses of a microbatch, V vocabulary. A microbatch
-is one packed row, so B is 1 and T its response tokens.
+Shapes: P prompts, G responses per prompt, R responses of a microbatch, V vocabulary, E tokens that
+end a response. A microbatch is one packed row, so B is 1 and T its response tokens.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 from charactertrain.models.packing import PackedRow, PromptGroup, pack
 from charactertrain.objectives import advantages as advantage
 from charactertrain.objectives.logprobs import entropy, masked_sum, token_logprobs, token_mean
-from charactertrain.objectives.policy import clipped_policy_loss, kl_k2, kl_k3
+from charactertrain.objectives.policy import clipped_policy_loss, ending_loss, kl_k2, kl_k3
 from charactertrain.runtime.training import Worker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine
 from charactertrain.stages.policy_task import PolicyTask
@@ -30,10 +30,23 @@ def response_logits(
     logits: Tensor = model.forward(
         **row.model_inputs(), use_cache=False, logits_to_keep=row.predictor_N
     ).logits
-    if forbidden:
-        ids = torch.tensor(list(forbidden), device=logits.device)
-        logits = logits.index_fill(-1, ids, float("-inf"))
-    return logits
+    return impossible(logits, forbidden)
+
+
+def impossible(logits_BTV: Tensor, token_ids: Sequence[int]) -> Tensor:
+    """The logits with the given tokens at probability zero."""
+    if not token_ids:
+        return logits_BTV
+    ids = torch.tensor(list(token_ids), device=logits_BTV.device)
+    return logits_BTV.index_fill(-1, ids, float("-inf"))
+
+
+def end_logprobs(logits_BTV: Tensor, end_ids: Sequence[int]) -> Tensor:
+    """Log-probability of each ending token at each place, shape EBT; none, and E is 0."""
+    shape = (len(end_ids), *logits_BTV.shape[:-1])
+    ids_EBT = torch.tensor(list(end_ids), device=logits_BTV.device).long().view(-1, 1, 1)
+    logprobs = [token_logprobs(logits_BTV, ids_BT) for ids_BT in ids_EBT.expand(shape)]
+    return torch.stack(logprobs) if logprobs else logits_BTV.new_zeros(shape)
 
 
 def every_token(values_BT: Tensor) -> Tensor:
@@ -61,7 +74,7 @@ class Models:
     policy: ZeroEngine
     reference: FrozenModel
     forbidden: tuple[int, ...]
-    """Tokens that no response can hold."""
+    """Tokens that no response can hold: those that would end one."""
 
 
 def policy_step(
@@ -116,10 +129,12 @@ def microbatch_loss(
     sampled = [logprob for group in groups for rollout in group for logprob in rollout.logprobs]
     sampler_logprobs_BT = torch.tensor([sampled]).to(token_ids_BT.device)
     with torch.no_grad():
-        reference_logprobs_BT = token_logprobs(
-            response_logits(models.reference, row, models.forbidden), token_ids_BT
-        )
-    logits_BTV = response_logits(models.policy, row, models.forbidden)
+        free_BTV = response_logits(models.reference, row, ())
+        reference_ends_EBT = end_logprobs(free_BTV, models.forbidden)
+        reference_logprobs_BT = token_logprobs(impossible(free_BTV, models.forbidden), token_ids_BT)
+    free_BTV = response_logits(models.policy, row, ())
+    ends_EBT = end_logprobs(free_BTV, models.forbidden)
+    logits_BTV = impossible(free_BTV, models.forbidden)
     logprobs_BT = token_logprobs(logits_BTV, token_ids_BT)
     mask_BT = every_token(logprobs_BT)
     terms = clipped_policy_loss(
@@ -132,7 +147,11 @@ def microbatch_loss(
         num_tokens=num_tokens,
     )
     kl_loss = token_mean(kl_k2(logprobs_BT, reference_logprobs_BT), mask_BT, num_tokens=num_tokens)
-    share = terms.loss + task.optimise.kl_coef * kl_loss
+    share = (
+        terms.loss
+        + task.optimise.kl_coef * kl_loss
+        + ending_loss(ends_EBT, reference_ends_EBT, num_tokens=num_tokens)
+    )
     with torch.no_grad():
         kl_sum = masked_sum(kl_k3(logprobs_BT, reference_logprobs_BT), mask_BT)
         entropy_sum = masked_sum(entropy(logits_BTV), mask_BT)

@@ -6,25 +6,36 @@ The first phase of Constitutional AI, Bai et al. (2022), section 3, https://arxi
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from charactertrain.models.packing import PromptGroup, check_packable, pack
+from charactertrain.models import loading
+from charactertrain.models.packing import PackedRow, PromptGroup, check_packable, pack
 from charactertrain.objectives.logprobs import token_logprobs
+from charactertrain.objectives.policy import ending_loss
 from charactertrain.objectives.warm_start import supervised_loss
 from charactertrain.runtime import training
+from charactertrain.runtime.hardware import resolve_precision
 from charactertrain.runtime.training import Worker
-from charactertrain.runtime.zero import ZeroEngine, read_state
+from charactertrain.runtime.zero import FrozenModel, ZeroEngine, read_state
 from charactertrain.seeds import derive_seed
-from charactertrain.stages.policy_step import every_token, response_logits
+from charactertrain.stages.policy_step import (
+    end_logprobs,
+    every_token,
+    impossible,
+    response_logits,
+)
 from charactertrain.stages.policy_task import (
     PolicyTask,
     forbidden_tokens,
     training_engine,
     write_model,
+    zero_settings,
 )
 
 
@@ -34,6 +45,11 @@ def warm_start(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> Non
     base = Path(task.model_directory)
     engine, count = training_engine(task, base, warm.prompts_per_step, worker)
     check_packable(engine.module, task.context_tokens)
+    dtype = resolve_precision(task.precision)
+    load_base = partial(loading.load_causal_lm, base, dtype)
+    ends = forbidden_tokens(task)
+    reference = FrozenModel(load_base, zero_settings(task, dtype, count)) if ends else None
+    models = WarmStartModels(engine, reference, ends)
     history: list[dict[str, Any]] = []
     if checkpoint is not None:
         engine.load(checkpoint)
@@ -48,7 +64,7 @@ def warm_start(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> Non
         )
         chosen = order[index * warm.prompts_per_step : (index + 1) * warm.prompts_per_step]
         examples = [warm.examples[i] for i in chosen]
-        values = _warm_start_step(engine, task, examples, count, worker)
+        values = warm_start_step(models, task, examples, count, worker)
         grad_norm = engine.step(warm.learning_rate)
         values |= {"grad_norm": grad_norm, "seconds": time.monotonic() - started}
         history.append({"phase": "warm_start", "step": step + 1, **values})
@@ -63,27 +79,51 @@ def warm_start(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> Non
     engine.close()
 
 
-def _warm_start_step(
-    engine: ZeroEngine,
+@dataclass(frozen=True)
+class WarmStartModels:
+    """What the tokens of a warm-start step pass through."""
+
+    policy: ZeroEngine
+    reference: FrozenModel | None
+    """The base; None where responses end by themselves."""
+    forbidden: tuple[int, ...]
+    """Tokens that no response can hold: those that would end one."""
+
+
+def warm_start_step(
+    models: WarmStartModels,
     task: PolicyTask,
     examples: Sequence[PromptGroup],
     count: int,
     worker: Worker,
 ) -> dict[str, Any]:
+    """Add the gradient of one step; returns its metrics."""
     num_tokens = sum(len(example.responses[0]) for example in examples)
-    # Fixed responses were drawn without an end; with it among the alternatives, they would teach
-    # the policy never to end.
-    forbidden = forbidden_tokens(task)
+    engine = models.policy
     mine = examples[worker.rank :: worker.num_workers]
     loss = torch.zeros(1, device=engine.device)
     for index in range(count):
         batch = mine[index * task.microbatch_size : (index + 1) * task.microbatch_size]
         # A worker with nothing left still passes through the model, with weight zero.
         row = pack(batch or examples[:1]).to(engine.device)
-        logprobs_BT = token_logprobs(response_logits(engine, row, forbidden), row.token_ids_N[None])
-        share = supervised_loss(logprobs_BT, every_token(logprobs_BT), num_tokens=num_tokens)
-        share = share * (1.0 if batch else 0.0)
+        share = _loss_share(models, row, num_tokens) * (1.0 if batch else 0.0)
         engine.backward(share)
         loss += share.detach()
     torch.distributed.all_reduce(loss)
     return {"loss": float(loss)}
+
+
+def _loss_share(models: WarmStartModels, row: PackedRow, num_tokens: int) -> Tensor:
+    free_BTV = response_logits(models.policy, row, ())
+    # Responses of a fixed length were drawn without an end; with it among the alternatives, they
+    # would teach the policy never to end.
+    logits_BTV = impossible(free_BTV, models.forbidden)
+    logprobs_BT = token_logprobs(logits_BTV, row.token_ids_N[None])
+    share = supervised_loss(logprobs_BT, every_token(logprobs_BT), num_tokens=num_tokens)
+    if models.reference is None:
+        return share
+    with torch.no_grad():
+        reference_BTV = response_logits(models.reference, row, ())
+        reference_ends_EBT = end_logprobs(reference_BTV, models.forbidden)
+    ends_EBT = end_logprobs(free_BTV, models.forbidden)
+    return share + ending_loss(ends_EBT, reference_ends_EBT, num_tokens=num_tokens)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from charactertrain.objectives.policy import (
     clipped_policy_loss,
+    ending_loss,
     kl_k1,
     kl_k2,
     kl_k3,
@@ -263,3 +264,18 @@ def test_descending_k2_brings_the_policy_to_the_reference() -> None:
         (gradient,) = torch.autograd.grad(loss, logits)
         logits = (logits - gradient).detach().requires_grad_()
     torch.testing.assert_close(logits.log_softmax(-1), reference, atol=1e-4, rtol=0.0)
+
+
+def test_ending_loss_by_hand() -> None:
+    # Log-ratios of 2 and -1 at one ending token, 0 and 3 at another: (4 + 1 + 0 + 9) / 2 over 4
+    # tokens, two of them elsewhere.
+    policy = torch.tensor([[[-1.0, -5.0]], [[-2.0, -1.0]]], requires_grad=True)
+    reference = torch.tensor([[[-3.0, -4.0]], [[-2.0, -4.0]]])
+    loss = ending_loss(policy, reference, num_tokens=4)
+    assert loss.item() == pytest.approx(7 / 4)
+    loss.backward()
+    torch.testing.assert_close(policy.grad, torch.tensor([[[0.5, -0.25]], [[0.0, 0.75]]]))
+
+
+def test_ending_loss_without_an_ending_token_is_zero() -> None:
+    assert ending_loss(torch.zeros(0, 1, 3), torch.zeros(0, 1, 3), num_tokens=3).item() == 0.0

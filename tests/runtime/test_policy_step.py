@@ -17,9 +17,16 @@ from charactertrain.runtime.sampling import SamplingSettings
 from charactertrain.runtime.training import Worker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
 from charactertrain.stages.policy_loop import step_prompts
-from charactertrain.stages.policy_step import Models, microbatch_loss, policy_step, response_logits
+from charactertrain.stages.policy_step import (
+    Models,
+    end_logprobs,
+    microbatch_loss,
+    policy_step,
+    response_logits,
+)
 from charactertrain.stages.policy_task import OptimiseTask, PolicyTask, WarmStartTask
 from charactertrain.stages.rollouts import Rollout, RolloutSettings
+from charactertrain.stages.warm_start import WarmStartModels, warm_start_step
 from charactertrain.storage import open_directory
 
 END_TOKEN = 0
@@ -184,6 +191,10 @@ def test_microbatch_kl_is_to_the_reference(models: Models, tiny_model: Path) -> 
     row = pack([SHORT]).to(models.policy.device)
     with torch.no_grad():
         logits_BTV = response_logits(far.reference, row, far.forbidden)
+        ends = [
+            response_logits(model, row, ())[0].log_softmax(-1)[:, END_TOKEN].cpu()
+            for model in (far.policy, far.reference)
+        ]
     log_ratios = (
         policy_logprobs(models, SHORT) - token_logprobs(logits_BTV, row.token_ids_N[None])[0].cpu()
     )
@@ -191,7 +202,9 @@ def test_microbatch_kl_is_to_the_reference(models: Models, tiny_model: Path) -> 
     assert float(sums[KL]) == pytest.approx(
         float((torch.expm1(-log_ratios) + log_ratios).sum()), rel=1e-4
     )
-    assert float(share.detach()) == pytest.approx(float(0.5 * log_ratios.square().mean()), rel=1e-4)
+    # The responses cannot end, so the inclination to end is held at the reference's besides.
+    expected = 0.5 * log_ratios.square().mean() + 0.5 * (ends[0] - ends[1]).square().mean()
+    assert float(share.detach()) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_microbatch_shares_and_sums_add_up_to_those_of_one_piece(models: Models) -> None:
@@ -229,3 +242,42 @@ def test_step_prompts_of_the_policy_cover_every_prompt_once_per_epoch() -> None:
     epochs = [drawn[:7], drawn[7:14], drawn[14:]]
     assert all(sorted(epoch) == sorted(p.prompt_id for p in prompts) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_end_logprobs_are_over_the_whole_vocabulary(models: Models) -> None:
+    row = pack([SHORT, LONG]).to(models.policy.device)
+    with torch.no_grad():
+        logits_BTV = response_logits(models.policy, row, ())
+        found = end_logprobs(logits_BTV, (END_TOKEN, 40))
+    expected = logits_BTV.log_softmax(-1)[..., [END_TOKEN, 40]].permute(2, 0, 1)
+    torch.testing.assert_close(found, expected)
+    assert end_logprobs(logits_BTV, ()).shape == (0, *logits_BTV.shape[:-1])
+
+
+def drift_of_ending(models: Models, tiny_model: Path, *, is_held: bool) -> float:
+    """Mean change of log P(end) over a response after warm-start steps on it, in nats."""
+    settings = ZeroSettings(
+        stage=0, offload=False, bf16=False, microbatches=1, weight_decay=0.0, max_grad_norm=1.0
+    )
+    load = partial(loading.load_causal_lm, tiny_model, torch.float32)
+    engine = ZeroEngine(load, settings)
+    held = WarmStartModels(engine, models.reference if is_held else None, models.forbidden)
+    example = PromptGroup(LONG.prompt_token_ids, LONG.responses[:1])
+    row = pack([example]).to(engine.device)
+    with torch.no_grad():
+        before = end_logprobs(response_logits(engine, row, ()), models.forbidden)
+        for _ in range(30):
+            with torch.enable_grad():
+                warm_start_step(held, make_task(), [example], 1, Worker(0, 1, None))
+            engine.step(3e-3)
+        after = end_logprobs(response_logits(engine, row, ()), models.forbidden)
+    engine.close()
+    return float((after - before).abs().mean())
+
+
+def test_warm_start_on_cut_responses_leaves_the_ending_where_it_was(
+    models: Models, tiny_model: Path
+) -> None:
+    free, held = (drift_of_ending(models, tiny_model, is_held=held) for held in (False, True))
+    assert free > 0.5
+    assert held < free / 10

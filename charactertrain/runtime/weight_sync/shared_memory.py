@@ -29,7 +29,7 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from charactertrain.exceptions import SamplingError
-from charactertrain.runtime.weight_sync.tied_head import repack_tied_head
+from charactertrain.runtime.weight_sync.worker_extension import repack_tied_head
 
 _BUFFER_BYTES = 256 * 2**20
 _CHUNK_BYTES = 16 * 2**20
