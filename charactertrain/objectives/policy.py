@@ -1,6 +1,6 @@
 """Losses of the policy: the clipped surrogate, importance weights and estimates of the KL.
 
-Shapes: B responses, T tokens, E tokens that end a response.
+Shapes: B responses, T tokens.
 """
 
 import math
@@ -118,19 +118,32 @@ def kl_k3(logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:
 
 
 def ending_loss(
-    end_logprobs_EBT: Tensor, reference_end_logprobs_EBT: Tensor, *, num_tokens: int | Tensor
+    end_logprobs_BT: Tensor, reference_end_logprobs_BT: Tensor, *, num_tokens: int | Tensor
 ) -> Tensor:
-    """This micro-batch's share of the mean of half the squared log-ratio of ending, over tokens.
+    """This micro-batch's share of the mean over tokens of KL(reference || policy) of ending there.
 
     For responses of a fixed length, which say nothing about where one ends: an objective over the
     other tokens leaves the probability of ending free, and it drifts. This holds it at the
-    reference's. The square of the log-ratio, and not a divergence, since ending is rare at most
-    tokens and would weigh next to nothing there.
+    reference's. By the chain rule it is the part of the KL over the whole vocabulary that is about
+    ending or not. Its gradient by the log-odds of ending is the difference of the two
+    probabilities: most where ending is likely, and never above 1, so that it does not drown the
+    objective where ending is rare.
 
     Args:
-        end_logprobs_EBT: Under the policy, over the whole vocabulary, in nats.
-        reference_end_logprobs_EBT: The same under the reference.
+        end_logprobs_BT: Log-probability of ending at a token, under the policy and over the whole
+            vocabulary, in nats.
+        reference_end_logprobs_BT: The same under the reference.
         num_tokens: Tokens that count in the whole step, over all ranks and micro-batches.
     """
-    drift_BT = kl_k2(end_logprobs_EBT, reference_end_logprobs_EBT).sum(0)
-    return token_mean(drift_BT, torch.ones_like(drift_BT, dtype=torch.bool), num_tokens=num_tokens)
+    reference_end_logprobs_BT = reference_end_logprobs_BT.detach()
+    probability_BT = reference_end_logprobs_BT.exp()
+    go_on_BT = _log_complement(end_logprobs_BT)
+    reference_go_on_BT = _log_complement(reference_end_logprobs_BT)
+    kl_BT = probability_BT * (reference_end_logprobs_BT - end_logprobs_BT)
+    kl_BT = kl_BT + (1 - probability_BT) * (reference_go_on_BT - go_on_BT)
+    return token_mean(kl_BT, torch.ones_like(kl_BT, dtype=torch.bool), num_tokens=num_tokens)
+
+
+def _log_complement(logprobs: Tensor) -> Tensor:
+    """log(1 - p) of log p; a p within rounding of 1 counts as 1 - 1e-6."""
+    return torch.log(-torch.expm1(logprobs.clamp(max=-1e-6)))

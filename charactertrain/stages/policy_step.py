@@ -42,11 +42,22 @@ def impossible(logits_BTV: Tensor, token_ids: Sequence[int]) -> Tensor:
 
 
 def end_logprobs(logits_BTV: Tensor, end_ids: Sequence[int]) -> Tensor:
-    """Log-probability of each ending token at each place, shape EBT; none, and E is 0."""
+    """Log-probability that one of the ending tokens comes at each place, shape BT."""
     shape = (len(end_ids), *logits_BTV.shape[:-1])
     ids_EBT = torch.tensor(list(end_ids), device=logits_BTV.device).long().view(-1, 1, 1)
     logprobs = [token_logprobs(logits_BTV, ids_BT) for ids_BT in ids_EBT.expand(shape)]
-    return torch.stack(logprobs) if logprobs else logits_BTV.new_zeros(shape)
+    return torch.stack(logprobs).logsumexp(0)
+
+
+def ending_share(
+    logits_BTV: Tensor, reference_BTV: Tensor, end_ids: Sequence[int], num_tokens: int
+) -> Tensor:
+    """The microbatch's share of the loss that holds the ending; 0 where responses end freely."""
+    if not end_ids:
+        return logits_BTV.new_zeros(())
+    ends_BT = end_logprobs(logits_BTV, end_ids)
+    reference_ends_BT = end_logprobs(reference_BTV, end_ids)
+    return ending_loss(ends_BT, reference_ends_BT, num_tokens=num_tokens)
 
 
 def every_token(values_BT: Tensor) -> Tensor:
@@ -129,11 +140,11 @@ def microbatch_loss(
     sampled = [logprob for group in groups for rollout in group for logprob in rollout.logprobs]
     sampler_logprobs_BT = torch.tensor([sampled]).to(token_ids_BT.device)
     with torch.no_grad():
-        free_BTV = response_logits(models.reference, row, ())
-        reference_ends_EBT = end_logprobs(free_BTV, models.forbidden)
-        reference_logprobs_BT = token_logprobs(impossible(free_BTV, models.forbidden), token_ids_BT)
+        reference_BTV = response_logits(models.reference, row, ())
+        reference_logprobs_BT = token_logprobs(
+            impossible(reference_BTV, models.forbidden), token_ids_BT
+        )
     free_BTV = response_logits(models.policy, row, ())
-    ends_EBT = end_logprobs(free_BTV, models.forbidden)
     logits_BTV = impossible(free_BTV, models.forbidden)
     logprobs_BT = token_logprobs(logits_BTV, token_ids_BT)
     mask_BT = every_token(logprobs_BT)
@@ -150,7 +161,7 @@ def microbatch_loss(
     share = (
         terms.loss
         + task.optimise.kl_coef * kl_loss
-        + ending_loss(ends_EBT, reference_ends_EBT, num_tokens=num_tokens)
+        + ending_share(free_BTV, reference_BTV, models.forbidden, num_tokens)
     )
     with torch.no_grad():
         kl_sum = masked_sum(kl_k3(logprobs_BT, reference_logprobs_BT), mask_BT)

@@ -17,7 +17,6 @@ from torch import Tensor
 from charactertrain.models import loading
 from charactertrain.models.packing import PackedRow, PromptGroup, check_packable, pack
 from charactertrain.objectives.logprobs import token_logprobs
-from charactertrain.objectives.policy import ending_loss
 from charactertrain.objectives.warm_start import supervised_loss
 from charactertrain.runtime import training
 from charactertrain.runtime.hardware import resolve_precision
@@ -25,7 +24,7 @@ from charactertrain.runtime.training import Worker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, read_state
 from charactertrain.seeds import derive_seed
 from charactertrain.stages.policy_step import (
-    end_logprobs,
+    ending_share,
     every_token,
     impossible,
     response_logits,
@@ -124,6 +123,4 @@ def _loss_share(models: WarmStartModels, row: PackedRow, num_tokens: int) -> Ten
         return share
     with torch.no_grad():
         reference_BTV = response_logits(models.reference, row, ())
-        reference_ends_EBT = end_logprobs(reference_BTV, models.forbidden)
-    ends_EBT = end_logprobs(free_BTV, models.forbidden)
-    return share + ending_loss(ends_EBT, reference_ends_EBT, num_tokens=num_tokens)
+    return share + ending_share(free_BTV, reference_BTV, models.forbidden, num_tokens)

@@ -1,5 +1,6 @@
 """The clipped surrogate, importance weights and KL estimates: by hand, and their gradients."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -267,15 +268,30 @@ def test_descending_k2_brings_the_policy_to_the_reference() -> None:
 
 
 def test_ending_loss_by_hand() -> None:
-    # Log-ratios of 2 and -1 at one ending token, 0 and 3 at another: (4 + 1 + 0 + 9) / 2 over 4
-    # tokens, two of them elsewhere.
-    policy = torch.tensor([[[-1.0, -5.0]], [[-2.0, -1.0]]], requires_grad=True)
-    reference = torch.tensor([[[-3.0, -4.0]], [[-2.0, -4.0]]])
+    # An end of probability 1/4 under the policy and 1/2 under the reference, and one where they
+    # agree: 1/2 log(1/2 : 1/4) + 1/2 log(1/2 : 3/4), over 4 tokens, two of them elsewhere.
+    policy = torch.tensor([[0.25, 0.9]]).log().requires_grad_()
+    reference = torch.tensor([[0.5, 0.9]]).log()
     loss = ending_loss(policy, reference, num_tokens=4)
-    assert loss.item() == pytest.approx(7 / 4)
+    assert loss.item() == pytest.approx((0.5 * math.log(2) + 0.5 * math.log(2 / 3)) / 4)
+
+
+@pytest.mark.parametrize("reference", [1e-4, 0.3, 0.9999])
+def test_ending_loss_pulls_the_log_odds_by_the_difference_of_probabilities(
+    reference: float,
+) -> None:
+    log_odds = torch.tensor([[-12.0, -1.0, 0.5, 9.0]], requires_grad=True)
+    end_logprobs = torch.nn.functional.logsigmoid(log_odds)
+    target = torch.full_like(log_odds, reference)
+    ending_loss(end_logprobs, target.log(), num_tokens=1).backward()
+    torch.testing.assert_close(log_odds.grad, log_odds.sigmoid() - target, atol=1e-4, rtol=1e-3)
+
+
+def test_ending_loss_is_finite_where_ending_is_certain_or_impossible() -> None:
+    ends = torch.tensor([[0.0, -200.0]], requires_grad=True)
+    loss = ending_loss(ends, ends.detach().flip(-1), num_tokens=2)
     loss.backward()
-    torch.testing.assert_close(policy.grad, torch.tensor([[[0.5, -0.25]], [[0.0, 0.75]]]))
-
-
-def test_ending_loss_without_an_ending_token_is_zero() -> None:
-    assert ending_loss(torch.zeros(0, 1, 3), torch.zeros(0, 1, 3), num_tokens=3).item() == 0.0
+    assert loss.isfinite()
+    assert ends.grad is not None
+    assert ends.grad.isfinite().all()
+    assert ending_loss(ends, ends.detach(), num_tokens=2).item() == 0.0
