@@ -17,11 +17,12 @@ from rich.table import Table
 from charactertrain import __version__, pipeline, stages
 from charactertrain.artifacts import Manifest, Outcome
 from charactertrain.config import RunConfig, validate
-from charactertrain.constitution import Constitution, load_constitution
+from charactertrain.constitution import Constitution
 from charactertrain.exceptions import CharacterTrainError
 from charactertrain.models.sources import model_identity
 from charactertrain.pipeline import Action, Step, Work
 from charactertrain.storage import Directory, open_directory, without_keys
+from charactertrain.trait_file import load_constitution
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTITUTIONS = ROOT / "constitutions"

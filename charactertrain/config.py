@@ -337,7 +337,9 @@ class RunConfig(Section):
             *_sequence_problems(self),
             *_batch_problems(self),
             *_sampler_problems(self),
-            *_cluster_problems(self),
+            *_directory_problems(self),
+            *_device_problems(self),
+            *_worker_problems(self),
         ]
         if problems:
             raise ValueError("\n  ".join(problems))
@@ -414,46 +416,51 @@ def _optimises_policy(config: RunConfig) -> bool:
     return chosen not in before and config.run.only != "report"
 
 
-def _cluster_problems(config: RunConfig) -> list[str]:
-    problems = []
+def _directory_problems(config: RunConfig) -> list[str]:
     directory = config.run.dir
-    if config.cluster.address != "local" and "://" not in directory and directory[:1] != "/":
-        problems.append(
-            f"run.dir {directory!r} is relative, and on a cluster it would resolve inside each "
-            "job's own working directory; give an absolute path that all nodes share"
-        )
-    if config.cluster.address != "local" and "://" in directory:
-        problems.append(
+    if config.cluster.address == "local" or directory.startswith("/"):
+        return []
+    if "://" in directory:
+        return [
             f"run.dir {directory!r} is a URI, and engines and workers on other nodes need the "
             "models in it as files; give an absolute path on storage that all nodes share"
-        )
-    if (config.cluster.gpus_per_worker > 0) != (config.sampler.resources.gpus_per_engine > 0):
+        ]
+    return [
+        f"run.dir {directory!r} is relative, and on a cluster it would resolve inside each "
+        "job's own working directory; give an absolute path that all nodes share"
+    ]
+
+
+def _device_problems(config: RunConfig) -> list[str]:
+    problems = []
+    engines = config.sampler.resources
+    if (config.cluster.gpus_per_worker > 0) != (engines.gpus_per_engine > 0):
         problems.append(
             f"cluster.gpus_per_worker is {config.cluster.gpus_per_worker} and sampler.resources."
-            f"gpus_per_engine is {config.sampler.resources.gpus_per_engine}: weights go from "
-            "workers to engines of the same kind of device; give both GPUs (sampler=vllm_gpu) or "
-            "neither"
+            f"gpus_per_engine is {engines.gpus_per_engine}: weights go from workers to engines of "
+            "the same kind of device; give both GPUs (sampler=vllm_gpu) or neither"
         )
+    if engines.gpus_per_engine >= 1 and engines.gpus_per_engine != engines.tensor_parallel_size:
+        problems.append(
+            f"sampler.resources: gpus_per_engine {engines.gpus_per_engine} and "
+            f"tensor_parallel_size {engines.tensor_parallel_size} differ; an engine takes one GPU "
+            "per tensor-parallel rank"
+        )
+    return problems
+
+
+def _worker_problems(config: RunConfig) -> list[str]:
+    problems = []
     fewest, most = config.sampler.resources.num_engines
     if fewest > most:
         problems.append(f"sampler.resources.num_engines is ({fewest}, {most}); give (fewest, most)")
-    parallel, gpus = (
-        config.sampler.resources.tensor_parallel_size,
-        config.sampler.resources.gpus_per_engine,
-    )
-    if gpus >= 1 and gpus != parallel:
+    cluster = config.cluster
+    needed = cluster.num_workers * cluster.cpus_per_worker
+    if cluster.address == "local" and cluster.num_cpus is not None and needed > cluster.num_cpus:
         problems.append(
-            f"sampler.resources: gpus_per_engine {gpus} and tensor_parallel_size {parallel} "
-            "differ; an engine takes one GPU per tensor-parallel rank"
+            f"cluster: {cluster.num_workers} workers of {cluster.cpus_per_worker} CPUs need "
+            f"{needed}, and cluster.num_cpus is {cluster.num_cpus}"
         )
-    if config.cluster.num_cpus is not None and config.cluster.address == "local":
-        needed = config.cluster.num_workers * config.cluster.cpus_per_worker
-        if needed > config.cluster.num_cpus:
-            problems.append(
-                f"cluster: {config.cluster.num_workers} workers of "
-                f"{config.cluster.cpus_per_worker} CPUs need {needed}, and cluster.num_cpus is "
-                f"{config.cluster.num_cpus}"
-            )
     return problems
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from charactertrain.constitution import Constitution, Detector, load_constitution
+from charactertrain.constitution import Constitution, Detector
 from charactertrain.exceptions import ConstitutionError
+from charactertrain.trait_file import load_constitution
 
 SHIPPED_DIR = Path(__file__).parent.parent / "constitutions"
 
