@@ -15,6 +15,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from vllm.utils.network_utils import get_ip, get_open_port
 
 from charactertrain.exceptions import SamplingError
+from charactertrain.runtime.heap import trim_heap
 from charactertrain.runtime.weight_sync import register
 from charactertrain.runtime.weight_sync.shared_memory import SharedMemoryTrainerInitInfo
 from charactertrain.runtime.weight_sync.source import ZeroWeightSource
@@ -77,6 +78,7 @@ class WeightSender:
         """Send the weights as they are now under the name `version`."""
         self._client.version = version
         self._engine.send_weights()
+        trim_heap()
 
     def close(self) -> None:
         """Release what the transport holds."""

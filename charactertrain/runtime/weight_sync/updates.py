@@ -49,6 +49,8 @@ class WeightUpdates:
     async def _forget(self) -> None:
         if not await self._engine.reset_prefix_cache():
             raise SamplingError("the engine's prefix cache still holds answers of the old weights")
+        # The old weights' memory; a CPU engine would keep it beside the new ones'.
+        await self._engine.collective_rpc("trim_heap")
         await self._engine.resume_generation()
 
     async def abandon(self) -> None:
