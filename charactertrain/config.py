@@ -422,8 +422,9 @@ def _directory_problems(config: RunConfig) -> list[str]:
         return []
     if "://" in directory:
         return [
-            f"run.dir {directory!r} is a URI, and engines and workers on other nodes need the "
-            "models in it as files; give an absolute path on storage that all nodes share"
+            f"run.dir is a URI ({directory.split(':')[0]}://...), and engines and workers on "
+            "other nodes need the models in it as files; give an absolute path on storage that "
+            "all nodes share"
         ]
     return [
         f"run.dir {directory!r} is relative, and on a cluster it would resolve inside each "

@@ -102,9 +102,12 @@ class Directory:
             try:
                 return pq.read_table(stream, columns=columns)
             except (pa.ArrowInvalid, OSError) as error:
+                # pyarrow says OSError for some kinds of damage, and for a store that went away.
+                is_sure = isinstance(error, pa.ArrowInvalid)
+                unreachable = "" if is_sure else "If the store was not reached, run again. If not: "
                 raise ArtifactError(
-                    f"{self.uri}/{name}: {error}. The file was damaged after it was written: "
-                    "restore it, or move the stage's directory away and run again."
+                    f"{self.uri}/{name}: {error}. {unreachable}The file was damaged after it was "
+                    "written: restore it, or move the stage's directory away and run again."
                 ) from error
 
     def write_table(self, name: str, table: pa.Table) -> None:
@@ -224,7 +227,7 @@ def open_directory(location: str) -> Directory:
         filesystem, root = pafs.FileSystem.from_uri(location)
     except (pa.ArrowInvalid, ValueError, OSError) as error:
         raise ConfigError(
-            without_keys(f"run.dir: cannot open {location!r}: {error}. ")
+            _without_userinfo(f"run.dir: cannot open {location!r}: {error}. ")
             + "Expected a local path or a URI with scheme file, s3, gs or hdfs."
         ) from error
     # Shown in messages: without options, and without keys in front of the host.
@@ -235,6 +238,11 @@ def open_directory(location: str) -> Directory:
 def without_keys(text: str) -> str:
     """`text` with the keys taken out of the URIs in it, for what people are shown."""
     return re.sub(r"(?<=://)[^/@\s]*@", "", text)
+
+
+def _without_userinfo(text: str) -> str:
+    """The same for URIs that do not parse: a key may hold a slash, so up to the last '@'."""
+    return re.sub(r"(?<=://)[^\s'\"]*@", "", text)
 
 
 def _advice(error: OSError) -> str:

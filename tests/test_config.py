@@ -286,7 +286,7 @@ WITHOUT_KL = (
         ),
         (
             {"cluster.address": "auto", "run.dir": "s3://bucket/run"},
-            "run.dir 's3://bucket/run' is a URI, and engines and workers on other nodes need the "
+            "run.dir is a URI (s3://...), and engines and workers on other nodes need the "
             "models in it as files; give an absolute path on storage that all nodes share",
         ),
         (

@@ -282,3 +282,7 @@ def test_a_location_that_cannot_be_opened_is_shown_without_keys() -> None:
     with pytest.raises(ConfigError, match=r"cannot open 'ftp://host/run'") as caught:
         open_directory("ftp://KEY:SECRET@host/run")
     assert "SECRET" not in str(caught.value)
+    # A slash in a key is why most such URIs cannot be parsed.
+    with pytest.raises(ConfigError, match=r"cannot open 's3://bucket/run'") as caught:
+        open_directory("s3://KEY:abc/SECRET@bucket/run")
+    assert "SECRET" not in str(caught.value)

@@ -102,11 +102,13 @@ def load_preference_model(directory: Path, dtype: torch.dtype, *, seed: int) -> 
 
 
 def end_token_ids(directory: Path) -> list[int]:
-    """The tokens that end a reply, as generation stops at them."""
+    """The tokens that end a reply, as vLLM stops at them: the model's own and the tokenizer's."""
+    ends: list[int] = []
     for name in ("generation_config.json", "config.json"):
         file = directory / name
-        if file.is_file():
-            end = json.loads(file.read_text()).get("eos_token_id")
-            if end is not None:
-                return end if isinstance(end, list) else [end]
-    raise ModelError(f"{directory} names no eos_token_id in its generation or model config")
+        end = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+        if end is not None:
+            ends = end if isinstance(end, list) else [end]
+            break
+    of_tokenizer: Any = load_tokenizer(directory).eos_token_id
+    return list(dict.fromkeys([*ends, of_tokenizer]))

@@ -31,6 +31,7 @@ from charactertrain.runtime.sampling import (
 from charactertrain.runtime.vllm_engine import EngineSpec, start_engine
 
 _MAX_ENGINE_LOSSES = 3
+_LOAD_SECONDS = 600.0
 Result = TypeVar("Result")
 
 
@@ -73,8 +74,14 @@ class EngineBroker:
             engine = self._engines[key]
             engine.leases += 1
             assert engine.prepared is not None, "an engine that can be chosen is being prepared"
+            # How long a start takes is the model's affair. A load waits behind what the engine
+            # does, which may be a transfer whose trainer died, and that never ends.
+            limit = _LOAD_SECONDS if engine.has_started else None
             try:
-                await asyncio.shield(engine.prepared)
+                await asyncio.wait_for(asyncio.shield(engine.prepared), limit)
+            except TimeoutError:
+                await self.discard(key)
+                continue
             except RayError as error:
                 await self.discard(key)
                 # An idle engine may have died unnoticed; one that cannot start never will.

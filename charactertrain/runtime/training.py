@@ -6,6 +6,8 @@ driver through a relay, so that a step is on the console while the next one runs
 
 import json
 import os
+import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +22,7 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchConfig
+from ray.train.v2._internal.constants import VALIDATE_STORAGE_MARKER_FILENAME
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
@@ -30,6 +33,7 @@ from charactertrain.runtime.relay import Loop, Relay, RestartNotice, run_packed
 from charactertrain.storage import Directory
 
 _POLL_SECONDS = 0.5
+_SAVING = ".saving-"
 _CHECKPOINT_INDEX = "checkpoints/checkpoint_manager_snapshot.json"
 
 
@@ -63,7 +67,7 @@ def fit(
     Raises:
         TrainingError: The loop stopped itself, or failed more often than `max_failures` allows.
     """
-    _drop_damaged_index(storage)
+    drop_leftovers(storage)
     relay: Any = ray.remote(Relay).options(num_cpus=0).remote()
     use_gpu = workers.gpus_per_worker > 0
     resources = {"CPU": workers.cpus_per_worker}
@@ -101,16 +105,24 @@ def fit(
             raise TrainingError(reason)
 
 
-def _drop_damaged_index(storage: Directory) -> None:
-    """Delete Ray Train's index of checkpoints if a kill cut it off while it was written.
+def drop_leftovers(storage: Directory) -> None:
+    """Delete what kills have left: checkpoints half saved, and an index cut off as it was written.
 
-    Training then starts anew, and takes the same steps.
+    Without Ray Train's index training starts anew, and takes the same steps.
     """
+    index = ""
     if storage.exists(_CHECKPOINT_INDEX):
+        index = storage.read_bytes(_CHECKPOINT_INDEX).decode(errors="replace")
         try:
-            json.loads(storage.read_bytes(_CHECKPOINT_INDEX))
+            json.loads(index)
         except ValueError:
             storage.delete(_CHECKPOINT_INDEX)
+            index = ""
+    if storage.is_local:
+        for pattern in (f"{_SAVING}*", "checkpoint_*"):
+            for path in (storage.local_path / "checkpoints").glob(pattern):
+                if path.is_dir() and path.name not in index:
+                    shutil.rmtree(path)
 
 
 def _environment(*, use_gpu: bool) -> dict[str, str]:
@@ -194,7 +206,7 @@ def report_checkpoint(save: Callable[[Path], None], metrics: Mapping[str, Any]) 
     storage = ray.train.get_context().get_storage()
     is_local = isinstance(storage.storage_filesystem, pafs.LocalFileSystem)
     directory = storage.experiment_fs_path if is_local else None
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as temporary:
+    with tempfile.TemporaryDirectory(prefix=_SAVING, dir=directory) as temporary:
         save(Path(temporary))
         ray.train.report(
             dict(metrics),
@@ -209,6 +221,11 @@ def _moved(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
     Ray Train would copy it: another 1.9 GB for 135M parameters, 5 of 10 seconds (2026-11).
     """
     storage = ray.train.get_context().get_storage()
+    if not Path(storage.experiment_fs_path, VALIDATE_STORAGE_MARKER_FILENAME).exists():
+        raise OSError(
+            f"{storage.experiment_fs_path} on {socket.gethostname()} is not the directory that the "
+            "run was started with: give a run.dir on storage that all nodes share"
+        )
     source, target = Path(checkpoint.path), Path(storage.experiment_fs_path) / name
     for file in sorted(path for path in source.rglob("*") if path.is_file()):
         place = target / file.relative_to(source)

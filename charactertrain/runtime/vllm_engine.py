@@ -5,10 +5,13 @@ idle. vllm is imported in the actor alone, after the actor's environment is set.
 """
 
 import asyncio
+import functools
 import os
-from collections.abc import AsyncIterator, Sequence
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 import ray
@@ -28,6 +31,10 @@ from charactertrain.runtime.sampling import (
 from charactertrain.runtime.weight_sync import SHARED_MEMORY_BACKEND
 from charactertrain.runtime.weight_sync.updates import WeightUpdates
 from charactertrain.runtime.weight_sync.worker_extension import WorkerExtension
+
+_WATCH_SECONDS = 1.0
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 WEIGHT_TRANSFER_BACKENDS = {"cpu": SHARED_MEMORY_BACKEND, "cuda": "nccl"}
 
@@ -66,6 +73,23 @@ class EngineSpec:
             # With it, vLLM puts a CPU engine's model into one more process, which binds threads.
             variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         return variables
+
+
+def _ends_with_its_engine(
+    method: Callable[Arguments, Awaitable[Result]],
+) -> Callable[Arguments, Awaitable[Result]]:
+    """Ends this process if the engine's own process has died, so that Ray sees it."""
+
+    @functools.wraps(method)
+    async def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            return await method(*args, **kwargs)
+        except EngineDeadError:
+            os._exit(1)
+
+    return guarded
 
 
 class VllmEngine:
@@ -126,6 +150,15 @@ class VllmEngine:
         self._spec = spec
         self._updates = WeightUpdates(self._engine)
         self._weight_version = "0"
+        self._is_closing = False
+        threading.Thread(target=self._watch, name="engine-watch", daemon=True).start()
+
+    def _watch(self) -> None:
+        """End this process with the engine's own: vLLM never answers calls that wait for it."""
+        while not self._is_closing:
+            if self._engine.errored:
+                os._exit(1)
+            time.sleep(_WATCH_SECONDS)
 
     async def ready(self) -> bool:
         """True once the engine has started."""
@@ -234,74 +267,73 @@ class VllmEngine:
         """The preference model's scalar for each whole sequence."""
         return list(await asyncio.gather(*(self._reward(ids) for ids in token_ids)))
 
+    @_ends_with_its_engine
     async def _reward(self, token_ids: Sequence[int]) -> float:
         from vllm import PoolingParams
 
         params = PoolingParams(task="classify", use_activation=False)
         prompt = {"prompt_token_ids": list(token_ids)}
         last = None
-        async for output in _alive(self._engine.encode(prompt, params, request_id=uuid4().hex)):
+        async for output in self._engine.encode(prompt, params, request_id=uuid4().hex):
             last = output
         assert last is not None, "the engine ended a request without an output"
         return float(last.outputs.data.reshape(-1)[0])
 
+    @_ends_with_its_engine
     async def _run(self, prompt_ids: Sequence[int], params: Any) -> Any:
         from vllm.sampling_params import RequestOutputKind
 
         params.output_kind = RequestOutputKind.FINAL_ONLY
         prompt = {"prompt_token_ids": list(prompt_ids)}
         last = None
-        async for output in _alive(self._engine.generate(prompt, params, request_id=uuid4().hex)):
+        async for output in self._engine.generate(prompt, params, request_id=uuid4().hex):
             last = output
         assert last is not None, "the engine ended a request without an output"
         return last
 
     # Weights
 
+    @_ends_with_its_engine
     async def load(self, weights: str, version: str) -> None:
         """Take the weights of a directory with this engine's architecture."""
         await self._updates.reload(weights)
         self._weight_version = version
 
+    @_ends_with_its_engine
     async def init_weight_transfer_engine(self, request: Any) -> None:
         """First phase of vLLM's weight transfer: rendezvous."""
         await self._updates.meet(request)
 
+    @_ends_with_its_engine
     async def start_weight_update(self) -> None:
         """Second phase: no request runs until the update is finished."""
         await self._updates.start()
 
+    @_ends_with_its_engine
     async def update_weights(self, request: Any) -> None:
         """Third phase: receive and load."""
         await self._updates.receive(request)
 
+    @_ends_with_its_engine
     async def finish_weight_update(self) -> None:
         """Fourth phase: the new weights count."""
         await self._updates.finish()
 
+    @_ends_with_its_engine
     async def update_weight_version(self, version: str) -> None:
         """Name the weights; every sample carries the name."""
         await self._engine.update_weight_version(version)
         self._weight_version = version
 
+    @_ends_with_its_engine
     async def rest(self) -> None:
         """Between stages: give back memory that the last requests took."""
         await self._engine.collective_rpc("trim_heap")
 
     async def shutdown(self) -> None:
         """Stop the engine and its processes."""
+        self._is_closing = True
         self._engine.shutdown()
-
-
-async def _alive(outputs: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """`outputs`; ends this process if the engine's own process has died, so that Ray sees it."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    try:
-        async for output in outputs:
-            yield output
-    except EngineDeadError:
-        os._exit(1)
 
 
 def _too_long(request_id: str, prompt: int, response: int, spec: EngineSpec) -> Failure:

@@ -212,6 +212,14 @@ class FrozenModel:
         """The model's output."""
         return self._model(**inputs)
 
+    def close(self) -> None:
+        """Release the weights. Of no use afterwards."""
+        if isinstance(self._model, deepspeed.DeepSpeedEngine):
+            self._model.destroy()
+        del self._model
+        gc.collect()
+        trim_heap()
+
 
 def read_state(directory: Path) -> dict[str, Any]:
     """What `ZeroEngine.save` was given as `state`."""

@@ -76,6 +76,8 @@ def warm_start(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> Non
         task.output.write_bytes("warm_start.json", json.dumps(history).encode())
     torch.distributed.barrier()
     engine.close()
+    if reference is not None:
+        reference.close()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 import ray
 import torch
 from ray import cloudpickle
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -612,6 +612,36 @@ def test_engines_that_die_one_after_another_are_not_replaced_for_ever(
     assert len(set(ray.get(broker.discards.remote()))) == 4
 
 
+class StuckHandle:
+    """An engine's handle whose loads never end."""
+
+    def __init__(self) -> None:
+        self.ready = self.load = self
+
+    def remote(self, *weights: str) -> Any:
+        """At once when asked whether it is ready, never when given weights."""
+        return asyncio.sleep(3600.0 if weights else 0.0)
+
+
+def test_engine_that_never_takes_weights_is_replaced(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[Any] = []
+    monkeypatch.setattr("charactertrain.runtime.engines._LOAD_SECONDS", 0.05)
+    monkeypatch.setattr("charactertrain.runtime.engines.ray.kill", killed.append)
+    monkeypatch.setattr("charactertrain.runtime.engines.start_engine", lambda *_: StuckHandle())
+
+    async def two_leases() -> tuple[Any, Any]:
+        broker = EngineBroker(max_engines=1)
+        key, first = await broker.acquire(engines.generate, "weights")
+        await broker.release(key)
+        return first, (await broker.acquire(engines.generate, "other weights"))[1]
+
+    first, second = asyncio.run(two_leases())
+    assert killed == [first]
+    assert second is not first
+
+
 @pytest.mark.slow
 def test_engine_whose_own_process_dies_is_replaced(
     sampler: LeasedSampler, model: PreTrainedModel
@@ -620,6 +650,8 @@ def test_engine_whose_own_process_dies_is_replaced(
     actor = psutil.Process(ray.get(sampler.handle.__ray_call__.remote(lambda _: os.getpid())))
     for process in actor.children(recursive=True):
         process.kill()
+    with pytest.raises(RayActorError):
+        ray.get(sampler.handle.start_weight_update.remote())
     (sample,) = draw(sampler, [1])
     assert sampler.key != lost
     expected = expected_logprobs(model, sample.prompt_token_ids, sample.token_ids)

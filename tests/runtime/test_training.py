@@ -125,6 +125,20 @@ def test_fit_that_failed_too_often_says_why_and_goes_on_when_called_again(tmp_pa
     assert [line["loss"] for line in lines] == pytest.approx(expected_losses()[3:], rel=1e-5)
 
 
+def test_leftovers_of_kills_are_dropped_and_checkpoints_stay(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    for name in (".saving-1", "checkpoint_1", "checkpoint_2"):
+        (checkpoints / name).mkdir(parents=True)
+        (checkpoints / name / "rank0.json").write_text("{}")
+    index = checkpoints / "checkpoint_manager_snapshot.json"
+    index.write_text('{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}]}')
+    training.drop_leftovers(open_directory(str(tmp_path)))
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint_1", index.name]
+    index.write_text('{"checkpoint_results": [{"checkpoint_di')
+    training.drop_leftovers(open_directory(str(tmp_path)))
+    assert not list(checkpoints.iterdir())
+
+
 def test_fit_does_not_hide_that_metrics_could_not_be_recorded(tmp_path: Path) -> None:
     def refuse(values: dict[str, Any]) -> None:
         raise OSError(f"no space left for {values['step']}")

@@ -1,5 +1,6 @@
 """An engine's end of weight updates: the phases in order, and the end of one left half done."""
 
+import asyncio
 from typing import Any
 
 from charactertrain.exceptions import SamplingError
@@ -13,37 +14,50 @@ class WeightUpdates:
         self._engine = engine
         self._has_begun = False
         self._is_open = False
+        # The phase of a trainer that died may still run when the next one's first call comes.
+        self._phase = asyncio.Lock()
 
     async def meet(self, request: Any) -> None:
         """Rendezvous with a trainer, which may take the place of one that died in an update."""
-        await self.abandon()
-        await self._engine.init_weight_transfer_engine(request)
+        async with self._phase:
+            await self._abandon()
+            await self._engine.init_weight_transfer_engine(request)
 
     async def start(self) -> None:
         """Begin; layers give up their weights. Requests that a trainer left behind are ended."""
+        async with self._phase:
+            await self._start()
+
+    async def receive(self, request: Any) -> None:
+        """Load one buffer."""
+        async with self._phase:
+            # vLLM closes an update whose buffer is refused, and leaves its layers half loaded.
+            self._is_open = False
+            await self._engine.update_weights(request)
+            self._is_open = True
+
+    async def finish(self) -> None:
+        """Make the new weights count; what was cached under the old ones is forgotten."""
+        async with self._phase:
+            await self._finish()
+
+    async def reload(self, weights: str) -> None:
+        """Take the weights of a directory with the engine's architecture."""
+        async with self._phase:
+            await self._abandon()
+            await self._engine.pause_generation(mode="abort")
+            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": weights})
+            await self._engine.collective_rpc("repack_tied_head")
+            await self._forget()
+
+    async def _start(self) -> None:
         await self._engine.pause_generation(mode="abort")
         await self._engine.start_weight_update()
         self._has_begun = self._is_open = True
 
-    async def receive(self, request: Any) -> None:
-        """Load one buffer."""
-        # vLLM closes an update whose buffer is refused, and leaves its layers half loaded.
-        self._is_open = False
-        await self._engine.update_weights(request)
-        self._is_open = True
-
-    async def finish(self) -> None:
-        """Make the new weights count; what was cached under the old ones is forgotten."""
+    async def _finish(self) -> None:
         await self._engine.finish_weight_update()
         self._has_begun = self._is_open = False
-        await self._forget()
-
-    async def reload(self, weights: str) -> None:
-        """Take the weights of a directory with the engine's architecture."""
-        await self.abandon()
-        await self._engine.pause_generation(mode="abort")
-        await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": weights})
-        await self._engine.collective_rpc("repack_tied_head")
         await self._forget()
 
     async def _forget(self) -> None:
@@ -53,9 +67,9 @@ class WeightUpdates:
         await self._engine.collective_rpc("trim_heap")
         await self._engine.resume_generation()
 
-    async def abandon(self) -> None:
+    async def _abandon(self) -> None:
         """End an update that was left half done: whole layers again, of whatever weights."""
         if self._has_begun:
             if not self._is_open:
-                await self.start()
-            await self.finish()
+                await self._start()
+            await self._finish()
