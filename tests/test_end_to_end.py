@@ -30,9 +30,8 @@ _SETTINGS = (
     "cluster.num_workers=2",
     "deepspeed@preference_model.deepspeed=zero2",
     "deepspeed@policy.deepspeed=zero3",
-    "preference_model.epochs=2",
     "policy.num_steps=4",
-    "policy.warm_start.epochs=2",
+    "policy.resources.checkpoint_every=2",
     "sampler.resources.chunks_in_flight=1",
     "sampler.resources.rows_per_chunk=8",
 )
