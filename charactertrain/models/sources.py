@@ -28,12 +28,16 @@ def model_identity(path: str) -> dict[str, str]:
 
     For a local directory: the names, sizes and contents of the files that loading may read; of
     large ones, such as weights, pieces spread over each file.
+
+    Raises:
+        ModelError: `path` looks like a local directory, and there is none.
     """
     if path.startswith(EMBEDDED_PREFIX):
         name = path.removeprefix(EMBEDDED_PREFIX)
         return {"path": path, "version": importlib.metadata.version(embedded_package(name))}
     directory = Path(path).expanduser()
     if not directory.is_dir():
+        _check_not_local(path)
         return {"path": path}
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted({file for pattern in _SAFE_FILES for file in directory.glob(pattern)}):
@@ -41,6 +45,14 @@ def model_identity(path: str) -> dict[str, str]:
         for piece in _pieces(file):
             digest.update(piece)
     return {"contents": digest.hexdigest()}
+
+
+def _check_not_local(path: str) -> None:
+    if path.startswith((".", "/", "~")):
+        raise ModelError(
+            f"model.path: {path!r} is not a directory; give the directory of a Hugging Face model, "
+            "or the id of one on the hub"
+        )
 
 
 def _pieces(file: Path) -> Iterator[bytes]:
@@ -102,8 +114,7 @@ def _download(path: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    if path.startswith((".", "/", "~")):
-        raise ModelError(f"model.path: {path!r} is not a directory")
+    _check_not_local(path)
     try:
         return Path(snapshot_download(path, allow_patterns=list(_SAFE_FILES)))
     except HFValidationError as error:
