@@ -286,3 +286,16 @@ def test_a_location_that_cannot_be_opened_is_shown_without_keys() -> None:
     with pytest.raises(ConfigError, match=r"cannot open 's3://bucket/run'") as caught:
         open_directory("s3://KEY:abc/SECRET@bucket/run")
     assert "SECRET" not in str(caught.value)
+
+
+def test_a_table_in_a_store_that_went_away_is_not_called_damaged_alone(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.write_table("part.parquet", pa.table({"count": [1]}))
+
+    def time_out(*_: object, **__: object) -> None:
+        raise OSError("timed out")
+
+    monkeypatch.setattr("charactertrain.storage.pq.read_table", time_out)
+    with pytest.raises(ArtifactError, match=r"timed out\. If the store was not reached, run again"):
+        directory.read_table("part.parquet")

@@ -43,9 +43,11 @@ def impossible(logits_BTV: Tensor, token_ids: Sequence[int]) -> Tensor:
 
 def end_logprobs(logits_BTV: Tensor, end_ids: Sequence[int]) -> Tensor:
     """Log-probability that one of the ending tokens comes at each place, shape BT."""
-    shape = (len(end_ids), *logits_BTV.shape[:-1])
-    ids_EBT = torch.tensor(list(end_ids), device=logits_BTV.device).long().view(-1, 1, 1)
-    logprobs = [token_logprobs(logits_BTV, ids_BT) for ids_BT in ids_EBT.expand(shape)]
+    places = logits_BTV.shape[:-1]
+    logprobs = [
+        token_logprobs(logits_BTV, torch.full(places, end_id, device=logits_BTV.device))
+        for end_id in end_ids
+    ]
     return torch.stack(logprobs).logsumexp(0)
 
 

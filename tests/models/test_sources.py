@@ -347,6 +347,12 @@ def test_preference_model_that_was_trained_keeps_its_head(made: Path, tmp_path: 
     assert bool((again.score.weight == 0.25).all())
 
 
+@pytest.mark.parametrize("path", ["/nowhere/model", "./model", "~/no/model"])
+def test_identity_of_a_directory_that_is_not_there_is_refused(path: str) -> None:
+    with pytest.raises(ModelError, match=rf"model\.path: '{path}' is not a directory; give the"):
+        sources.model_identity(path)
+
+
 def test_end_tokens_are_those_that_generation_stops_at(model: Path) -> None:
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 5]}))
     assert loading.end_token_ids(model) == [0, 5]

@@ -3,9 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.fs as pafs
 import pytest
+import ray.train
 import torch
 
 from charactertrain.exceptions import TrainingError
@@ -137,6 +140,22 @@ def test_leftovers_of_kills_are_dropped_and_checkpoints_stay(tmp_path: Path) -> 
     index.write_text('{"checkpoint_results": [{"checkpoint_di')
     training.drop_leftovers(open_directory(str(tmp_path)))
     assert not list(checkpoints.iterdir())
+
+
+def test_checkpoint_is_not_moved_to_a_directory_that_is_not_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = SimpleNamespace(
+        experiment_fs_path=str(tmp_path / "checkpoints"), storage_filesystem=pafs.LocalFileSystem()
+    )
+    context = SimpleNamespace(get_storage=lambda: storage)
+    monkeypatch.setattr("charactertrain.runtime.training.ray.train.get_context", lambda: context)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "rank0.json").write_text("{}")
+    made = ray.train.Checkpoint.from_directory(str(tmp_path / "made"))
+    with pytest.raises(OSError, match=r"give a run\.dir on storage that all nodes share"):
+        training._moved(made, "checkpoint_1")
+    assert (tmp_path / "made" / "rank0.json").exists()
 
 
 def test_fit_does_not_hide_that_metrics_could_not_be_recorded(tmp_path: Path) -> None:
