@@ -55,7 +55,7 @@ def run(config: RunConfig, console: Console) -> float | None:
     """Run what `config` asks for; the mean trait effect, for sweeps, once there is a report."""
     directory = open_directory(config.run.dir)
     constitution = load_constitution(config.constitution, shipped_dir=CONSTITUTIONS)
-    definitions = stages.define(config, constitution, model_identity(config.model.path))
+    definitions = stages.define(config, constitution, model_identity)
     steps = pipeline.make_plan(definitions, directory, only=config.run.only, until=config.run.until)
     _print_plan(console, config, steps, directory)
     if config.run.dry:
@@ -112,6 +112,9 @@ def _check_model(config: RunConfig) -> None:
     model = sources.resolve(config.model.path)
     loading.check_context(model, config.model.context_tokens)
     loading.load_tokenizer(model)
+    if config.rankings.judge_model is not None:
+        judge = sources.resolve(config.rankings.judge_model)
+        loading.check_context(judge, config.model.context_tokens)
 
 
 def _resolved_yaml(config: RunConfig) -> bytes:

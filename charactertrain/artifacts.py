@@ -7,8 +7,10 @@ the directory, so whatever a killed attempt left behind is harmless.
 import json
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -20,6 +22,7 @@ from charactertrain.storage import Directory
 
 MANIFEST_NAME = "manifest.json"
 UNFINISHED_NAME = "unfinished.json"
+_NUM_READERS = 16
 
 Json = dict[str, Any]
 Row = TypeVar("Row")
@@ -156,7 +159,8 @@ def commit(
     wall_seconds: float,
 ) -> Manifest:
     """Make the files an artifact by writing the manifest; returns it."""
-    entries = tuple(_entry(directory, name) for name in sorted(outcome.files))
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        entries = tuple(pool.map(partial(_entry, directory), sorted(outcome.files)))
     rows: dict[str, int] = {}
     for entry in entries:
         if entry.num_rows is not None:
@@ -183,7 +187,7 @@ def commit(
 def _entry(directory: Directory, name: str) -> FileEntry:
     num_rows = None
     if name.endswith(".parquet"):
-        num_rows = directory.read_table(name, columns=[]).num_rows
+        num_rows = directory.num_rows(name)
     return FileEntry(name, directory.size(name), directory.checksum(name), num_rows)
 
 

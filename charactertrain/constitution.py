@@ -12,6 +12,8 @@ import regex
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 
+from charactertrain.records import NO_TRAIT
+
 MAX_TRAITS = 256
 MIN_FACETS = 3
 """Where a trait names any: the split needs a family of each kind."""
@@ -97,6 +99,11 @@ def _check_id(value: str) -> str:
         raise _error(
             "expected a lower-case letter followed by at most 47 lower-case letters, digits or "
             f"underscores, found {described(value)}. Rename the trait, for example 'curiosity'."
+        )
+    if value == NO_TRAIT:
+        raise _error(
+            f"expected another id: {NO_TRAIT!r} names prompts for which no trait is at stake. "
+            "Rename the trait."
         )
     return value
 

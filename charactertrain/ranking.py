@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from charactertrain.seeds import derive_seed
+
 MAX_NEWTON_STEPS = 50
 GRADIENT_TOLERANCE = 1e-9
 TIE_DECIMALS = 6
@@ -54,6 +56,33 @@ def judge_probability(logprob_a: float, logprob_b: float) -> float:
     return _sigmoid(logprob_a - logprob_b)
 
 
+def choice_probabilities(logprobs: Sequence[float]) -> list[float]:
+    """Probability of each choice among those given: exp(l_i) / sum_j exp(l_j).
+
+    Args:
+        logprobs: In nats; what they leave to other tokens cancels. -inf for a choice that the
+            judge's top log-probabilities leave out, but not for all.
+    """
+    top = max(logprobs, default=-math.inf)
+    if top == -math.inf or not all(logprob < math.inf for logprob in logprobs):
+        raise ValueError(
+            "expected log-probabilities, at least one above -inf, found "
+            f"{list(logprobs)}: reject the judgement"
+        )
+    weights = [math.exp(logprob - top) for logprob in logprobs]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+def judge_probability_with_tie(logprob_a: float, logprob_b: float, logprob_tie: float) -> float:
+    """Probability that A is better, a tie counted as half a win for each: P(A) + P(tie) / 2.
+
+    Log-probabilities, in nats, and what may be -inf as in `choice_probabilities`.
+    """
+    p_a, _, p_tie = choice_probabilities([logprob_a, logprob_b, logprob_tie])
+    return p_a + p_tie / 2
+
+
 def debiased_probability(p_a_first_order: float, p_a_swapped_order: float) -> float:
     """Probability that the first response is better, averaged over both orders.
 
@@ -64,6 +93,92 @@ def debiased_probability(p_a_first_order: float, p_a_swapped_order: float) -> fl
         p_a_swapped_order: Probability of the letter A with the first response shown as B.
     """
     return (p_a_first_order + (1 - p_a_swapped_order)) / 2
+
+
+def luce_probabilities(shares: Sequence[float]) -> list[list[float]]:
+    """Pair probabilities from how likely each candidate is to be named best: s_i / (s_i + s_j).
+
+    Luce's choice axiom (1959, Individual Choice Behavior): the odds of i against j do not depend
+    on what else is on offer. So the first choice of the model of Plackett (1975),
+    https://doi.org/10.2307/2346567, gives those of every pair.
+
+    Args:
+        shares: At least 0; they need not add up to 1.
+
+    Returns:
+        [i][j] is the probability that i is better than j: 0.5 where neither has a share, and on
+        the diagonal.
+    """
+    shares_K = _checked_shares(shares)
+    totals_KK = shares_K[:, None] + shares_K[None, :]
+    probabilities_KK = np.full(totals_KK.shape, 0.5)
+    np.divide(shares_K[:, None], totals_KK, out=probabilities_KK, where=totals_KK > 0)
+    return _rows(probabilities_KK)
+
+
+def higher_score_probability(shares_a: Sequence[float], shares_b: Sequence[float]) -> float:
+    """Probability that A scores higher than B, an equal score counted as half.
+
+    P(S_a > S_b) + P(S_a = S_b) / 2 for independent scores: the A of Vargha and Delaney (2000),
+    https://doi.org/10.3102/10769986025002101.
+
+    Args:
+        shares_a: Of each score of the scale, lowest first; normalised here.
+        shares_b: Of the same scores.
+    """
+    if len(shares_a) != len(shares_b):
+        raise ValueError(
+            f"expected shares of the same scores, found {len(shares_a)} and {len(shares_b)}"
+        )
+    a, b = _checked_shares(shares_a), _checked_shares(shares_b)
+    if not (a.sum() > 0 and b.sum() > 0):
+        raise ValueError("no score has a share: reject the judgement")
+    higher = a @ (np.cumsum(b) - b / 2) / (a.sum() * b.sum())
+    return min(1.0, float(higher))  # which rounding may pass
+
+
+def mean_probabilities(matrices: Sequence[ArrayLike]) -> list[list[float]]:
+    """The mean of several judges' or orders' pair probabilities, element by element.
+
+    Args:
+        matrices: As `utilities_from_probabilities` reads them, of the same K candidates. A pair
+            that one of them did not compare is nan: another set of judges would be no mean.
+    """
+    arrays = [np.array(matrix, float) for matrix in matrices]
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) != 1 or len(shapes[0]) != 2 or len(set(shapes[0])) != 1:
+        raise ValueError(f"expected square matrices of one size, at least one, found {shapes}")
+    return _rows(np.mean(arrays, axis=0))
+
+
+def balanced_permutations(
+    num_items: int, num_permutations: int, *, seed: int
+) -> list[tuple[int, ...]]:
+    """Random orders in which to show a list to a judge, balanced over positions.
+
+    Each block of `num_items` orders is the cyclic shifts of a random order, themselves in random
+    order: every item stands once at every position, so that a judge who chooses by position alone
+    gives all the same mean share over a block. In a block that is cut short no item stands twice
+    at the same position. Which item follows which is random between blocks only.
+
+    Args:
+        num_items: Length of the list, at least 1.
+        num_permutations: Best a multiple of `num_items`.
+        seed: The same gives the same orders; more of them begin with those of fewer.
+
+    Returns:
+        Orders: [position] is the index of the item that stands there.
+    """
+    if num_items < 1 or num_permutations < 1:
+        raise ValueError(
+            f"expected at least 1 item and 1 order, found {num_items} and {num_permutations}"
+        )
+    permutations: list[tuple[int, ...]] = []
+    for block in range(math.ceil(num_permutations / num_items)):
+        rng = np.random.default_rng(derive_seed(seed, "permutations", block))
+        order = tuple(int(item) for item in rng.permutation(num_items))
+        permutations += [order[shift:] + order[:shift] for shift in rng.permutation(num_items)]
+    return permutations[:num_permutations]
 
 
 def swap_consistency(pairs: Iterable[tuple[float, float]]) -> float:
@@ -138,6 +253,16 @@ def _wins(probabilities_KK: Array) -> tuple[Array, Array]:
     # To the last bit, so that the level of the utilities does not drift.
     wins_KK = np.where(missing_KK, 0.0, 0.5 * (wins_KK + 1 - wins_KK.T))
     return wins_KK, (~missing_KK).astype(float)
+
+
+def _checked_shares(shares: Sequence[float]) -> Array:
+    if not all(0 <= share < math.inf for share in shares):
+        raise ValueError(f"expected shares of at least 0, found {list(shares)}")
+    return np.array(shares, float)
+
+
+def _rows(matrix_KK: Array) -> list[list[float]]:
+    return [[float(value) for value in row] for row in matrix_KK]
 
 
 def _sigmoid(value: float) -> float:

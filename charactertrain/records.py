@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pyarrow as pa
 
@@ -16,6 +16,17 @@ Split = Literal["train", "validation", "test"]
 """Splits are made by scenario family: a family's prompts are all in one split."""
 
 FinishReason = Literal["stop", "length"]
+
+PromptKind = Literal["trait", "identity", "values", "disagreement", "everyday", "general"]
+"""What a message is about: the trait itself, the assistant, a question of value, a point of
+dispute, a request in which the trait shows lightly, or one where it should not show at all."""
+
+NO_TRAIT = "general"
+"""The trait id of general prompts, for which no trait is at stake; no trait may have it."""
+
+Int32 = Annotated[int, pa.int32()]
+Float32 = Annotated[float, pa.float32()]
+"""Token ids and log-probabilities: half the bytes of Arrow's defaults, and as engines give them."""
 
 
 @dataclass(frozen=True)
@@ -43,27 +54,69 @@ class Trait:
 
 
 @dataclass(frozen=True)
+class Facet:
+    """A situation in which a trait matters: one family of prompts, in one split."""
+
+    trait_id: str
+    """`NO_TRAIT` where the kind is general."""
+    kind: PromptKind
+    facet: str
+    family: str
+    split: Split
+    source: Literal["constitution", "model", "shipped"]
+    """Who named it."""
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What one message is to be like; an axis that the model is not told of is empty."""
+
+    prompt_id: str
+    persona: str
+    style: str
+    length: str
+
+
+@dataclass(frozen=True)
+class PromptCall:
+    """One call of the model, for one or several messages on one facet."""
+
+    call_id: str
+    facet: Facet
+    language: str
+    """ISO 639-1."""
+    briefs: tuple[Brief, ...]
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A message that a person might send, for which a trait matters."""
 
     prompt_id: str
     trait_id: str
+    """`NO_TRAIT` where the kind is general."""
     family: str
     """Scenario cluster; the unit of the split."""
-    kind: Literal["trait", "general"]
+    kind: PromptKind
     text: str
     split: Split
+    facet: str = ""
+    persona: str = ""
+    style: str = ""
+    length: str = ""
+    """What the model was asked for; empty where it was not told."""
+    language: str = ""
+    """ISO 639-1; empty where it is not known."""
+    source: Literal["model", "file"] = "model"
+    """Written by the model, or brought by the researcher."""
 
 
 @dataclass(frozen=True)
-class PromptSlot:
-    """A message to be written: the plan that gives prompts their coverage."""
+class Draft(Prompt):
+    """A prompt that passed the filters of its own, before near-duplicates are removed."""
 
-    slot_id: str
-    trait_id: str
-    facet: str
-    family: str
-    split: Split
+    band_keys: tuple[Int32, ...] = ()
+    """Of its MinHash signature (`near_duplicates`)."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +128,7 @@ class Probe:
     prompt: str
     variant: str
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: tuple[Int32, ...]
     contrast: float
     """Nats per token."""
 
@@ -91,12 +144,25 @@ class Response:
     prompt: str
     """The prompt's text."""
     variant: str
-    """How the character was shown when it was written: a name of `templates.VARIANTS`."""
+    """How plainly the character was shown when it was written: a name of `templates.VARIANTS`."""
+    phrasing: int
+    """Which of the variant's wordings was used; 0 where the character was not shown."""
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: tuple[Int32, ...]
+    logprobs: tuple[Float32, ...]
+    """Per token under the sampler as prompted, in nats."""
     sequence_logprob: float
-    """Sum over the response's tokens under the sampler as prompted, in nats."""
+    """Their sum."""
     finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What another ranker says of a prompt's responses."""
+
+    ranker: str
+    same_winner: float | None
+    """Share of the pairs that both decide in which both prefer the same; None if there is none."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +178,21 @@ class Ranking:
     """Bradley-Terry utilities in the order of `response_ids`, mean zero, logits."""
     pair_probabilities: tuple[float, ...]
     """P(i preferred to j) for i < j in the order of `response_ids`, row by row."""
+    num_tokens: tuple[Int32, ...]
+    """Length of each response, in the order of `response_ids`."""
     method: str
     swap_consistency: float | None
     """Share of pairs whose winner is the same in both orders; None where order plays no part."""
+    cyclic_triads: float | None
+    """Share of triads whose preferences go in a circle; None without a decided triad."""
+    split_half: float | None
+    """Kendall's tau of the utilities from either half of the evidence; None without halves."""
+    opinions: tuple[Opinion, ...]
+    """Of other rankers, on the prompts on which they were asked."""
+    prompt_tokens: int
+    """That engines were given for it."""
+    cached_tokens: int
+    """Of them, found in a prefix cache."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +228,7 @@ class Reply:
     arm: str
     prompt: str
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: tuple[Int32, ...]
     sequence_logprob: float
     """Under the arm's own model, in nats."""
     finish_reason: FinishReason
@@ -186,6 +264,7 @@ class Reject:
     """A row that did not become one, and why. Nothing is dropped silently."""
 
     row_id: str
+    trait_id: str
     stage: str
     reason: str
     detail: str
@@ -205,6 +284,8 @@ def _arrow_type(annotation: object) -> tuple[pa.DataType, bool]:
     """The Arrow type of an annotation and whether it may be null."""
     origin = typing.get_origin(annotation)
     arguments = typing.get_args(annotation)
+    if origin is Annotated:
+        return arguments[1], False
     if origin is Literal:
         return pa.string(), False
     if origin is tuple:
@@ -221,7 +302,7 @@ def _arrow_type(annotation: object) -> tuple[pa.DataType, bool]:
 
 @cache
 def _hints(row_type: type) -> dict[str, Any]:
-    return typing.get_type_hints(row_type)
+    return typing.get_type_hints(row_type, include_extras=True)
 
 
 def schema(row_type: type) -> pa.Schema:
@@ -236,12 +317,27 @@ def schema(row_type: type) -> pa.Schema:
 
 def to_table(rows: Iterable[Any], row_type: type) -> pa.Table:
     """Records as an Arrow table."""
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema(row_type))
+    found = list(rows)
+    arrow_schema = schema(row_type)
+    # By column: a dictionary per row costs more than a data stage's own work on it.
+    columns = [
+        pa.array([_arrow_value(getattr(row, column.name)) for row in found], column.type)
+        for column in arrow_schema
+    ]
+    return pa.Table.from_arrays(columns, schema=arrow_schema)
+
+
+def _arrow_value(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, tuple) and value and is_dataclass(value[0]):
+        return [_arrow_value(item) for item in value]
+    return value
 
 
 def from_table(table: pa.Table, row_type: type[Row]) -> list[Row]:
     """Records from an Arrow table that has the record type's schema."""
-    hints = typing.get_type_hints(row_type)
+    hints: dict[str, Any] = _hints(row_type)  # type: ignore[arg-type]  # a class is hashable
     return [row_type(**_python_values(values, hints)) for values in table.to_pylist()]
 
 

@@ -9,7 +9,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ import xxhash
 from charactertrain.exceptions import ArtifactError, ConfigError
 
 _COPY_CHUNK_BYTES = 8 * 2**20
+_NUM_READERS = 16
+"""A store answers each request late and many at a time."""
+_READ_AHEAD = 64
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,20 @@ class Directory:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A parquet file as a table."""
+        with self._parquet(name) as stream:
+            return pq.read_table(stream, columns=columns)
+
+    def num_rows(self, name: str) -> int:
+        """Rows of a parquet file, as its footer says."""
+        with self._parquet(name) as stream:
+            return int(pq.read_metadata(stream).num_rows)
+
+    @contextmanager
+    def _parquet(self, name: str) -> Iterator[pa.NativeFile]:
+        """A parquet file to be read; what is wrong with it is an ArtifactError."""
         with self._explained(name), self.filesystem.open_input_file(self.path(name)) as stream:
             try:
-                return pq.read_table(stream, columns=columns)
+                yield stream
             except (pa.ArrowInvalid, OSError) as error:
                 # pyarrow says OSError for some kinds of damage, and for a store that went away.
                 is_sure = isinstance(error, pa.ArrowInvalid)
@@ -109,6 +124,14 @@ class Directory:
                     f"{self.uri}/{name}: {error}. {unreachable}The file was damaged after it was "
                     "written: restore it, or move the stage's directory away and run again."
                 ) from error
+
+    def read_tables(self, names: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
+        """Columns of many parquet files, in order; several are read at a time."""
+        with ThreadPoolExecutor(_NUM_READERS) as pool:
+            # In groups, so that what is read ahead stays small however many files there are.
+            for start in range(0, len(names), _READ_AHEAD):
+                group = names[start : start + _READ_AHEAD]
+                yield from pool.map(lambda name: self.read_table(name, columns), group)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a parquet file so that a reader sees all of it or none."""

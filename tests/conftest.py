@@ -148,8 +148,10 @@ def three_responses() -> list[Response]:
             split="train",
             prompt="Do you like my scarf?",
             variant=variants[response_id],
+            phrasing=0,
             text=text,
             token_ids=tuple(range(1, 2 + len(text.split()))),
+            logprobs=(-0.5,) * (1 + len(text.split())),
             sequence_logprob=-1.5 * len(text),
             finish_reason="stop",
         )

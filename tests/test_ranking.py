@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 
 from charactertrain.ranking import (
+    balanced_permutations,
+    choice_probabilities,
     contrast_score,
     debiased_probability,
+    higher_score_probability,
     judge_probability,
+    judge_probability_with_tie,
+    luce_probabilities,
+    mean_probabilities,
     pair_probability_from_contrast,
     ranking_from_utilities,
     swap_consistency,
@@ -184,3 +190,176 @@ def test_ranking_is_best_first_with_ties_by_id() -> None:
 def test_ranking_refuses_another_number_of_utilities() -> None:
     with pytest.raises(ValueError, match="zip"):
         ranking_from_utilities(["a", "b"], [1.0])
+
+
+def test_choice_probabilities_by_hand() -> None:
+    # 0.3, 0.1 and 0.2 of the probability, the rest elsewhere: over 0.6.
+    logprobs = [math.log(0.3), math.log(0.1), math.log(0.2), -math.inf]
+    assert choice_probabilities(logprobs) == pytest.approx([1 / 2, 1 / 6, 1 / 3, 0.0])
+
+
+def test_choice_probabilities_do_not_depend_on_what_goes_elsewhere() -> None:
+    expected = choice_probabilities([-1.0, -2.0, -4.0])
+    assert choice_probabilities([-1001.0, -1002.0, -1004.0]) == pytest.approx(expected)
+
+
+def test_choice_probabilities_of_two_letters_are_the_judge_probability() -> None:
+    first, second = choice_probabilities([-0.7, -1.9])
+    assert first == pytest.approx(judge_probability(-0.7, -1.9))
+    assert first + second == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("logprobs", [[], [-math.inf, -math.inf], [-1.0, math.nan]])
+def test_choice_probabilities_refuse_a_judge_without_choice(logprobs: list[float]) -> None:
+    with pytest.raises(ValueError, match="reject"):
+        choice_probabilities(logprobs)
+
+
+def test_judge_probability_with_tie_by_hand() -> None:
+    # 1/2, 1/6 and 1/3 of the three: 1/2 + 1/6 and 1/6 + 1/6.
+    a, b, tie = math.log(0.3), math.log(0.1), math.log(0.2)
+    assert judge_probability_with_tie(a, b, tie) == pytest.approx(2 / 3)
+    assert judge_probability_with_tie(b, a, tie) == pytest.approx(1 / 3)
+
+
+def test_judge_probability_without_a_tie_is_that_of_two_letters() -> None:
+    found = judge_probability_with_tie(-0.7, -1.9, -math.inf)
+    assert found == pytest.approx(judge_probability(-0.7, -1.9))
+    assert judge_probability_with_tie(-math.inf, -math.inf, -3.0) == 0.5
+
+
+def test_luce_probabilities_by_hand() -> None:
+    # 0.6 / 0.9, 0.6 / 0.7 and 0.3 / 0.4.
+    expected = [[1 / 2, 2 / 3, 6 / 7], [1 / 3, 1 / 2, 3 / 4], [1 / 7, 1 / 4, 1 / 2]]
+    found = luce_probabilities([0.6, 0.3, 0.1])
+    for row, expected_row in zip(found, expected, strict=True):
+        assert row == pytest.approx(expected_row)
+
+
+def test_luce_probabilities_of_candidates_without_a_share() -> None:
+    assert luce_probabilities([0.9, 0.0, 0.0]) == [
+        [0.5, 1.0, 1.0],
+        [0.0, 0.5, 0.5],
+        [0.0, 0.5, 0.5],
+    ]
+
+
+def test_luce_probabilities_give_back_the_log_shares_as_utilities() -> None:
+    # 1, 2 and 4 are log 2 apart.
+    utilities = utilities_from_probabilities(luce_probabilities([1.0, 2.0, 4.0]), prior=1e-9)
+    assert utilities == pytest.approx([-math.log(2), 0.0, math.log(2)], abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [-0.1, math.nan, math.inf])
+def test_luce_probabilities_refuse_what_is_no_share(share: float) -> None:
+    with pytest.raises(ValueError, match="shares"):
+        luce_probabilities([0.5, share])
+
+
+def test_higher_score_probability_by_hand() -> None:
+    # Higher: 0.3 * 0.5 + 0.5 * 0.75 = 0.525. Equal: 0.1 + 0.075 + 0.125 = 0.3.
+    a, b = [0.2, 0.3, 0.5], [0.5, 0.25, 0.25]
+    assert higher_score_probability(a, b) == pytest.approx(0.675)
+    assert higher_score_probability(b, a) == pytest.approx(0.325)
+
+
+def test_higher_score_probability_of_equal_distributions_is_one_half() -> None:
+    assert higher_score_probability([0.1, 0.6, 0.3], [0.1, 0.6, 0.3]) == pytest.approx(0.5)
+
+
+def test_higher_score_probability_of_scores_that_do_not_overlap() -> None:
+    assert higher_score_probability([0.0, 0.0, 0.7, 0.3], [0.4, 0.6, 0.0, 0.0]) == 1.0
+    assert higher_score_probability([0.4, 0.6, 0.0, 0.0], [0.0, 0.0, 0.7, 0.3]) == 0.0
+
+
+def test_higher_score_probability_depends_on_neither_unused_scores_nor_scale() -> None:
+    expected = higher_score_probability([0.2, 0.8], [0.5, 0.5])
+    assert higher_score_probability([0.0, 0.2, 0.0, 0.8], [0.0, 0.5, 0.0, 0.5]) == expected
+    assert higher_score_probability([1.0, 4.0], [3.0, 3.0]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ([0.5, 0.5], [1.0], "found 2 and 1"),
+        ([0.0, 0.0], [0.5, 0.5], "reject"),
+        ([], [], "reject"),
+        ([1.2, -0.2], [0.5, 0.5], "at least 0"),
+    ],
+)
+def test_higher_score_probability_refuses_what_is_no_distribution(
+    a: list[float], b: list[float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        higher_score_probability(a, b)
+
+
+def test_mean_probabilities_by_hand() -> None:
+    found = mean_probabilities([[[0.5, 0.9], [0.1, 0.5]], [[0.5, 0.4], [0.6, 0.5]]])
+    assert found[0] == pytest.approx([0.5, 0.65])
+    assert found[1] == pytest.approx([0.35, 0.5])
+
+
+def test_mean_probabilities_of_a_pair_that_one_did_not_compare_are_missing() -> None:
+    nan = math.nan
+    found = mean_probabilities([[[nan, 0.9], [0.1, nan]], [[nan, nan], [nan, nan]]])
+    assert np.isnan(found).all()
+
+
+def test_mean_probabilities_are_probabilities() -> None:
+    matrices = [luce_probabilities(shares) for shares in ([0.7, 0.2, 0.1], [0.1, 0.0, 0.9])]
+    mean = np.array(mean_probabilities(matrices))
+    assert mean + mean.T == pytest.approx(np.ones((3, 3)))
+
+
+@pytest.mark.parametrize(
+    "matrices",
+    [[], [[[0.5, 0.8], [0.2, 0.5]], [[0.5]]], [[[0.5, 0.8]]], [[0.5, 0.8]]],
+)
+def test_mean_probabilities_refuse_other_candidates(matrices: list[list[list[float]]]) -> None:
+    with pytest.raises(ValueError, match="square"):
+        mean_probabilities(matrices)
+
+
+@pytest.mark.parametrize("num_items", [1, 2, 5])
+def test_permutations_put_every_item_once_at_every_position(num_items: int) -> None:
+    items = list(range(num_items))
+    orders = balanced_permutations(num_items, 3 * num_items, seed=7)
+    assert len(orders) == 3 * num_items
+    assert all(sorted(order) == items for order in orders)
+    for block in range(3):
+        in_block = orders[block * num_items : (block + 1) * num_items]
+        for at_position in zip(*in_block, strict=True):
+            assert sorted(at_position) == items
+
+
+def test_permutations_cancel_a_choice_by_position() -> None:
+    by_position = np.array([0.6, 0.25, 0.1, 0.05])
+    shares = np.zeros(4)
+    for order in balanced_permutations(4, 8, seed=0):
+        shares[list(order)] += by_position
+    assert np.array(luce_probabilities(shares.tolist())) == pytest.approx(np.full((4, 4), 0.5))
+
+
+def test_permutations_depend_on_the_seed_alone() -> None:
+    orders = balanced_permutations(6, 20, seed=3)
+    assert balanced_permutations(6, 20, seed=3) == orders
+    assert balanced_permutations(6, 20, seed=4) != orders
+    assert balanced_permutations(6, 8, seed=3) == orders[:8]
+
+
+def test_permutations_have_a_new_order_in_every_block() -> None:
+    # Turned so that item 0 comes first, the shifts of one order are equal.
+    turned = [
+        order[order.index(0) :] + order[: order.index(0)]
+        for order in balanced_permutations(6, 18, seed=3)
+    ]
+    blocks = [set(turned[start : start + 6]) for start in (0, 6, 12)]
+    assert [len(block) for block in blocks] == [1, 1, 1]
+    assert len(set.union(*blocks)) == 3
+
+
+@pytest.mark.parametrize(("num_items", "num_permutations"), [(0, 3), (3, 0)])
+def test_permutations_of_nothing_are_refused(num_items: int, num_permutations: int) -> None:
+    with pytest.raises(ValueError, match=f"found {num_items} and {num_permutations}"):
+        balanced_permutations(num_items, num_permutations, seed=0)

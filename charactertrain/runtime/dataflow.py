@@ -6,8 +6,9 @@ overwrites nothing but itself, and no row is lost or doubled however often a run
 """
 
 import pickle
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -18,12 +19,12 @@ from ray.exceptions import RayTaskError
 from charactertrain.artifacts import FileEntry
 from charactertrain.exceptions import CharacterTrainError, SamplingError
 from charactertrain.records import Reject, from_table, to_table
-from charactertrain.runtime.engines import SamplerSource, close_sampler
 from charactertrain.runtime.progress import Progress
-from charactertrain.runtime.sampling import Sampler
+from charactertrain.runtime.sampling import Sampler, SamplerSource
 from charactertrain.storage import Directory
 
-_MAX_BLOCKS = 1000
+_MAX_BLOCKS = 10_000
+"""Of chunks, to be worked on in one task each: Ray Data keeps some kilobytes on each."""
 _MIN_ROWS_TO_JUDGE = 64
 
 
@@ -31,18 +32,75 @@ class Processor(Protocol):
     """What a stage does with the rows of a chunk."""
 
     def process(self, rows: list[Any]) -> tuple[list[Any], list[Reject]]:
-        """Result rows and rejects for the given rows."""
+        """Result rows and rejects for the given rows. A result row has a `trait_id`."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """The rows to be worked on: parquet files of one record type."""
+class Chunk:
+    """A slice of a source: the unit of work, of writing and of resuming."""
+
+    index: int
+    part: str
+    """The file that the rows are in; empty where they are computed."""
+    start: int
+    stop: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the source."""
+        return self.stop - self.start
+
+
+class Source(Protocol):
+    """The rows to be worked on."""
+
+    def chunks(self, rows_per_chunk: int) -> Iterator[Chunk]:
+        """The source in slices, in order."""
+
+    def read(self, chunk: Chunk) -> list[Any]:
+        """The rows of a slice."""
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Parquet files of one record type."""
 
     directory: Directory
     files: tuple[FileEntry, ...]
     row_type: type
     whole_files: bool
     """Each file is one chunk, so that rows which belong together stay together."""
+
+    def chunks(self, rows_per_chunk: int) -> Iterator[Chunk]:
+        """Slices of each file; none spans two."""
+        index = 0
+        for entry in self.files:
+            num_rows = entry.num_rows or 0
+            step = max(1, num_rows) if self.whole_files else rows_per_chunk
+            for start in range(0, num_rows, step):
+                yield Chunk(index, entry.name, start, min(start + step, num_rows))
+                index += 1
+
+    def read(self, chunk: Chunk) -> list[Any]:
+        """Records of the slice."""
+        table = self.directory.read_table(chunk.part).slice(chunk.start, chunk.num_rows)
+        return from_table(table, self.row_type)
+
+
+@dataclass(frozen=True)
+class ComputedSource:
+    """Rows that are computed from their index, so that none needs to be stored."""
+
+    rows: Sequence[Any]
+
+    def chunks(self, rows_per_chunk: int) -> Iterator[Chunk]:
+        """Slices of the sequence."""
+        for index, start in enumerate(range(0, len(self.rows), rows_per_chunk)):
+            yield Chunk(index, "", start, min(start + rows_per_chunk, len(self.rows)))
+
+    def read(self, chunk: Chunk) -> list[Any]:
+        """Rows of the slice."""
+        return [self.rows[index] for index in range(chunk.start, chunk.stop)]
 
 
 @dataclass(frozen=True)
@@ -59,6 +117,9 @@ class ChunkJob:
     make_processor: Callable[[Sampler], Processor]
     sampler: SamplerSource
     max_reject_share: float
+    """Of any one trait's results; above it the job stops."""
+    requests_per_row: float
+    """Requests to the sampler that a row of the source brings about, roughly."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +128,34 @@ class PoolSettings:
 
     num_workers: tuple[int, int]
     rows_per_chunk: int
-    chunks_in_flight: int
+    max_num_seqs: int
+    """Requests that an engine runs at a time."""
+
+    def chunks_in_flight(self, requests_per_row: float) -> int:
+        """Chunks that a worker has under way, so that no chunk's tail leaves its engine idle.
+
+        Twice what the engine runs at a time: while one half is at its tail, the other is waiting.
+        """
+        per_chunk = max(1.0, requests_per_row * self.rows_per_chunk)
+        return min(_MAX_IN_FLIGHT, max(2, -(-2 * self.max_num_seqs // int(per_chunk))))
+
+
+_MAX_IN_FLIGHT = 64
+"""Threads of a worker."""
 
 
 @dataclass(frozen=True)
-class _Chunk:
-    index: int
-    file: str
-    start: int
-    stop: int
+class Produced:
+    """What a job left behind, over all its attempts."""
+
+    files: tuple[str, ...]
+    """Of the result, in the source's order."""
+    reject_files: tuple[str, ...]
+    num_rows: int
+    rejects: dict[str, int]
+    """By reason."""
+    engines: dict[str, float | int]
+    """What engines did for it in this attempt: tokens a second, share of cached tokens."""
 
 
 def chunk_name(table: str, index: int) -> str:
@@ -83,29 +163,67 @@ def chunk_name(table: str, index: int) -> str:
     return f"{table}/part-{index:06d}.parquet"
 
 
-def run_chunks(job: ChunkJob, pool: PoolSettings, progress: Progress) -> tuple[list[str], int, int]:
+def run_chunks(
+    job: ChunkJob, pool: PoolSettings, progress: Progress, tick: Callable[[], None]
+) -> Produced:
     """Work on every chunk that is not done yet.
 
-    Returns:
-        Names of all files of the result and its rejects, the number of rows, and of rejects.
+    Args:
+        job: What to do.
+        pool: The workers.
+        progress: Where to show it.
+        tick: Called now and then while the job runs.
 
     Raises:
-        SamplingError: More than `max_reject_share` of the rows were rejected.
+        SamplingError: More than `max_reject_share` of a trait's results were rejected.
     """
-    chunks = list(_chunks(job.source, _rows_per_chunk(job, pool)))
-    existing = set(job.target.files())
+    chunks = list(job.source.chunks(_rows_per_chunk(job, pool)))
+    existing = set(job.target.files(job.table))
     pending = [c for c in chunks if chunk_name(job.table, c.index) not in existing]
-    total = sum(chunk.stop - chunk.start for chunk in chunks)
-    done = total - sum(chunk.stop - chunk.start for chunk in pending)
+    total = sum(chunk.num_rows for chunk in chunks)
+    done = total - sum(chunk.num_rows for chunk in pending)
+    tally = _Tally(job)
     with progress.task(job.name, total=total, done=done) as advance:
-        num_rows = num_rejects = 0
         for result in _results(job, pending, pool):
-            num_rows += result["num_rows"]
-            num_rejects += result["num_rejects"]
+            tally.add(pickle.loads(result["rows"]), pickle.loads(result["rejects"]))
             advance(result["num_source_rows"])
-            if num_rows + num_rejects >= _MIN_ROWS_TO_JUDGE:
-                _check_rejects(job, num_rows, num_rejects)
+            tally.check(min_rows=_MIN_ROWS_TO_JUDGE)
+            tick()
     return _collect(job, chunks)
+
+
+class _Tally:
+    """Results and rejects by trait, and the gate on them."""
+
+    def __init__(self, job: ChunkJob) -> None:
+        self._job = job
+        self._rows: Counter[str] = Counter()
+        self._rejects: Counter[str] = Counter()
+        self._reasons: Counter[tuple[str, str]] = Counter()
+
+    def add(self, rows: Counter[str], rejects: Counter[tuple[str, str]]) -> None:
+        """Count a chunk: rows by trait, rejects by trait and reason."""
+        self._rows.update(rows)
+        self._reasons.update(rejects)
+        for (trait_id, _), count in rejects.items():
+            self._rejects[trait_id] += count
+
+    def check(self, *, min_rows: int) -> None:
+        """Raise SamplingError if a trait with `min_rows` results or more has too many rejects."""
+        for trait_id, num_rejects in self._rejects.items():
+            total = self._rows[trait_id] + num_rejects
+            if total >= min_rows and num_rejects > self._job.max_reject_share * total:
+                reasons = Counter(
+                    {reason: n for (trait, reason), n in self._reasons.items() if trait == trait_id}
+                )
+                listed = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(4))
+                raise SamplingError(
+                    f"{self._job.name}: {num_rejects} of {total} rows of trait {trait_id!r} were "
+                    f"rejected ({listed}), more than the allowed share of "
+                    f"{self._job.max_reject_share:.2f}. Their texts are in "
+                    f"{self._job.target.uri}/rejects/{self._job.table}. What is done is kept; mend "
+                    "the trait, the template or the limit, and run again."
+                )
 
 
 def _rows_per_chunk(job: ChunkJob, pool: PoolSettings) -> int:
@@ -116,22 +234,13 @@ def _rows_per_chunk(job: ChunkJob, pool: PoolSettings) -> int:
     return int(job.target.read_bytes(name))
 
 
-def _chunks(source: Source, rows_per_chunk: int) -> Iterator[_Chunk]:
-    index = 0
-    for entry in source.files:
-        num_rows = entry.num_rows or 0
-        step = max(1, num_rows) if source.whole_files else rows_per_chunk
-        for start in range(0, num_rows, step):
-            yield _Chunk(index, entry.name, start, min(start + step, num_rows))
-            index += 1
-
-
 def _results(
-    job: ChunkJob, pending: Sequence[_Chunk], pool: PoolSettings
+    job: ChunkJob, pending: Sequence[Chunk], pool: PoolSettings
 ) -> Iterator[dict[str, Any]]:
     if not pending:
         return
-    items = [vars(chunk) for chunk in pending]
+    items = [asdict(chunk) for chunk in pending]
+    in_flight = pool.chunks_in_flight(job.requests_per_row)
     dataset: Dataset = ray.data.from_items(
         items, override_num_blocks=min(len(items), _MAX_BLOCKS)
     ).map_batches(
@@ -142,8 +251,8 @@ def _results(
         compute=ActorPoolStrategy(
             min_size=pool.num_workers[0],
             max_size=pool.num_workers[1],
-            max_tasks_in_flight_per_actor=pool.chunks_in_flight,
-            max_concurrent_calls_per_actor=pool.chunks_in_flight,
+            max_tasks_in_flight_per_actor=in_flight,
+            max_concurrent_calls_per_actor=in_flight,
             enable_true_multi_threading=True,
         ),
         num_cpus=0,
@@ -168,11 +277,11 @@ class _ChunkWorker:
             self._error = _pickled(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([self._report(_Chunk(**item)) for item in batch.to_pylist()])
+        return pa.Table.from_pylist([self._report(Chunk(**item)) for item in batch.to_pylist()])
 
-    def _report(self, chunk: _Chunk) -> dict[str, Any]:
+    def _report(self, chunk: Chunk) -> dict[str, Any]:
         """Counts, or an error of ours as a value: raised here, Ray would bury it in a traceback."""
-        nothing = {"num_source_rows": 0, "num_rows": 0, "num_rejects": 0}
+        nothing = {"num_source_rows": 0, "rows": b"", "rejects": b""}
         if self._error:
             return nothing | {"error": self._error}
         try:
@@ -180,12 +289,9 @@ class _ChunkWorker:
         except CharacterTrainError as error:
             return nothing | {"error": _pickled(error)}
 
-    def _work(self, chunk: _Chunk) -> dict[str, Any]:
+    def _work(self, chunk: Chunk) -> dict[str, Any]:
         job = self._job
-        table = job.source.directory.read_table(chunk.file).slice(
-            chunk.start, chunk.stop - chunk.start
-        )
-        rows, rejects = self._processor.process(from_table(table, job.source.row_type))
+        rows, rejects = self._processor.process(job.source.read(chunk))
         # Rejects first: the chunk counts as done as soon as its rows are there.
         name = chunk_name(f"rejects/{job.table}", chunk.index)
         if rejects:
@@ -195,14 +301,14 @@ class _ChunkWorker:
             job.target.delete(name)
         job.target.write_table(chunk_name(job.table, chunk.index), to_table(rows, job.result_type))
         return {
-            "num_source_rows": chunk.stop - chunk.start,
-            "num_rows": len(rows),
-            "num_rejects": len(rejects),
+            "num_source_rows": chunk.num_rows,
+            "rows": pickle.dumps(Counter(row.trait_id for row in rows)),
+            "rejects": pickle.dumps(Counter((row.trait_id, row.reason) for row in rejects)),
         }
 
     def __del__(self) -> None:
         if hasattr(self, "_sampler"):
-            close_sampler(self._sampler)
+            self._sampler.close()
 
 
 def _pickled(error: CharacterTrainError) -> bytes:
@@ -210,39 +316,42 @@ def _pickled(error: CharacterTrainError) -> bytes:
     return pickle.dumps(error.cause if isinstance(error, RayTaskError) else error)
 
 
-def _check_rejects(job: ChunkJob, num_rows: int, num_rejects: int) -> None:
-    total = num_rows + num_rejects
-    if num_rejects > job.max_reject_share * total:
-        raise SamplingError(
-            f"{job.name}: {num_rejects} of {total} rows were rejected, more than the allowed "
-            f"share of {job.max_reject_share:.2f}. The reasons are in "
-            f"{job.target.uri}/rejects/{job.table}. What is done is kept."
-        )
+def _collect(job: ChunkJob, chunks: Sequence[Chunk]) -> Produced:
+    """The job's files, and its rows and rejects, over all attempts."""
+    existing = set(job.target.files(job.table)) | set(job.target.files(f"rejects/{job.table}"))
+    files = [chunk_name(job.table, chunk.index) for chunk in chunks]
+    missing = [name for name in files if name not in existing]
+    if missing:
+        raise SamplingError(f"{job.name}: {len(missing)} chunks were not written: {missing[:3]}")
+    reject_files = [
+        name
+        for name in (chunk_name(f"rejects/{job.table}", chunk.index) for chunk in chunks)
+        if name in existing
+    ]
+    tally = _Tally(job)
+    num_rows = 0
+    for table in job.target.read_tables(files, ["trait_id"]):
+        num_rows += table.num_rows
+        tally.add(Counter(_counts(table, "trait_id")), Counter())
+    rejects: Counter[str] = Counter()
+    for table in job.target.read_tables(reject_files, ["trait_id", "reason"]):
+        pairs = Counter(zip(*(table[c].to_pylist() for c in table.column_names), strict=True))
+        tally.add(Counter(), pairs)
+        for (_, reason), count in pairs.items():
+            rejects[reason] += count
+    tally.check(min_rows=1)
+    return Produced(tuple(files), tuple(reject_files), num_rows, dict(rejects), {})
 
 
-def _collect(job: ChunkJob, chunks: Sequence[_Chunk]) -> tuple[list[str], int, int]:
-    """Names of the job's files, and its rows and rejects, over all attempts."""
-    existing = set(job.target.files())
-    names = []
-    counts = {job.table: 0, f"rejects/{job.table}": 0}
-    for chunk in chunks:
-        for table in counts:
-            name = chunk_name(table, chunk.index)
-            if name in existing:
-                names.append(name)
-                counts[table] += job.target.read_table(name, columns=[]).num_rows
-            elif table == job.table:
-                raise SamplingError(f"{job.name}: chunk {chunk.index} was not written")
-    num_rows, num_rejects = counts.values()
-    _check_rejects(job, num_rows, num_rejects)
-    return names, num_rows, num_rejects
+def _counts(table: pa.Table, column: str) -> dict[str, int]:
+    counted = table[column].value_counts().to_pylist()
+    return {entry["values"]: entry["counts"] for entry in counted}
 
 
 def count_reasons(target: Directory, names: Sequence[str]) -> dict[str, int]:
-    """Rejects by reason over the given reject files."""
-    counts: dict[str, int] = {}
-    for name in names:
-        if name.startswith("rejects/"):
-            for reason in target.read_table(name, columns=["reason"])["reason"].to_pylist():
-                counts[reason] = counts.get(reason, 0) + 1
-    return counts
+    """Rejects by reason over the reject files among the given ones."""
+    rejects = [name for name in names if name.startswith("rejects/")]
+    counts: Counter[str] = Counter()
+    for table in target.read_tables(rejects, ["reason"]):
+        counts.update(_counts(table, "reason"))
+    return dict(counts)

@@ -6,6 +6,7 @@ throttles the workers, and the broker starts an engine when more workers come th
 """
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,22 +14,21 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from charactertrain.exceptions import SamplingError
-from charactertrain.runtime.fake_sampler import FakeSampler
+from charactertrain.runtime.engine_actor import EngineActor, start_engine
+from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec
 from charactertrain.runtime.sampling import (
     Choice,
     ChoiceRequest,
     Failure,
     Sample,
-    Sampler,
     SampleRequest,
     SamplingSettings,
     Score,
     ScoreRequest,
 )
-from charactertrain.runtime.vllm_engine import EngineSpec, start_engine
 
 _MAX_ENGINE_LOSSES = 3
 _LOAD_SECONDS = 600.0
@@ -39,11 +39,15 @@ Result = TypeVar("Result")
 class _Engine:
     spec: EngineSpec
     weights: str
-    handle: Any
+    actor: EngineActor
     leases: int = 0
     has_started: bool = False
     prepared: asyncio.Task[None] | None = None
     """Done when the engine serves `weights`."""
+
+    @property
+    def handle(self) -> Any:
+        return self.actor.handle
 
     async def start(self) -> None:
         await self.handle.ready.remote()
@@ -133,31 +137,40 @@ class EngineBroker:
         """Forget an engine that died."""
         engine = self._engines.pop(key, None)
         if engine is not None:
-            ray.kill(engine.handle)
+            engine.actor.kill()
 
     async def shutdown(self) -> None:
         """Stop every engine."""
         for engine in self._engines.values():
-            try:
+            with contextlib.suppress(RayActorError, TimeoutError):
                 await asyncio.wait_for(engine.handle.shutdown.remote(), timeout=30)
-            except (RayActorError, TimeoutError):
-                ray.kill(engine.handle)
+            engine.actor.kill()
         self._engines.clear()
+
+    async def counts(self) -> EngineCounts:
+        """What all engines that run did since they were started."""
+        total = EngineCounts()
+        for engine in list(self._engines.values()):
+            if engine.has_started:
+                try:
+                    total += await asyncio.wait_for(engine.handle.counts.remote(), timeout=10)
+                except (RayActorError, TimeoutError):
+                    # Dead or busy: those who use it will see to it.
+                    continue
+        return total
 
 
 @dataclass(frozen=True)
-class SamplerSource:
-    """Where a worker gets its sampler; travels to any process of the cluster."""
+class EngineSource:
+    """Opens a sampler on an engine of the broker's."""
 
-    broker: str | None
-    """Name of the broker actor; None for the fake sampler."""
-    spec: EngineSpec | None
+    broker: str
+    """Name of the broker actor."""
+    spec: EngineSpec
     weights: str
 
-    def open(self) -> Sampler:
-        """A sampler for this process; give it back with `close_sampler`."""
-        if self.broker is None or self.spec is None:
-            return FakeSampler()
+    def open(self) -> "LeasedSampler":
+        """A sampler on a leased engine."""
         return LeasedSampler(ray.get_actor(self.broker), self.spec, self.weights)
 
     def open_for_training(self) -> "LeasedSampler":
@@ -166,9 +179,12 @@ class SamplerSource:
         Use its `handle`: an engine that took the place of one that died would have other weights.
         """
         sampler = self.open()
-        assert isinstance(sampler, LeasedSampler), "config refuses a policy without engines"
         sampler.disown_weights()
         return sampler
+
+    def end_leases(self) -> None:
+        """End every lease, such as those of workers that were killed."""
+        ray.get(ray.get_actor(self.broker).release_all.remote())
 
 
 class LeasedSampler:
@@ -177,7 +193,6 @@ class LeasedSampler:
     def __init__(self, broker: Any, spec: EngineSpec, weights: str) -> None:
         """Lease an engine now, starting one if need be."""
         self._broker, self._spec, self._weights = broker, spec, weights
-        self._losses = 0
         self._replacing = threading.Lock()
         self._lease()
 
@@ -192,25 +207,29 @@ class LeasedSampler:
             ) from error
 
     def _call(self, ask: Callable[[Any], Any]) -> Any:
+        num_losses = 0
         while True:
             handle = self.handle
             try:
                 return ray.get(ask(handle))
-            except RayActorError as error:
-                self._replace(handle, error)
+            except (RayActorError, ObjectLostError) as error:
+                # The second: the node died with an answer that nobody had fetched.
+                num_losses += 1
+                self._replace(handle, error, is_last=num_losses > _MAX_ENGINE_LOSSES)
 
-    def _replace(self, lost: Any, error: RayActorError) -> None:
+    def _replace(self, lost: Any, error: RayError, *, is_last: bool) -> None:
         """Lease another engine, once for all the threads that had calls on the lost one."""
         with self._replacing:
             if self.handle is not lost:
                 return
             ray.get(self._broker.discard.remote(self.key))
-            if self._losses == _MAX_ENGINE_LOSSES:
+            if is_last:
                 raise SamplingError(
-                    f"{self._losses + 1} engines for {self._weights} died one after another; the "
-                    f"last said: {error}"
+                    f"{_MAX_ENGINE_LOSSES + 1} engines for {self._weights} died one after another "
+                    f"over the same requests; the last said: {error}. What is done is kept. If "
+                    "memory ran out, lower sampler.resources.memory_fraction, kv_cache_gib or "
+                    "max_num_seqs."
                 ) from error
-            self._losses += 1
             self._lease()
 
     def sample(
@@ -244,15 +263,3 @@ class LeasedSampler:
     def close(self) -> None:
         """Give the lease back."""
         ray.get(self._broker.release.remote(self.key))
-
-
-def end_leases(source: SamplerSource) -> None:
-    """End every lease, such as those of workers that were killed."""
-    if source.broker is not None:
-        ray.get(ray.get_actor(source.broker).release_all.remote())
-
-
-def close_sampler(sampler: Sampler) -> None:
-    """Give back what `SamplerSource.open` took."""
-    if isinstance(sampler, LeasedSampler):
-        sampler.close()

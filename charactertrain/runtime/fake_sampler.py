@@ -5,7 +5,9 @@ compared with an undisturbed one, row by row.
 """
 
 import math
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from charactertrain.runtime.sampling import (
     Choice,
@@ -40,48 +42,59 @@ class FakeSampler:
 
     def _sample(self, request: SampleRequest, settings: SamplingSettings) -> Sample:
         key = _text(request.shown)
-        spread = settings.max_tokens - settings.min_tokens + 1
+        # A generator per request, not a hash per token: simulations write millions of texts.
+        draw = random.Random(derive_seed(request.seed, key))
         shortest = max(settings.min_tokens, 1)
-        length = shortest + derive_seed(request.seed, key, "length") % spread
-        length = min(length, settings.max_tokens)
-        token_ids = tuple(
-            derive_seed(request.seed, key, index) % len(_WORDS) for index in range(length)
-        )
+        length = draw.randint(shortest, max(shortest, settings.max_tokens))
+        token_ids = tuple(draw.choices(range(len(_WORDS)), k=length))
         return Sample(
             request_id=request.request_id,
             text=" ".join(_WORDS[token] for token in token_ids),
             prompt_token_ids=_token_ids(key),
             token_ids=token_ids,
-            logprobs=tuple(-math.log(len(_WORDS)) for _ in token_ids),
+            logprobs=(-math.log(len(_WORDS)),) * length,
             finish_reason="length" if length == settings.max_tokens else "stop",
             weight_version="fake",
+            cached_tokens=0,
         )
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score | Failure]:
         """A fixed log-probability per (what is shown, token)."""
-        return [
-            Score(
-                request.request_id,
-                tuple(
-                    -(1 + derive_seed(_text(request.shown), token) % 4000 / 1000)
-                    for token in request.token_ids
-                ),
-            )
-            for request in requests
-        ]
+        return [self._score(request) for request in requests]
+
+    def _score(self, request: ScoreRequest) -> Score:
+        key = _text(request.shown)
+        logprobs = tuple(
+            -(1 + derive_seed(key, token) % 4000 / 1000) for token in request.token_ids
+        )
+        prompt_tokens = len(key.split()) + len(logprobs)
+        return Score(request.request_id, logprobs, prompt_tokens=prompt_tokens, cached_tokens=0)
 
     def choose(self, requests: Sequence[ChoiceRequest]) -> list[Choice | Failure]:
-        """A fixed probability per question, never certain."""
-        results: list[Choice | Failure] = []
-        for request in requests:
-            first = 0.1 + 0.8 * (derive_seed(_text(request.shown)) % 1000) / 1000
-            logprobs = (math.log(first), math.log(1 - first))
-            results.append(Choice(request.request_id, logprobs[: len(request.choices)]))
-        return results
+        """Fixed probabilities per question, never certain."""
+        return [self._choose(request) for request in requests]
+
+    def _choose(self, request: ChoiceRequest) -> Choice:
+        key = _text(request.shown)
+        weights = [1 + derive_seed(key, choice) % 1000 for choice in request.choices]
+        logprobs = tuple(math.log(weight / sum(weights)) for weight in weights)
+        return Choice(request.request_id, logprobs, prompt_tokens=len(key.split()), cached_tokens=0)
 
     def rewards(self, token_ids: Sequence[Sequence[int]]) -> list[float]:
         """A fixed number in [-1, 1) per sequence."""
         return [derive_seed(*ids) % 2000 / 1000 - 1 for ids in token_ids]
+
+    def close(self) -> None:
+        """Nothing was taken."""
+
+
+@dataclass(frozen=True)
+class FakeSource:
+    """Opens a fake sampler in the worker itself, without an engine."""
+
+    def open(self) -> FakeSampler:
+        """A new one."""
+        return FakeSampler()
 
 
 def _text(shown: Shown) -> str:
@@ -89,4 +102,4 @@ def _text(shown: Shown) -> str:
 
 
 def _token_ids(text: str) -> tuple[int, ...]:
-    return tuple(derive_seed(word) % len(_WORDS) for word in text.split())
+    return tuple(len(word) for word in text.split())

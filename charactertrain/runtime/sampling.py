@@ -42,6 +42,8 @@ class Sample:
     finish_reason: FinishReason
     weight_version: str
     """The weights that wrote it."""
+    cached_tokens: int
+    """Of the prompt's, found in the engine's prefix cache."""
 
     @property
     def sequence_logprob(self) -> float:
@@ -65,6 +67,10 @@ class Score:
     request_id: str
     logprobs: tuple[float, ...]
     """Per token of the request's `token_ids`, in nats."""
+    prompt_tokens: int
+    """That the engine was given: what was shown and the text."""
+    cached_tokens: int
+    """Of them, found in its prefix cache."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,9 @@ class Choice:
     request_id: str
     logprobs: tuple[float, ...]
     """log P(choice) over the whole vocabulary, in nats; the choices do not sum to 1."""
+    prompt_tokens: int
+    cached_tokens: int
+    """Of the prompt's tokens, found in the engine's prefix cache."""
 
 
 @dataclass(frozen=True)
@@ -110,3 +119,13 @@ class Sampler(Protocol):
 
     def rewards(self, token_ids: Sequence[Sequence[int]]) -> list[float]:
         """The preference model's scalar for each whole sequence (prompt and response)."""
+
+    def close(self) -> None:
+        """Give back what was taken to open it."""
+
+
+class SamplerSource(Protocol):
+    """Where a worker gets its sampler; travels to any process of the cluster."""
+
+    def open(self) -> Sampler:
+        """A sampler for this process; close it after use."""

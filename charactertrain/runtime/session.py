@@ -2,20 +2,25 @@
 
 import logging
 import os
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
 import ray
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from charactertrain.exceptions import ConfigError
-from charactertrain.runtime.dataflow import PoolSettings
-from charactertrain.runtime.engines import EngineBroker, SamplerSource
+from charactertrain.runtime.dataflow import ChunkJob, PoolSettings, Produced, run_chunks
+from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec, Latency
+from charactertrain.runtime.engines import EngineBroker, EngineSource
 from charactertrain.runtime.metrics import MetricLog
 from charactertrain.runtime.progress import Progress
-from charactertrain.runtime.vllm_engine import EngineSpec
+
+_SECONDS_BETWEEN_RECORDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class EngineSettings:
     """How this run's engines are started."""
 
     fake: bool
+    latency: Latency | None
     precision: str
     context_tokens: int
     num_engines: tuple[int, int]
@@ -34,7 +40,6 @@ class EngineSettings:
     cpus_per_engine: float
     gpus_per_engine: float
     rows_per_chunk: int
-    chunks_in_flight: int
 
 
 @dataclass(frozen=True)
@@ -92,9 +97,20 @@ class Session:
     def pool(self) -> PoolSettings:
         """The Ray Data pool that keeps the engines busy."""
         settings = self._engines
-        return PoolSettings(
-            settings.num_engines, settings.rows_per_chunk, settings.chunks_in_flight
-        )
+        return PoolSettings(settings.num_engines, settings.rows_per_chunk, settings.max_num_seqs)
+
+    def run(self, job: ChunkJob) -> Produced:
+        """Run a data job on the pool, and record what the engines did for it."""
+        watch = _EngineWatch(job.name, self._counts, self.metrics)
+        produced = run_chunks(job, self.pool, self.progress, watch.tick)
+        rates = watch.finish()
+        return replace(produced, engines=rates)
+
+    def _counts(self) -> EngineCounts:
+        if self._broker is None:
+            return EngineCounts()
+        counts: EngineCounts = ray.get(self._broker.counts.remote())
+        return counts
 
     def connect(self) -> None:
         """Start or join the Ray cluster, once."""
@@ -119,14 +135,12 @@ class Session:
                 " or on a node of the cluster, or use cluster=local."
             ) from error
 
-    def sampler(self, architecture: str, weights: str, *, kind: str = "generate") -> SamplerSource:
+    def sampler(self, architecture: str, weights: str, *, kind: str = "generate") -> EngineSource:
         """Where workers get a sampler for `weights`, which has the config of `architecture`."""
         self.connect()
         settings = self._engines
-        if settings.fake:
-            return SamplerSource(None, None, weights)
         spec = EngineSpec(
-            kind=kind,
+            kind="fake" if settings.fake else kind,
             architecture=architecture,
             precision=settings.precision,
             context_tokens=settings.context_tokens,
@@ -138,8 +152,9 @@ class Session:
             num_cpus=settings.cpus_per_engine,
             num_gpus=settings.gpus_per_engine,
             threads=os.cpu_count() or 1,
+            latency=settings.latency,
         )
-        return SamplerSource(self._broker_name(), spec, weights)
+        return EngineSource(self._broker_name(), spec, weights)
 
     def end_leases(self) -> None:
         """Between stages: no worker is left, so no lease can be."""
@@ -154,9 +169,40 @@ class Session:
     def _broker_name(self) -> str:
         name = f"charactertrain-engines-{ray.get_runtime_context().get_job_id()}"
         if self._broker is None:
-            actor = ray.remote(EngineBroker).options(name=name, num_cpus=0, max_concurrency=100)
+            # On the driver's node: the run ends with the one as with the other.
+            here = NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=False
+            )
+            actor = ray.remote(EngineBroker).options(
+                name=name, num_cpus=0, max_concurrency=100, scheduling_strategy=here
+            )
             self._broker = actor.remote(self._engines.num_engines[1])
         return name
+
+
+class _EngineWatch:
+    """Records what the engines do while a job runs, now and then and at its end."""
+
+    def __init__(self, name: str, counts: Callable[[], EngineCounts], metrics: MetricLog) -> None:
+        self._name, self._counts, self._metrics = name, counts, metrics
+        self._first = self._last = counts()
+        self._started = self._recorded = time.monotonic()
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        if now - self._recorded < _SECONDS_BETWEEN_RECORDS:
+            return
+        counts = self._counts()
+        rates = counts.since(self._last).rates(now - self._recorded)
+        self._metrics.record("engines", {"job": self._name, **rates})
+        self._last, self._recorded = counts, now
+
+    def finish(self) -> dict[str, float | int]:
+        """Rates over the whole job."""
+        seconds = time.monotonic() - self._started
+        rates = self._counts().since(self._first).rates(seconds)
+        self._metrics.record("engines", {"job": self._name, "seconds": seconds, **rates})
+        return {"seconds": round(seconds, 3), **rates}
 
 
 def _quiet_ray() -> None:

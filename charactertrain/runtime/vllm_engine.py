@@ -10,14 +10,12 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
 
-import ray
-
 from charactertrain import chat
 from charactertrain.exceptions import SamplingError
+from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec
 from charactertrain.runtime.sampling import (
     Choice,
     ChoiceRequest,
@@ -28,51 +26,11 @@ from charactertrain.runtime.sampling import (
     Score,
     ScoreRequest,
 )
-from charactertrain.runtime.weight_sync import SHARED_MEMORY_BACKEND
 from charactertrain.runtime.weight_sync.updates import WeightUpdates
-from charactertrain.runtime.weight_sync.worker_extension import WorkerExtension
 
 _WATCH_SECONDS = 1.0
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-
-WEIGHT_TRANSFER_BACKENDS = {"cpu": SHARED_MEMORY_BACKEND, "cuda": "nccl"}
-
-
-@dataclass(frozen=True)
-class EngineSpec:
-    """What decides whether a running engine can serve: all but its weights."""
-
-    kind: str
-    """`generate`, or `reward` for a preference model."""
-    architecture: str
-    """The local directory or hub id whose config and tokenizer the engine was started from."""
-    precision: str
-    context_tokens: int
-    tensor_parallel_size: int
-    max_num_seqs: int
-    memory_fraction: float
-    kv_cache_gib: float
-    eager: bool
-    num_cpus: float
-    num_gpus: float
-    threads: int
-    """OpenMP threads of an engine that runs on CPU."""
-
-    def environment(self) -> dict[str, str]:
-        """Environment variables that must be set before the actor's process starts."""
-        variables = {"HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1"}
-        variables["VLLM_LOGGING_LEVEL"] = "ERROR"
-        if self.num_gpus == 0:
-            # Ray hides no GPU from an actor that asked for none.
-            variables["CUDA_VISIBLE_DEVICES"] = ""
-            # Ray sets OMP_NUM_THREADS to the actor's logical CPUs, and vLLM's own binding takes
-            # one core of two away (scoring: 195 against 380 tokens/s, 2026-11).
-            variables["OMP_NUM_THREADS"] = str(self.threads)
-            variables["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-            # With it, vLLM puts a CPU engine's model into one more process, which binds threads.
-            variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        return variables
 
 
 def _ends_with_its_engine(
@@ -99,48 +57,21 @@ class VllmEngine:
         """Start the engine on `weights`, a directory or hub id with the spec's architecture."""
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-        from charactertrain.runtime.hardware import has_accelerator, resolve_precision
+        from charactertrain.runtime.vllm_arguments import engine_arguments
+        from charactertrain.runtime.vllm_counters import CountingLogger
 
-        device = "cuda" if has_accelerator() else "cpu"
-        arguments: dict[str, Any] = {
-            "model": weights,
-            "dtype": str(resolve_precision(spec.precision)).removeprefix("torch."),
-            "max_model_len": spec.context_tokens,
-            "max_num_seqs": spec.max_num_seqs,
-            "tensor_parallel_size": spec.tensor_parallel_size,
-            "enforce_eager": spec.eager,
-            "gpu_memory_utilization": spec.memory_fraction,
-            "enable_prefix_caching": True,
-            "disable_log_stats": True,
-            "trust_remote_code": False,
-            "worker_extension_cls": f"{WorkerExtension.__module__}.{WorkerExtension.__name__}",
-            "seed": 0,
-        }
-        if spec.tensor_parallel_size == 1:
-            # A worker process of its own would spin beside the engine's threads.
-            arguments["distributed_executor_backend"] = "uni"
-        if device == "cpu":
-            # Blocks of 128, the default on CPU, are longer than most prompts: nothing would ever
-            # be found in the prefix cache.
-            arguments["block_size"] = 32
-            # A seeded request whose prefill is split kills a CPU engine (vLLM 0.32 rewinds the
-            # request's generator, and a CPU generator has no offset).
-            arguments["enable_chunked_prefill"] = False
-            arguments["max_num_batched_tokens"] = max(4096, spec.context_tokens)
-            # A reward engine keeps a sequence for one pass only.
-            share = 0.25 if spec.kind == "reward" else 1.0
-            arguments["kv_cache_memory_bytes"] = int(share * spec.kv_cache_gib * 2**30)
-        if spec.kind == "reward":
-            arguments |= {"runner": "pooling", "convert": "classify"}
-        else:
-            arguments |= {
-                "logprobs_mode": "processed_logprobs",
-                "max_logprobs": 8,
-                "weight_transfer_config": {"backend": WEIGHT_TRANSFER_BACKENDS[device]},
-            }
+        def counting_logger(*args: Any) -> CountingLogger:
+            self._counters = CountingLogger(*args)
+            return self._counters
+
         try:
-            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+            self._engine = AsyncLLM.from_engine_args(
+                AsyncEngineArgs(**engine_arguments(spec, weights)),
+                # The second puts vLLM's own metrics on Ray's Prometheus endpoint.
+                stat_loggers=[counting_logger, RayPrometheusStatLogger],
+            )
         except (RuntimeError, ValueError, OSError) as error:
             raise SamplingError(
                 f"the vLLM engine for {weights} did not start: {error}. If memory ran out: lower "
@@ -163,6 +94,10 @@ class VllmEngine:
     async def ready(self) -> bool:
         """True once the engine has started."""
         return True
+
+    async def counts(self) -> EngineCounts:
+        """What the engine did since it was started."""
+        return self._counters.counts
 
     # Writing and scoring
 
@@ -187,22 +122,23 @@ class VllmEngine:
             stop=list(settings.stop),
             seed=request.seed,
             logprobs=0,
+            flat_logprobs=True,
         )
-        output = await self._run(prompt_ids, params)
+        output = await self._answer(request.request_id, prompt_ids, params)
+        if isinstance(output, Failure):
+            return output
         completion = output.outputs[0]
-        token_ids = tuple(completion.token_ids)
-        logprobs = tuple(
-            float(entry[token].logprob)
-            for entry, token in zip(completion.logprobs, token_ids, strict=True)
-        )
+        # The first entry of each position is the token that was drawn.
+        flat = completion.logprobs
         return Sample(
             request_id=request.request_id,
             text=completion.text,
             prompt_token_ids=tuple(prompt_ids),
-            token_ids=token_ids,
-            logprobs=logprobs,
+            token_ids=tuple(completion.token_ids),
+            logprobs=tuple(flat.logprobs[start] for start in flat.start_indices),
             finish_reason="length" if completion.finish_reason == "length" else "stop",
             weight_version=self._weight_version,
+            cached_tokens=output.num_cached_tokens or 0,
         )
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score | Failure]:
@@ -214,16 +150,16 @@ class VllmEngine:
         if len(prompt_ids) + len(request.token_ids) >= self._spec.context_tokens:
             length = len(request.token_ids)
             return _too_long(request.request_id, len(prompt_ids), length, self._spec)
-        logprobs = await self._score_ids(prompt_ids, request.token_ids, use_cache=True)
-        if logprobs is None:
-            logprobs = await self._score_ids(prompt_ids, request.token_ids, use_cache=False)
-        assert logprobs is not None, "a score without the prefix cache covers every token"
-        return Score(request.request_id, logprobs)
+        score = await self._score_ids(request, prompt_ids, use_cache=True)
+        if score is None:
+            score = await self._score_ids(request, prompt_ids, use_cache=False)
+        assert score is not None, "a score without the prefix cache covers every token"
+        return score
 
     async def _score_ids(
-        self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, use_cache: bool
-    ) -> tuple[float, ...] | None:
-        """Log-probabilities of `token_ids`; None if the prefix cache hid some of them.
+        self, request: ScoreRequest, prompt_ids: Sequence[int], *, use_cache: bool
+    ) -> Score | Failure | None:
+        """The score; None if the prefix cache hid some of the text's tokens.
 
         vLLM leaves the rows of cached tokens unset. They are harmless as long as they belong to
         the prompt, which all responses to it share; a response scored before may itself be
@@ -238,13 +174,22 @@ class VllmEngine:
             detokenize=False,
             skip_reading_prefix_cache=not use_cache,
         )
-        output = await self._run([*prompt_ids, *token_ids], params)
-        if (output.num_cached_tokens or 0) >= len(prompt_ids):
+        token_ids = request.token_ids
+        output = await self._answer(request.request_id, [*prompt_ids, *token_ids], params)
+        if isinstance(output, Failure):
+            return output
+        cached_tokens = output.num_cached_tokens or 0
+        if cached_tokens >= len(prompt_ids):
             return None
         # From the end: one of vLLM's runners leaves cached tokens out, the other leaves them empty.
         entries = output.prompt_logprobs[len(output.prompt_logprobs) - len(token_ids) :]
-        return tuple(
-            float(entry[token].logprob) for entry, token in zip(entries, token_ids, strict=True)
+        return Score(
+            request_id=request.request_id,
+            logprobs=tuple(
+                float(entry[token].logprob) for entry, token in zip(entries, token_ids, strict=True)
+            ),
+            prompt_tokens=len(prompt_ids) + len(token_ids),
+            cached_tokens=cached_tokens,
         )
 
     async def choose(self, requests: Sequence[ChoiceRequest]) -> list[Choice | Failure]:
@@ -259,9 +204,16 @@ class VllmEngine:
         if len(prompt_ids) >= self._spec.context_tokens:
             return _too_long(request.request_id, len(prompt_ids), 1, self._spec)
         params = SamplingParams(temperature=1.0, max_tokens=1, logprob_token_ids=choice_ids)
-        output = await self._run(prompt_ids, params)
+        output = await self._answer(request.request_id, prompt_ids, params)
+        if isinstance(output, Failure):
+            return output
         entry = output.outputs[0].logprobs[0]
-        return Choice(request.request_id, tuple(float(entry[i].logprob) for i in choice_ids))
+        return Choice(
+            request_id=request.request_id,
+            logprobs=tuple(float(entry[i].logprob) for i in choice_ids),
+            prompt_tokens=len(prompt_ids),
+            cached_tokens=output.num_cached_tokens or 0,
+        )
 
     async def rewards(self, token_ids: Sequence[Sequence[int]]) -> list[float]:
         """The preference model's scalar for each whole sequence."""
@@ -278,6 +230,15 @@ class VllmEngine:
             last = output
         assert last is not None, "the engine ended a request without an output"
         return float(last.outputs.data.reshape(-1)[0])
+
+    async def _answer(
+        self, request_id: str, prompt_ids: Sequence[int], params: Any
+    ) -> Any | Failure:
+        """VLLM's output; a Failure where vLLM refuses this one request."""
+        try:
+            return await self._run(prompt_ids, params)
+        except ValueError as error:
+            return Failure(request_id, "refused_by_engine", str(error)[:500])
 
     @_ends_with_its_engine
     async def _run(self, prompt_ids: Sequence[int], params: Any) -> Any:
@@ -343,15 +304,3 @@ def _too_long(request_id: str, prompt: int, response: int, spec: EngineSpec) -> 
         f"{prompt} prompt tokens and {response} response tokens exceed model.context_tokens "
         f"{spec.context_tokens}",
     )
-
-
-def start_engine(spec: EngineSpec, weights: str, name: str) -> Any:
-    """A handle to a new engine actor; the actor starts in the background."""
-    actor = ray.remote(VllmEngine).options(
-        name=name,
-        num_cpus=spec.num_cpus,
-        num_gpus=spec.num_gpus,
-        runtime_env={"env_vars": spec.environment()},
-        max_concurrency=1000,
-    )
-    return actor.remote(spec, weights)

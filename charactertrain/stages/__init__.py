@@ -3,12 +3,13 @@
 This file is light; a stage's module is imported when the stage runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from charactertrain.config import RunConfig, Section, identity
 from charactertrain.constitution import Constitution
 from charactertrain.pipeline import Stage
+from charactertrain.stages import prompt_files
 
 NAMES = (
     "traits",
@@ -24,11 +25,13 @@ NAMES = (
 
 
 def define(
-    config: RunConfig, constitution: Constitution, model_identity: Mapping[str, str]
+    config: RunConfig,
+    constitution: Constitution,
+    identify: Callable[[str], Mapping[str, str]],
 ) -> list[Stage]:
-    """The stages of a run of `config`."""
+    """The stages of a run of `config`; `identify` names a model by its path."""
     model = {
-        "weights": dict(model_identity),
+        "weights": dict(identify(config.model.path)),
         "precision": config.model.precision,
         "context_tokens": config.model.context_tokens,
         "sampler": config.sampler.kind,
@@ -37,7 +40,12 @@ def define(
         "trait_placement": config.model.trait_placement,
         "traits_shown": config.model.traits_shown,
     }
-    synthesis = {"prompt_synthesis": config.model.prompt_synthesis}
+    synthesis = {
+        "prompt_synthesis": config.model.prompt_synthesis,
+        "messages_per_call": config.model.messages_per_call,
+    }
+    own_file, judge = config.prompts.file, config.rankings.judge_model
+    own_prompts = None if own_file is None else prompt_files.checksum(own_file)
     seed = {"seed": config.seed}
     candidates = config.responses.per_prompt
     sizes = _sizes(config, constitution)
@@ -56,6 +64,7 @@ def define(
                     "max_tokens": config.responses.max_tokens,
                     "ending": config.responses.ending,
                 },
+                "own_prompts": own_prompts,
             },
             {"prompts": config.prompts},
             sizes,
@@ -70,7 +79,11 @@ def define(
         _stage(
             "rankings",
             ("traits", "prompts", "responses"),
-            {"model": {**model, **asking}},
+            {
+                **seed,
+                "model": {**model, **asking},
+                "judge": None if judge is None else dict(identify(judge)),
+            },
             {"rankings": config.rankings},
             sizes,
         ),
@@ -118,19 +131,19 @@ def _stage(
 
 
 def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
-    from charactertrain.templates import DEFAULT_FACETS
-
-    facets = sum(len(trait.facets or DEFAULT_FACETS) for trait in constitution.traits)
-    attempts = facets * config.prompts.attempts_per_facet
-    trained = round(attempts * (1 - config.prompts.test_share))
-    tested = attempts - trained
+    # Without general prompts, which no candidate is sampled for.
+    share = 1 - config.prompts.kinds.get("general", 0.0)
+    wanted = round(len(constitution.traits) * config.prompts.per_trait * share)
+    is_replaced = config.prompts.file_use == "replace"
+    trained = round(wanted * (1 - config.prompts.test_share))
+    tested = wanted - trained
     candidates = config.responses.per_prompt
     pairs = trained * candidates * (candidates - 1) // 2
     steps = config.policy.num_steps
     rollouts = config.policy.prompts_per_step * config.policy.group_size
-    return {
+    sizes = {
         "traits": f"{len(constitution.traits)} traits",
-        "prompts": f"{attempts} attempts",
+        "prompts": f"{wanted} prompts wanted",
         "responses": f"up to {trained * candidates} responses",
         "rankings": f"up to {trained} rankings",
         "pairs": f"up to {pairs} pairs",
@@ -139,3 +152,9 @@ def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
         "evaluation": f"up to {2 * tested * config.evaluation.responses_per_prompt} responses",
         "report": "one page",
     }
+    if is_replaced:
+        sizes |= dict.fromkeys(
+            ("prompts", "responses", "rankings", "pairs", "preference_model", "evaluation"),
+            "as many as prompts.file has prompts for",
+        )
+    return sizes

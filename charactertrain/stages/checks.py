@@ -4,15 +4,15 @@ The template check asks whether the character shows at all when the model is ask
 responses, written with and without the trait, are the ranker check's pairs of known truth.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
-from charactertrain import measures, ranking
+from charactertrain import measures, ranking, statistics
 from charactertrain.exceptions import SamplingError
 from charactertrain.records import Probe, Trait
 from charactertrain.runtime.sampling import (
-    ChoiceRequest,
     Failure,
     Sample,
     Sampler,
@@ -22,15 +22,15 @@ from charactertrain.runtime.sampling import (
     ScoreRequest,
 )
 from charactertrain.seeds import derive_seed, stable_id
+from charactertrain.stages.rankers import Candidate, Comparisons, Group, Ranker
 from charactertrain.templates import (
     CHECK_MESSAGES,
-    JUDGE_CHOICES,
     REFERENCE_VARIANT,
-    judge_conversation,
     plain_conversation,
     response_conversation,
 )
 
+_NUM_RESAMPLES = 2000
 _PROBE_VARIANTS = ("none", REFERENCE_VARIANT)
 
 
@@ -56,6 +56,9 @@ class RankerQuality:
     ranker: str
     accuracy: float
     """0 to 1; a tie counts as half."""
+    ci_low: float
+    """Of a 95 % interval over messages; 0 to 1 where there are too few."""
+    ci_high: float
     num_pairs: int
 
 
@@ -176,39 +179,63 @@ def probe_pairs(probes: Sequence[Probe]) -> list[tuple[Probe, Probe]]:
 
 
 def contrast_quality(probes: Sequence[Probe]) -> RankerQuality:
-    """The contrast ranker on pairs of known truth."""
+    """The contrast ranker on pairs of known truth, whose contrasts the probes hold."""
     pairs = probe_pairs(probes)
-    wins = [
-        1.0 if a.contrast > b.contrast else 0.5 if a.contrast == b.contrast else 0.0
+    return _quality("contrast", [_win(a.contrast, b.contrast) for a, b in pairs], pairs)
+
+
+def ranker_quality(
+    name: str, ranker: Ranker, probes: Sequence[Probe], traits: dict[str, Trait]
+) -> RankerQuality:
+    """A ranker on pairs of known truth; a pair that it fails on counts as none."""
+    pairs = probe_pairs(probes)
+    groups = [
+        Group(
+            group_id=a.probe_id,
+            prompt=a.prompt,
+            traits=(traits[a.trait_id],),
+            candidates=(
+                Candidate(a.probe_id, a.text, a.token_ids),
+                Candidate(b.probe_id, b.text, b.token_ids),
+            ),
+        )
         for a, b in pairs
     ]
-    return RankerQuality("contrast", fmean(wins), len(pairs))
+    wins, answered = [], []
+    for pair, result in zip(pairs, ranker(groups), strict=True):
+        if isinstance(result, Comparisons):
+            wins.append(_win(result.probabilities_KK[0][1], result.probabilities_KK[1][0]))
+            answered.append(pair)
+    return _quality(name, wins, answered)
 
 
-def judge_quality(
-    sampler: Sampler, probes: Sequence[Probe], traits: dict[str, Trait]
+def _win(first: float, second: float) -> float:
+    return 1.0 if first > second else 0.5 if first == second else 0.0
+
+
+def _quality(
+    name: str, wins: Sequence[float], pairs: Sequence[tuple[Probe, Probe]]
 ) -> RankerQuality:
-    """The judge, both orders averaged, on pairs of known truth."""
-    pairs = probe_pairs(probes)
-    requests = []
-    for a, b in pairs:
-        trait = traits[a.trait_id]
-        for first, second in ((a, b), (b, a)):
-            shown = judge_conversation([trait], a.prompt, first.text, second.text)
-            requests.append(ChoiceRequest("", shown, JUDGE_CHOICES))
-    answers = sampler.choose(requests)
-    wins = []
-    for straight, swapped in zip(answers[::2], answers[1::2], strict=True):
-        if isinstance(straight, Failure) or isinstance(swapped, Failure):
-            continue
-        probability = ranking.debiased_probability(
-            ranking.judge_probability(*straight.logprobs),
-            ranking.judge_probability(*swapped.logprobs),
-        )
-        wins.append(1.0 if probability > 0.5 else 0.5 if probability == 0.5 else 0.0)
-    return RankerQuality("judge", fmean(wins) if wins else 0.0, len(wins))
+    if len(wins) < 2:
+        return RankerQuality(name, fmean(wins) if wins else 0.0, 0.0, 1.0, len(wins))
+    # Pairs of one message resemble each other, whichever trait they are of.
+    by_message = statistics.values_by_cluster(wins, [a.prompt for a, _ in pairs])
+    if len(by_message) < 2:
+        return RankerQuality(name, fmean(wins), 0.0, 1.0, len(wins))
+    interval = statistics.cluster_bootstrap_mean(by_message, num_resamples=_NUM_RESAMPLES, seed=0)
+    return RankerQuality(name, interval.estimate, interval.ci_low, interval.ci_high, len(wins))
 
 
 def as_json(items: Sequence[TraitShift] | Sequence[RankerQuality]) -> list[dict[str, object]]:
     """For a manifest's summary."""
     return [asdict(item) for item in items]
+
+
+def qualities_to_json(qualities: Sequence[RankerQuality]) -> bytes:
+    """A file of the ranker check's results."""
+    return json.dumps(as_json(qualities), indent=2).encode()
+
+
+def qualities_from_json(data: bytes) -> list[RankerQuality]:
+    """What `qualities_to_json` wrote."""
+    return [RankerQuality(**values) for values in json.loads(data)]

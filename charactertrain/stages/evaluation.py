@@ -1,7 +1,7 @@
 """evaluation: base against policy on held-out prompts, no trait shown, through one sampler pool."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -19,12 +19,12 @@ from charactertrain.records import (
     from_table,
     to_table,
 )
-from charactertrain.runtime.dataflow import ChunkJob, Source, count_reasons, run_chunks
-from charactertrain.runtime.engines import SamplerSource, close_sampler
+from charactertrain.runtime.dataflow import ChunkJob, FileSource, count_reasons
 from charactertrain.runtime.sampling import (
     Sample,
     Sampler,
     SampleRequest,
+    SamplerSource,
     SamplingSettings,
     Score,
     ScoreRequest,
@@ -94,7 +94,7 @@ def run(work: Work, context: Context) -> Outcome:
 
 
 def _sample_arms(
-    work: Work, context: Context, num_prompts: int, samplers: dict[str, SamplerSource]
+    work: Work, context: Context, num_prompts: int, samplers: Mapping[str, SamplerSource]
 ) -> list[str]:
     """Replies of each arm; the same seeds in both, so that arms differ by their weights alone."""
     evaluation = context.config.evaluation
@@ -103,7 +103,7 @@ def _sample_arms(
     for arm in ARMS:
         job = ChunkJob(
             name=f"evaluation: {arm} replies",
-            source=Source(work.directory, questions, Prompt, whole_files=False),
+            source=FileSource(work.directory, questions, Prompt, whole_files=False),
             target=work.directory,
             table=f"replies_{arm}",
             result_type=Reply,
@@ -120,9 +120,10 @@ def _sample_arms(
             ),
             sampler=samplers[arm],
             max_reject_share=context.config.responses.max_reject_share,
+            requests_per_row=evaluation.responses_per_prompt,
         )
-        found, _, _ = run_chunks(job, context.session.pool, context.session.progress)
-        names += found
+        produced = context.session.run(job)
+        names += [*produced.files, *produced.reject_files]
         context.session.end_leases()
     return names
 
@@ -150,9 +151,8 @@ class ReplyWriter:
         results = self._sampler.sample(requests, self._settings)
         for prompt, result in zip(prompts, results, strict=True):
             if not isinstance(result, Sample):
-                rejects.append(
-                    Reject(result.request_id, "evaluation", result.reason, result.detail)
-                )
+                reject = (prompt.trait_id, "evaluation", result.reason, result.detail)
+                rejects.append(Reject(result.request_id, *reject))
                 continue
             replies.append(
                 Reply(
@@ -179,13 +179,13 @@ def _contrast_scores(
 ) -> list[str]:
     """Contrast and KL of every reply under the frozen base."""
     files = tuple(
-        FileEntry(name, 0, "", work.directory.read_table(name, columns=[]).num_rows)
+        FileEntry(name, 0, "", work.directory.num_rows(name))
         for name in names
         if name.startswith("replies_")
     )
     job = ChunkJob(
         name="evaluation: contrast",
-        source=Source(work.directory, files, Reply, whole_files=True),
+        source=FileSource(work.directory, files, Reply, whole_files=True),
         target=work.directory,
         table="scored",
         result_type=EvaluationSample,
@@ -194,10 +194,11 @@ def _contrast_scores(
         ),
         sampler=base,
         max_reject_share=context.config.responses.max_reject_share,
+        requests_per_row=2,
     )
-    found, _, _ = run_chunks(job, context.session.pool, context.session.progress)
+    produced = context.session.run(job)
     context.session.end_leases()
-    return found
+    return [*produced.files, *produced.reject_files]
 
 
 class ReplyScorer:
@@ -210,7 +211,7 @@ class ReplyScorer:
     def process(self, rows: list[Reply]) -> tuple[list[EvaluationSample], list[Reject]]:
         """Samples with contrast, detector and KL; the reward is filled in later."""
         rejects = [
-            Reject(row.sample_id, "evaluation", "empty", "the reply has no tokens")
+            Reject(row.sample_id, row.trait_id, "evaluation", "empty", "the reply has no tokens")
             for row in rows
             if not row.token_ids
         ]
@@ -220,8 +221,8 @@ class ReplyScorer:
         for reply in replies:
             shown, plain = next(scores), next(scores)
             if not isinstance(shown, Score) or not isinstance(plain, Score):
-                detail = f"{shown} {plain}"[:200]
-                rejects.append(Reject(reply.sample_id, "evaluation", "not_scored", detail))
+                why = ("evaluation", "not_scored", f"{shown} {plain}"[:200])
+                rejects.append(Reject(reply.sample_id, reply.trait_id, *why))
                 continue
             samples.append(self._sample(reply, sum(shown.logprobs), sum(plain.logprobs)))
         return samples, rejects
@@ -261,23 +262,25 @@ def _measure(
 ) -> list[str]:
     """Samples with the preference model's reward filled in, and the rejects of both passes."""
     files = tuple(
-        FileEntry(name, 0, "", work.directory.read_table(name, columns=[]).num_rows)
+        FileEntry(name, 0, "", work.directory.num_rows(name))
         for name in names
         if name.startswith("scored/")
     )
     job = ChunkJob(
         name="evaluation: rewards",
-        source=Source(work.directory, files, EvaluationSample, whole_files=True),
+        source=FileSource(work.directory, files, EvaluationSample, whole_files=True),
         target=work.directory,
         table="samples",
         result_type=EvaluationSample,
         make_processor=partial(Rewarder, tokenizer_directory=str(context.model_directory)),
         sampler=rewards,
         max_reject_share=context.config.responses.max_reject_share,
+        requests_per_row=1,
     )
-    found, _, _ = run_chunks(job, context.session.pool, context.session.progress)
+    produced = context.session.run(job)
     context.session.end_leases()
-    return [*found, *(name for name in names if name.startswith("rejects/"))]
+    earlier = (name for name in names if name.startswith("rejects/"))
+    return [*produced.files, *produced.reject_files, *earlier]
 
 
 class Rewarder:
@@ -298,7 +301,7 @@ class Rewarder:
 
 
 def _natural_lengths(
-    work: Work, context: Context, prompts: Sequence[Prompt], samplers: dict[str, SamplerSource]
+    work: Work, context: Context, prompts: Sequence[Prompt], samplers: Mapping[str, SamplerSource]
 ) -> dict[str, dict[str, list[float]]] | None:
     """Lengths by arm and prompt of replies that end by themselves; None if not asked for."""
     evaluation = context.config.evaluation
@@ -322,7 +325,7 @@ def _natural_lengths(
         writer = ReplyWriter(sampler, arm=arm, count=1, settings=settings, seed=context.config.seed)
         replies, _ = writer.process(list(chosen))
         lengths[arm] = {reply.prompt_id: [float(len(reply.token_ids))] for reply in replies}
-        close_sampler(sampler)
+        sampler.close()
     work.directory.write_bytes("natural_lengths.json", json.dumps(lengths).encode())
     return lengths
 

@@ -89,7 +89,7 @@ def pairs_from_ranking(
         pair_id = stable_id(chosen.response_id, rejected.response_id)
         if certainty < min_probability:
             detail = f"probability {certainty:.3f} is below {min_probability}"
-            rejects.append(Reject(pair_id, "pairs", "uncertain", detail))
+            rejects.append(Reject(pair_id, ranking.trait_id, "pairs", "uncertain", detail))
         else:
             kept.append((pair_id, chosen, rejected, certainty))
     pairs = [

@@ -17,7 +17,7 @@ from charactertrain.models.packing import PromptGroup, check_packable, pack
 from charactertrain.objectives.logprobs import token_logprobs
 from charactertrain.records import Prompt
 from charactertrain.runtime import training
-from charactertrain.runtime.engines import LeasedSampler, close_sampler, end_leases
+from charactertrain.runtime.engines import LeasedSampler
 from charactertrain.runtime.hardware import resolve_precision
 from charactertrain.runtime.sampling import Sampler, ScoreRequest
 from charactertrain.runtime.training import Worker
@@ -109,7 +109,7 @@ class _Optimisation:
         sender.close()
         if self._engines is not None:
             self._engines.policy.close()
-            close_sampler(self._engines.reward)
+            self._engines.reward.close()
 
     def _learning_rate(self, step: int) -> float:
         optimise = self._task.optimise
@@ -168,7 +168,7 @@ class _Engines:
 
 def _open_engines(task: PolicyTask, arguments: dict[str, Any]) -> _Engines:
     """The engines of this attempt; an engine that died in the last one is replaced."""
-    end_leases(arguments["policy_source"])
+    arguments["policy_source"].end_leases()
     policy = arguments["policy_source"].open_for_training()
     reward = arguments["reward_source"].open()
     tokenizer = loading.load_tokenizer(Path(task.model_directory))

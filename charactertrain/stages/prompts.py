@@ -1,111 +1,82 @@
 """prompts: the model writes messages for which each trait matters.
 
-A plan of slots (trait x facet) gives the coverage; each slot is one attempt. Splits are made before
-anything is written, of whole facets: a facet is in one split, whichever traits share it.
+A plan of facets, kinds, personas, styles and lengths gives the coverage. What the filters take
+away is asked for again, up to a limit. Splits are made before anything is written, of whole
+facets: a facet is in one split, whichever traits share it.
 """
 
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
-from charactertrain.artifacts import FileEntry, Outcome, read_rows
-from charactertrain.config import PromptsSection
-from charactertrain.constitution import normalised_facet
-from charactertrain.exceptions import ConfigError, SamplingError
+from charactertrain.artifacts import Outcome, read_rows
+from charactertrain.exceptions import SamplingError
 from charactertrain.pipeline import Work
-from charactertrain.records import Probe, Prompt, PromptSlot, Reject, Split, Trait, to_table
-from charactertrain.runtime.dataflow import ChunkJob, Source, count_reasons, run_chunks
-from charactertrain.runtime.engines import SamplerSource, close_sampler
-from charactertrain.runtime.sampling import (
-    Failure,
-    Sample,
-    Sampler,
-    SampleRequest,
-    SamplingSettings,
+from charactertrain.records import (
+    Draft,
+    Facet,
+    Probe,
+    Trait,
+    from_table,
+    to_table,
 )
-from charactertrain.seeds import derive_seed, stable_id
-from charactertrain.stages import checks
+from charactertrain.runtime.dataflow import ChunkJob, ComputedSource, Produced, count_reasons
+from charactertrain.runtime.sampling import SamplerSource
+from charactertrain.stages import checks, prompt_files, prompt_plan, prompt_selection
 from charactertrain.stages.context import Context, response_settings
-from charactertrain.templates import (
-    DEFAULT_FACETS,
-    NUM_STYLES,
-    NUM_WORKED_MESSAGES,
-    Shown,
-    synthesis_chat,
-    synthesis_completion,
-)
+from charactertrain.stages.prompt_selection import Selection
+from charactertrain.stages.prompt_writer import PromptWriter, drafts, topics_of_traits
 
-_NUM_WORKED = 5
-_NUM_ORDERS = 4
-_WORDS = re.compile(r"[\w']+")
-_MIN_PROMPTS: dict[Split, int] = {"train": 1, "validation": 2, "test": 2}
-"""Of a trait, by split: an interval over prompts needs two."""
+_FACETS = "facets/part-000000.parquet"
+_PROBES = "probes/part-000000.parquet"
+_MIN_YIELD = 0.2
+"""A facet that yields less is not asked for more than this makes up for."""
 
 
 def run(work: Work, context: Context) -> Outcome:
     """Check that the character shows, then write, filter and split the prompts."""
-    config, directory = context.config, work.directory
-    source, manifest = work.inputs["traits"]
-    traits = read_rows(source, manifest, "traits", Trait)
+    traits = read_rows(*work.inputs["traits"], "traits", Trait)
     model = str(context.model_directory)
     sampler = context.session.sampler(model, model)
     shifts = _template_check(work, context, sampler, traits)
+    facets = _facets(work, context, sampler, traits)
+    own = _own_drafts(work, context, traits, facets)
+    wanted = _wanted(context, traits, facets)
 
-    slots = plan(traits, config.prompts, seed=config.seed)
-    directory.write_table("slots/part-000000.parquet", to_table(slots, PromptSlot))
-    slot_files = (FileEntry("slots/part-000000.parquet", 0, "", len(slots)),)
-    job = ChunkJob(
-        name="prompts",
-        source=Source(directory, slot_files, PromptSlot, whole_files=False),
-        target=directory,
-        table="drafts",
-        result_type=Prompt,
-        make_processor=partial(
-            PromptWriter,
-            traits={trait.trait_id: trait for trait in traits},
-            settings=_settings(config.prompts, config.model.prompt_synthesis),
-            limits=(config.prompts.min_words, config.prompts.max_words),
-            synthesis=config.model.prompt_synthesis,
-            seed=config.seed,
-        ),
-        sampler=sampler,
-        max_reject_share=1 - config.prompts.min_accepted_share,
-    )
-    names, _, _ = run_chunks(job, context.session.pool, context.session.progress)
-    drafts = [
-        row
-        for name in names
-        if name.startswith("drafts/")
-        for row in _prompts(directory.read_table(name).to_pylist())
-    ]
-    prompts, duplicates = without_near_duplicates(drafts, config.prompts.max_similarity)
-    _check_splits(prompts, traits)
-    files = ["prompts/part-000000.parquet", "probes/part-000000.parquet"]
-    directory.write_table(files[0], to_table(prompts, Prompt))
-    rejects = [name for name in names if name.startswith("rejects/")]
-    if duplicates:
-        rejects.append("rejects/duplicates/part-000000.parquet")
-        directory.write_table(rejects[-1], to_table(duplicates, Reject))
+    synthesis = _Synthesis(work, context, sampler, traits, facets, wanted)
+    selection, rounds, num_asked = synthesis.run(own)
+    files, duplicates = prompt_selection.write_prompts(selection, work.directory)
+    _check_splits(work, files, traits)
+    rejects = [*(name for each in rounds for name in each.reject_files), *duplicates]
+    coverage = prompt_selection.coverage(work.directory, files, facets, wanted)
+    missing = sum(max(0, each["wanted"] - each["found"]) for each in coverage["facets"])
+    if missing:
+        context.session.console.print(
+            f"  {missing} of {sum(wanted)} prompts are missing after {len(rounds)} rounds; the "
+            "report says where",
+            style="yellow",
+        )
     return Outcome(
-        files=(*files, *rejects),
-        rejects=count_reasons(directory, rejects),
-        summary={"template_check": checks.as_json(shifts), "attempts": len(slots)},
+        files=(_FACETS, _PROBES, *files, *rejects),
+        rejects=count_reasons(work.directory, rejects),
+        summary={
+            "template_check": checks.as_json(shifts),
+            "asked": num_asked,
+            "rounds": len(rounds),
+            "missing": missing,
+            "coverage": coverage,
+            "engines": rounds[0].engines if rounds else {},
+        },
     )
-
-
-def _prompts(rows: list[dict[str, str]]) -> list[Prompt]:
-    return [Prompt(**row) for row in rows]  # type: ignore[arg-type]
 
 
 def _template_check(
     work: Work, context: Context, source: SamplerSource, traits: list[Trait]
 ) -> list[checks.TraitShift]:
     config = context.config
-    name = "probes/part-000000.parquet"
-    if work.directory.exists(name):
-        rows = work.directory.read_table(name).to_pylist()
-        probes = [Probe(**{**row, "token_ids": tuple(row["token_ids"])}) for row in rows]
+    if work.directory.exists(_PROBES):
+        probes = from_table(work.directory.read_table(_PROBES), Probe)
     else:
         sampler = source.open()
         settings = response_settings(
@@ -121,219 +92,176 @@ def _template_check(
             num_messages=config.prompts.check_prompts,
             seed=config.seed,
         )
-        close_sampler(sampler)
-        work.directory.write_table(name, to_table(probes, Probe))
+        sampler.close()
+        work.directory.write_table(_PROBES, to_table(probes, Probe))
     shifts = checks.trait_shifts(probes, traits)
     checks.check_template(shifts, min_shift=config.prompts.min_trait_shift)
     return shifts
 
 
-def plan(traits: Sequence[Trait], config: PromptsSection, *, seed: int) -> list[PromptSlot]:
-    """Every attempt that will be made: trait x facet x index, each facet in one split."""
-    facets_by_trait = {trait.trait_id: trait.facets or DEFAULT_FACETS for trait in traits}
-    splits = split_facets(
-        facets_by_trait,
-        validation_share=config.validation_share,
-        test_share=config.test_share,
-        seed=seed,
+def _facets(
+    work: Work, context: Context, source: SamplerSource, traits: Sequence[Trait]
+) -> list[Facet]:
+    """The facets of all traits and kinds, named once and then kept."""
+    if work.directory.exists(_FACETS):
+        return from_table(work.directory.read_table(_FACETS), Facet)
+    config = context.config
+    sampler = source.open()
+    topics = topics_of_traits(
+        sampler,
+        traits,
+        count=config.prompts.facets_per_trait,
+        synthesis=config.model.prompt_synthesis,
+        seed=config.seed,
     )
-    slots = []
-    for trait_id, facets in facets_by_trait.items():
-        for facet in facets:
-            family, split = family_name(trait_id, facet), splits[normalised_facet(facet)]
-            for index in range(config.attempts_per_facet):
-                slot_id = stable_id(trait_id, facet, index)
-                slots.append(PromptSlot(slot_id, trait_id, facet, family, split))
-    return slots
+    sampler.close()
+    facets = prompt_plan.facets(
+        topics,
+        [kind for kind, share in config.prompts.kinds.items() if share > 0],
+        validation_share=config.prompts.validation_share,
+        test_share=config.prompts.test_share,
+        seed=config.seed,
+    )
+    work.directory.write_table(_FACETS, to_table(facets, Facet))
+    return facets
 
 
-def family_name(trait_id: str, facet: str) -> str:
-    """The scenario family of a facet of a trait."""
-    return f"{trait_id}/{normalised_facet(facet)}"
+def _own_drafts(
+    work: Work, context: Context, traits: Sequence[Trait], facets: Sequence[Facet]
+) -> list[str]:
+    """Files of drafts that the researcher's own prompts become."""
+    config = context.config
+    if config.prompts.file is None:
+        return []
+    names = []
+    batches = prompt_files.read_prompts(
+        config.prompts.file,
+        trait_ids=[trait.trait_id for trait in traits],
+        splits={facet.family: facet.split for facet in facets},
+        validation_share=config.prompts.validation_share,
+        test_share=config.prompts.test_share,
+        seed=config.seed,
+    )
+    for index, batch in enumerate(batches):
+        names.append(f"drafts_own/part-{index:06d}.parquet")
+        rows = drafts(batch, threshold=config.prompts.max_similarity)
+        work.directory.write_table(names[-1], to_table(rows, Draft))
+    return names
 
 
-def split_facets(
-    facets_by_trait: Mapping[str, Sequence[str]],
-    *,
-    validation_share: float,
-    test_share: float,
-    seed: int,
-) -> dict[str, Split]:
-    """The split of each normalised facet of the whole constitution.
-
-    Traits in order: the facets that a trait shares with earlier ones keep their split, and the
-    others fill its shares up, one facet at least in each split.
-
-    Raises:
-        ConfigError: A trait's facets leave a split without any.
-    """
-    splits: dict[str, Split] = {}
-    for trait_id, facets in facets_by_trait.items():
-        own = list(dict.fromkeys(normalised_facet(facet) for facet in facets))
-        free = sorted(
-            (facet for facet in own if facet not in splits),
-            key=lambda facet: derive_seed(seed, "split", facet),
-        )
-        taken = Counter(splits[facet] for facet in own if facet in splits)
-        shares = _facet_counts(len(own), validation_share, test_share)
-        splits.update(zip(free, _splits_to_fill(taken, shares, len(free)), strict=True))
-        missing = sorted(_MIN_PROMPTS.keys() - {splits[facet] for facet in own})
-        if missing:
-            placed = {facet: splits[normalised_facet(facet)] for facet in facets}
-            raise ConfigError(
-                f"trait {trait_id!r}: expected a facet in each of train, validation and test, "
-                f"found none for {' and '.join(missing)}: {placed}. A facet that traits share is "
-                "in one split for all of them. Give the trait three facets or more of its own, or "
-                "list it before the traits that it shares them with."
-            )
-    return splits
-
-
-def _facet_counts(num_facets: int, validation_share: float, test_share: float) -> dict[Split, int]:
-    """How many of a trait's facets go to each held-out split."""
-    num_validation = min(max(1, round(validation_share * num_facets)), num_facets - 2)
-    num_test = min(max(1, round(test_share * num_facets)), num_facets - num_validation - 1)
-    return {"test": num_test, "validation": num_validation}
-
-
-def _splits_to_fill(taken: Counter[Split], shares: dict[Split, int], num_free: int) -> list[Split]:
-    """A split for each free facet: what has none yet, then what has too few, then training."""
-    order: tuple[Split, ...] = ("test", "validation", "train")
-    wanted = [split for split in order if not taken[split]]
-    for split, share in shares.items():
-        wanted += [split] * (share - max(1, taken[split]))
-    wanted += ["train"] * num_free
-    return wanted[:num_free]
-
-
-def _settings(config: PromptsSection, synthesis: str) -> SamplingSettings:
-    return SamplingSettings(
-        temperature=config.temperature,
-        top_p=config.top_p,
-        max_tokens=config.max_tokens,
-        min_tokens=0,
-        stop=("\n",) if synthesis == "completion" else (),
+def _wanted(context: Context, traits: Sequence[Trait], facets: Sequence[Facet]) -> list[int]:
+    section = context.config.prompts
+    if section.file_use == "replace":
+        return [0] * len(facets)
+    return prompt_plan.wanted_by_facet(
+        facets, traits, per_trait=section.per_trait, shares=section.kinds
     )
 
 
-class PromptWriter:
-    """Writes one message per slot and keeps those that a person might send."""
+@dataclass(frozen=True)
+class _Synthesis:
+    """The model's share of the stage: rounds of calls."""
 
-    def __init__(
-        self,
-        sampler: Sampler,
-        *,
-        traits: dict[str, Trait],
-        settings: SamplingSettings,
-        limits: tuple[int, int],
-        synthesis: str,
-        seed: int,
-    ) -> None:
-        """`limits`: fewest and most words of a message."""
-        self._sampler, self._traits, self._settings = sampler, traits, settings
-        self._limits, self._synthesis, self._seed = limits, synthesis, seed
+    work: Work
+    context: Context
+    sampler: SamplerSource
+    traits: Sequence[Trait]
+    facets: Sequence[Facet]
+    wanted: Sequence[int]
+    """Messages of each facet."""
 
-    def process(self, rows: list[PromptSlot]) -> tuple[list[Prompt], list[Reject]]:
-        """Messages and rejects for the given slots."""
-        requests = [
-            SampleRequest(slot.slot_id, self._shown(slot), derive_seed(self._seed, slot.slot_id))
-            for slot in rows
-        ]
-        prompts, rejects = [], []
-        results = self._sampler.sample(requests, self._settings)
-        for slot, result in zip(rows, results, strict=True):
-            text = message_text(result) if isinstance(result, Sample) else ""
-            reason = self._reason(slot, result, text)
-            if reason is not None:
-                detail = result.detail if isinstance(result, Failure) else text[:200]
-                rejects.append(Reject(slot.slot_id, "prompts", reason, detail))
-                continue
-            prompts.append(
-                Prompt(
-                    prompt_id=slot.slot_id,
-                    trait_id=slot.trait_id,
-                    family=slot.family,
-                    kind="trait",
-                    text=text,
-                    split=slot.split,
+    def run(self, own: Sequence[str]) -> tuple[Selection, list[Produced], int]:
+        """Rounds until each facet has what is wanted of it, or there were enough of them.
+
+        Every round follows from the files of those before it, so a killed run goes on in its
+        round.
+
+        Args:
+            own: Files of drafts of the researcher's own prompts.
+
+        Returns:
+            The drafts that are kept, what each round produced, and how many messages were asked
+            for.
+        """
+        section = self.context.config.prompts
+        rounds: list[Produced] = []
+        asked = [0] * len(self.facets)
+        ask = list(self.wanted)
+        while True:
+            if sum(ask):
+                rounds.append(
+                    self.context.session.run(self._job(self._plan(ask, asked), len(rounds)))
                 )
-            )
-        return prompts, rejects
+                asked = [done + more for done, more in zip(asked, ask, strict=True)]
+            names = [*own, *(name for each in rounds for name in each.files)]
+            found = prompt_selection.read_drafts(self.work.directory, names)
+            selection = prompt_selection.select(found, max_similarity=section.max_similarity)
+            ask = shortfall(self.facets, self.wanted, asked, selection.kept_by_family())
+            if not sum(ask) or len(rounds) > section.max_top_ups:
+                return selection, rounds, sum(asked)
 
-    def _shown(self, slot: PromptSlot) -> Shown:
-        draw = derive_seed(self._seed, "shape", slot.slot_id)
-        if self._synthesis == "chat":
-            return synthesis_chat(self._traits[slot.trait_id], slot.facet, draw % NUM_STYLES)
-        # A few orders, not one per slot: slots with the same examples share a cached prefix.
-        order = draw % _NUM_ORDERS
-        worked = sorted(range(NUM_WORKED_MESSAGES), key=lambda index: derive_seed(order, index))
-        return synthesis_completion(slot.facet, worked[:_NUM_WORKED])
+    def _plan(self, ask: Sequence[int], asked: Sequence[int]) -> prompt_plan.PromptPlan:
+        config = self.context.config
+        return prompt_plan.PromptPlan(
+            self.facets,
+            ask,
+            first=asked,
+            shape=prompt_plan.CallShape(
+                num_messages=config.model.messages_per_call,
+                languages=config.prompts.languages,
+                has_axes=config.model.prompt_synthesis == "chat",
+            ),
+            seed=config.seed,
+        )
 
-    def _reason(self, slot: PromptSlot, result: Sample | Failure, text: str) -> str | None:
-        if isinstance(result, Failure):
-            return result.reason
-        if result.finish_reason == "length":
-            return "truncated"
-        return unusable(text, self._traits[slot.trait_id].statement, self._limits)
-
-
-def message_text(sample: Sample) -> str:
-    """The message that a model wrote, without the quotation marks that small models add."""
-    text = sample.text.strip()
-    bare = text.strip('"').strip()
-    # An odd number left means that one of the marks belongs to a quotation in the message.
-    return text if bare.count('"') % 2 else bare
-
-
-def unusable(text: str, statement: str, limits: tuple[int, int]) -> str | None:
-    """Why a text is no message from a user, or None if it may be one."""
-    words = _WORDS.findall(text)
-    letters = sum(character.isalpha() or character.isspace() for character in text)
-    if not text:
-        return "empty"
-    if re.match(r"(topic|message|user|assistant)\s*:", text, re.IGNORECASE):
-        return "not_a_message"
-    if letters < 0.7 * len(text):
-        return "not_prose"
-    if not limits[0] <= len(words) <= limits[1]:
-        return "too_short" if len(words) < limits[0] else "too_long"
-    if statement.lower().rstrip(".") in text.lower():
-        return "trait_leaked"
-    return None
+    def _job(self, plan: prompt_plan.PromptPlan, number: int) -> ChunkJob:
+        config = self.context.config
+        return ChunkJob(
+            name="prompts" if number == 0 else f"prompts: top-up {number}",
+            source=ComputedSource(plan),
+            target=self.work.directory,
+            table=f"drafts_{number}",
+            result_type=Draft,
+            make_processor=partial(
+                PromptWriter,
+                traits={trait.trait_id: trait for trait in self.traits},
+                section=config.prompts,
+                synthesis=config.model.prompt_synthesis,
+                seed=config.seed,
+            ),
+            sampler=self.sampler,
+            max_reject_share=1 - config.prompts.min_accepted_share,
+            requests_per_row=1,
+        )
 
 
-def without_near_duplicates(
-    prompts: Sequence[Prompt], max_similarity: float
-) -> tuple[list[Prompt], list[Reject]]:
-    """The prompts without those whose word set is close to an earlier one's, and the rejects.
-
-    Compared over all traits and splits, so that no training prompt is a test prompt reworded.
-    """
-    kept: list[tuple[Prompt, frozenset[str]]] = []
-    rejects = []
-    for prompt in prompts:
-        words = frozenset(_WORDS.findall(prompt.text.lower()))
-        twin = next((k for k, seen in kept if _jaccard(words, seen) > max_similarity), None)
-        if twin is None:
-            kept.append((prompt, words))
-        else:
-            detail = f"{prompt.text[:120]!r} is close to {twin.prompt_id}"
-            rejects.append(Reject(prompt.prompt_id, "prompts", "near_duplicate", detail))
-    return [prompt for prompt, _ in kept], rejects
+def shortfall(
+    facets: Sequence[Facet],
+    wanted: Sequence[int],
+    asked: Sequence[int],
+    kept: Counter[tuple[str, str]],
+) -> list[int]:
+    """Messages to ask for of each facet, so that at its yield so far it gets what is missing."""
+    more = []
+    for facet, number, tried in zip(facets, wanted, asked, strict=True):
+        found = kept[facet.kind, facet.family]
+        share = max(found / tried if tried else 1.0, _MIN_YIELD)
+        more.append(round(max(0, number - found) / min(1.0, share) + 0.499))
+    return more
 
 
-def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    return len(a & b) / max(1, len(a | b))
-
-
-def _check_splits(prompts: Sequence[Prompt], traits: Sequence[Trait]) -> None:
-    counts = Counter((prompt.trait_id, prompt.split) for prompt in prompts)
+def _check_splits(work: Work, names: Sequence[str], traits: Sequence[Trait]) -> None:
+    """Raise SamplingError if a trait has too few prompts in a split."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for table in work.directory.read_tables(names, ["trait_id", "split"]):
+        pairs = zip(table["trait_id"].to_pylist(), table["split"].to_pylist(), strict=True)
+        counts.update(pairs)
     for trait in traits:
-        for split, fewest in _MIN_PROMPTS.items():
+        for split, fewest in prompt_plan.MIN_PROMPTS.items():
             found = counts[trait.trait_id, split]
             if found < fewest:
                 raise SamplingError(
                     f"trait {trait.trait_id!r}: expected {fewest} {split} prompts or more after "
-                    f"the filters, found {found}. Raise prompts.attempts_per_facet, loosen the "
-                    "filters of prompts, or see rejects/."
+                    f"the filters, found {found}. Raise prompts.per_trait or prompts.max_top_ups, "
+                    "loosen the filters of prompts, or see rejects/."
                 )

@@ -1,31 +1,35 @@
 """rankings: the model ranks its own responses by how well they fit the trait.
 
-Two rankers give pair probabilities; utilities and the order follow from them by Bradley-Terry.
+A ranker gives pair probabilities; utilities and the order follow from them by Bradley-Terry. How
+far the order can be trusted is measured with it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, groupby
-from typing import Protocol
 
-from charactertrain import ranking
-from charactertrain.artifacts import Outcome, read_rows
+from charactertrain import ranking, reliability
+from charactertrain.artifacts import Json, Outcome, read_rows
 from charactertrain.config import RankingsSection
 from charactertrain.exceptions import ChoiceError, SamplingError
 from charactertrain.pipeline import Work
-from charactertrain.records import Probe, Ranking, Reject, Response, Trait
-from charactertrain.runtime.dataflow import ChunkJob, Source, count_reasons, run_chunks
-from charactertrain.runtime.engines import SamplerSource, close_sampler
-from charactertrain.runtime.sampling import ChoiceRequest, Failure, Sampler, Score, ScoreRequest
-from charactertrain.stages import checks
+from charactertrain.records import Opinion, Probe, Ranking, Reject, Response, Trait
+from charactertrain.runtime.dataflow import ChunkJob, FileSource
+from charactertrain.runtime.sampling import Failure, Sampler, SamplerSource
+from charactertrain.seeds import derive_seed
+from charactertrain.stages import checks, ranking_summary
 from charactertrain.stages.context import Context, traits_shown
-from charactertrain.templates import (
-    JUDGE_CHOICES,
-    REFERENCE_VARIANT,
-    judge_conversation,
-    plain_conversation,
-    response_conversation,
+from charactertrain.stages.rankers import (
+    Candidate,
+    Comparisons,
+    Group,
+    Ranker,
+    make_ranker,
 )
+
+_JUDGES = ("judge", "judge_listwise", "rating")
+"""Rankers that ask questions, in the order in which `auto` considers them."""
 
 
 def run(work: Work, context: Context) -> Outcome:
@@ -34,71 +38,147 @@ def run(work: Work, context: Context) -> Outcome:
     traits = {trait.trait_id: trait for trait in read_rows(*work.inputs["traits"], "traits", Trait)}
     probes = read_rows(*work.inputs["prompts"], "probes", Probe)
     response_source, response_manifest = work.inputs["responses"]
-    model = str(context.model_directory)
-    sampler = context.session.sampler(model, model)
-    qualities = ranker_check(sampler, probes, traits, config.rankings.ranker)
+    source = _sampler_source(context)
+    make = partial(
+        make_ranker,
+        settings=config.rankings,
+        placement=config.model.trait_placement,
+        seed=config.seed,
+    )
+    qualities = _qualities(work, source, make, probes, traits, config.rankings)
     chosen = choose_ranker(qualities, config.rankings)
 
     files = tuple(response_manifest.table("responses"))
+    num_prompts = work.inputs["prompts"][1].rows.get("prompts", 0)
+    answered = {quality.ranker for quality in qualities if quality.num_pairs}
+    others = [name for name in config.rankings.second_opinions if name in answered - {chosen}]
     job = ChunkJob(
         name=f"rankings ({chosen})",
-        source=Source(response_source, files, Response, whole_files=True),
+        source=FileSource(response_source, files, Response, whole_files=True),
         target=work.directory,
         table="rankings",
         result_type=Ranking,
         make_processor=partial(
-            Ranker,
-            method=chosen,
+            RankingWriter,
+            method=Method(
+                ranker=chosen,
+                others=tuple(others),
+                other_share=min(1.0, config.rankings.second_opinion_prompts / max(1, num_prompts)),
+                utility_prior=config.rankings.utility_prior,
+            ),
+            make=make,
             traits=traits,
-            placement=config.model.trait_placement,
             shown=config.model.traits_shown,
-            settings=config.rankings,
         ),
-        sampler=sampler,
+        sampler=source,
         max_reject_share=config.responses.max_reject_share,
+        requests_per_row=2,
     )
-    names, _, _ = run_chunks(job, context.session.pool, context.session.progress)
-    summary = {"ranker": chosen, "ranker_check": checks.as_json(qualities)}
-    return Outcome(tuple(names), count_reasons(work.directory, names), summary)
+    produced = context.session.run(job)
+    summary: Json = {
+        "ranker": chosen,
+        "judge": _judge_name(context),
+        "ranker_check": checks.as_json(qualities),
+        "engines": produced.engines,
+        **ranking_summary.measured(
+            work.directory, produced.files, num_resamples=2000, seed=config.seed
+        ),
+    }
+    return Outcome((*produced.files, *produced.reject_files), produced.rejects, summary)
 
 
-def ranker_check(
-    source: SamplerSource, probes: Sequence[Probe], traits: dict[str, Trait], ranker: str
+def _judge_name(context: Context) -> str:
+    settings = context.config.rankings
+    if settings.endpoint is not None:
+        return f"{settings.endpoint.model} at an endpoint"
+    return settings.judge_model or f"{context.config.model.name} itself"
+
+
+def _sampler_source(context: Context) -> SamplerSource:
+    model = str(context.model_directory)
+    own = context.session.sampler(model, model)
+    settings = context.config.rankings
+    if settings.endpoint is not None:
+        from charactertrain.runtime.endpoint_sampler import EndpointSpec
+        from charactertrain.runtime.judge import JudgedSource
+
+        return JudgedSource(own, EndpointSpec(**settings.endpoint.model_dump()))
+    if settings.judge_model is not None:
+        from charactertrain.models import sources
+        from charactertrain.runtime.judge import JudgedSource
+
+        judge = str(sources.resolve(settings.judge_model))
+        return JudgedSource(own, context.session.sampler(judge, judge))
+    return own
+
+
+def considered(settings: RankingsSection) -> list[str]:
+    """Names of the rankers that are checked: those that may be chosen or asked besides."""
+    if settings.ranker == "auto":
+        names = [*_JUDGES, "contrast"]
+    elif settings.ranker == "ensemble":
+        names = ["ensemble", *settings.ensemble]
+    else:
+        names = [settings.ranker]
+    return list(dict.fromkeys([*names, *settings.second_opinions]))
+
+
+def _qualities(
+    work: Work,
+    source: SamplerSource,
+    make: "partial[Ranker]",
+    probes: Sequence[Probe],
+    traits: dict[str, Trait],
+    settings: RankingsSection,
 ) -> list[checks.RankerQuality]:
-    """How good the rankers are that the setting may choose."""
-    qualities = []
-    if ranker != "contrast":
-        sampler = source.open()
-        qualities.append(_judge_quality(sampler, probes, traits, ranker))
-        close_sampler(sampler)
-    if ranker != "judge":
-        qualities.append(checks.contrast_quality(probes))
+    """How good each ranker is on known pairs; measured once, and kept for a resumed run."""
+    name = "ranker_check.json"
+    if work.directory.exists(name):
+        return checks.qualities_from_json(work.directory.read_bytes(name))
+    qualities = ranker_check(source, make, probes, traits, settings)
+    work.directory.write_bytes(name, checks.qualities_to_json(qualities))
     return qualities
 
 
-def _judge_quality(
-    sampler: Sampler, probes: Sequence[Probe], traits: dict[str, Trait], ranker: str
-) -> checks.RankerQuality:
-    try:
-        return checks.judge_quality(sampler, probes, traits)
-    except ChoiceError:
-        if ranker != "auto":
-            raise
-        # There is another ranker; the manifest says that this one gave no answer.
-        return checks.RankerQuality("judge", 0.0, 0)
+def ranker_check(
+    source: SamplerSource,
+    make: "partial[Ranker]",
+    probes: Sequence[Probe],
+    traits: dict[str, Trait],
+    settings: RankingsSection,
+) -> list[checks.RankerQuality]:
+    """How good the rankers are that the settings may choose or ask.
+
+    Raises:
+        ChoiceError: The ranker that the settings name cannot read its letters.
+    """
+    qualities = []
+    sampler: Sampler | None = None
+    for name in considered(settings):
+        if name == "contrast":
+            qualities.append(checks.contrast_quality(probes))
+            continue
+        sampler = sampler or source.open()
+        try:
+            qualities.append(checks.ranker_quality(name, make(name, sampler), probes, traits))
+        except ChoiceError:
+            if name in (settings.ranker, *settings.ensemble) and settings.ranker != "auto":
+                raise
+            # There are other rankers; the manifest says that this one gave no answer.
+            qualities.append(checks.RankerQuality(name, 0.0, 0.0, 1.0, 0))
+    if sampler is not None:
+        sampler.close()
+    return qualities
 
 
 def choose_ranker(qualities: Sequence[checks.RankerQuality], settings: RankingsSection) -> str:
     """The ranker to use; raises SamplingError when none is good enough on known pairs."""
-    accuracy = {quality.ranker: quality.accuracy for quality in qualities}
-    answered = {quality.ranker for quality in qualities if quality.num_pairs}
-    if settings.ranker != "auto":
-        chosen = settings.ranker
-    elif "judge" in answered and accuracy["judge"] >= settings.min_judge_accuracy:
-        chosen = "judge"
-    else:
-        chosen = "contrast"
-    if accuracy[chosen] < settings.min_accuracy:
+    accuracy = {quality.ranker: quality.accuracy for quality in qualities if quality.num_pairs}
+    chosen: str = settings.ranker
+    if settings.ranker == "auto":
+        able = [j for j in _JUDGES if accuracy.get(j, 0.0) >= settings.min_judge_accuracy]
+        chosen = able[0] if able else "contrast"
+    if accuracy.get(chosen, 0.0) < settings.min_accuracy:
         numbers = ", ".join(f"{q.ranker} {q.accuracy:.2f} of {q.num_pairs}" for q in qualities)
         raise SamplingError(
             f"ranker check: {chosen} tells responses written with a trait from those without in "
@@ -109,175 +189,85 @@ def choose_ranker(qualities: Sequence[checks.RankerQuality], settings: RankingsS
     return chosen
 
 
-class PairRanker(Protocol):
-    """Gives the probability that one response fits the trait better than another."""
+@dataclass(frozen=True)
+class Method:
+    """Which rankers are asked, and how utilities follow."""
 
-    def __call__(self, groups: Sequence["Group"]) -> list["Comparisons | Failure"]:
-        """Compare all pairs of each group's responses."""
-
-
-class Group:
-    """A prompt's responses, and the traits shown for it."""
-
-    def __init__(self, responses: list[Response], traits: list[Trait]) -> None:
-        """All `responses` answer one prompt."""
-        self.responses, self.traits = responses, traits
-        self.prompt = responses[0].prompt
-        self.pairs = list(combinations(range(len(responses)), 2))
+    ranker: str
+    others: tuple[str, ...]
+    """Asked on some prompts, for their agreement."""
+    other_share: float
+    """Share of the prompts on which they are, chosen by a hash of the prompt's id."""
+    utility_prior: float
 
 
-class Comparisons:
-    """Pair probabilities of a group, in the order of its pairs."""
-
-    def __init__(self, probabilities: list[float], swap_consistency: float | None) -> None:
-        """`probabilities`: that the pair's first response is the better."""
-        self.probabilities, self.swap_consistency = probabilities, swap_consistency
-
-
-class ContrastRanker:
-    """How much likelier the model finds a response when shown the trait, per token."""
-
-    def __init__(self, sampler: Sampler, *, placement: str, temperature: float) -> None:
-        """`temperature` in nats per token."""
-        self._sampler, self._placement, self._temperature = sampler, placement, temperature
-
-    def __call__(self, groups: Sequence[Group]) -> list[Comparisons | Failure]:
-        """Two prefills per response, shared by all its pairs."""
-        requests = [request for group in groups for request in self._requests(group)]
-        scores = iter(self._sampler.score(requests))
-        results: list[Comparisons | Failure] = []
-        for group in groups:
-            pairs = [(next(scores), next(scores)) for _ in group.responses]
-            failures = [score for pair in pairs for score in pair if isinstance(score, Failure)]
-            if failures:
-                results.append(failures[0])
-                continue
-            contrasts = [
-                ranking.contrast_score(with_trait.logprobs, without.logprobs)
-                for with_trait, without in pairs
-                if isinstance(with_trait, Score) and isinstance(without, Score)
-            ]
-            probabilities = [self._probability(contrasts[i], contrasts[j]) for i, j in group.pairs]
-            results.append(Comparisons(probabilities, None))
-        return results
-
-    def _probability(self, first: float, second: float) -> float:
-        return ranking.pair_probability_from_contrast(first, second, temperature=self._temperature)
-
-    def _requests(self, group: Group) -> list[ScoreRequest]:
-        shown = response_conversation(
-            group.prompt, group.traits, variant=REFERENCE_VARIANT, placement=self._placement
-        )
-        plain = plain_conversation(group.prompt)
-        return [
-            ScoreRequest(response.response_id, conversation, response.token_ids)
-            for response in group.responses
-            for conversation in (shown, plain)
-        ]
-
-
-class JudgeRanker:
-    """The model is shown two responses in both orders and says which fits better."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        """Ask `sampler`."""
-        self._sampler = sampler
-
-    def __call__(self, groups: Sequence[Group]) -> list[Comparisons | Failure]:
-        """Two questions per pair."""
-        requests = [request for group in groups for request in self._requests(group)]
-        answers = iter(self._sampler.choose(requests))
-        results: list[Comparisons | Failure] = []
-        for group in groups:
-            both = []
-            failure = None
-            for _ in group.pairs:
-                straight, swapped = next(answers), next(answers)
-                if isinstance(straight, Failure) or isinstance(swapped, Failure):
-                    failure = straight if isinstance(straight, Failure) else swapped
-                    continue
-                both.append(
-                    (
-                        ranking.judge_probability(*straight.logprobs),
-                        ranking.judge_probability(*swapped.logprobs),
-                    )
-                )
-            if isinstance(failure, Failure):
-                results.append(failure)
-                continue
-            probabilities = [ranking.debiased_probability(*orders) for orders in both]
-            results.append(Comparisons(probabilities, ranking.swap_consistency(both)))
-        return results
-
-    def _requests(self, group: Group) -> list[ChoiceRequest]:
-        requests = []
-        for i, j in group.pairs:
-            for first, second in ((i, j), (j, i)):
-                shown = judge_conversation(
-                    group.traits,
-                    group.prompt,
-                    group.responses[first].text,
-                    group.responses[second].text,
-                )
-                requests.append(ChoiceRequest(group.responses[i].response_id, shown, JUDGE_CHOICES))
-        return requests
-
-
-class Ranker:
-    """Ranks the responses of each prompt with the chosen method."""
+class RankingWriter:
+    """Ranks the responses of each prompt with the chosen method, and asks others on some."""
 
     def __init__(
         self,
         sampler: Sampler,
         *,
-        method: str,
+        method: Method,
+        make: "partial[Ranker]",
         traits: dict[str, Trait],
-        placement: str,
         shown: str,
-        settings: RankingsSection,
     ) -> None:
-        """`method` is `judge` or `contrast`."""
-        self._traits, self._shown, self._settings, self._method = traits, shown, settings, method
-        self._ranker: PairRanker
-        if method == "judge":
-            self._ranker = JudgeRanker(sampler)
-        else:
-            self._ranker = ContrastRanker(
-                sampler, placement=placement, temperature=settings.contrast_temperature
-            )
+        """`make` makes a ranker of a name and a sampler."""
+        self._method, self._traits, self._shown = method, traits, shown
+        self._ranker: Ranker = make(method.ranker, sampler)
+        self._others: dict[str, Ranker] = {name: make(name, sampler) for name in method.others}
 
     def process(self, rows: list[Response]) -> tuple[list[Ranking], list[Reject]]:
         """Rankings, and rejects for prompts that have too few responses or cannot be compared."""
-        groups, rejects = [], []
-        for prompt_id, responses in groupby(rows, key=lambda row: row.prompt_id):
-            members = list(responses)
-            if len(members) < 2:
-                detail = f"{len(members)} response left after the filters; a ranking needs 2"
-                rejects.append(Reject(prompt_id, "rankings", "too_few_responses", detail))
+        groups, firsts, rejects = [], [], []
+        for responses in _by_prompt(rows):
+            first = responses[0]
+            if len(responses) < 2:
+                detail = f"{len(responses)} response left after the filters; a ranking needs 2"
+                rejects.append(_reject(first, "too_few_responses", detail))
                 continue
-            shown = traits_shown(self._traits, members[0].trait_id, self._shown)
-            groups.append(Group(members, shown))
+            shown = traits_shown(self._traits, first.trait_id, self._shown)
+            candidates = tuple(Candidate(r.response_id, r.text, r.token_ids) for r in responses)
+            groups.append(Group(first.prompt_id, first.prompt, tuple(shown), candidates))
+            firsts.append(first)
+        opinions = self._opinions(groups)
         rankings = []
-        for group, comparisons in zip(groups, self._ranker(groups), strict=True):
-            if isinstance(comparisons, Failure):
-                prompt_id = group.responses[0].prompt_id
-                rejects.append(
-                    Reject(prompt_id, "rankings", comparisons.reason, comparisons.detail)
-                )
-                continue
-            rankings.append(self._ranking(group, comparisons))
+        for group, first, found in zip(groups, firsts, self._ranker(groups), strict=True):
+            if isinstance(found, Failure):
+                rejects.append(_reject(first, found.reason, found.detail))
+            else:
+                asked = opinions.get(group.group_id, {})
+                rankings.append(self._ranking(group, first, found, asked))
         return rankings, rejects
 
-    def _ranking(self, group: Group, comparisons: Comparisons) -> Ranking:
-        count = len(group.responses)
-        matrix = [[0.5] * count for _ in range(count)]
-        for (i, j), probability in zip(group.pairs, comparisons.probabilities, strict=True):
-            matrix[i][j], matrix[j][i] = probability, 1 - probability
-        utilities = ranking.utilities_from_probabilities(matrix, prior=self._settings.utility_prior)
-        ids = [response.response_id for response in group.responses]
+    def _opinions(self, groups: Sequence[Group]) -> dict[str, dict[str, Comparisons]]:
+        """What the others say, by prompt and ranker; one that fails on a prompt says nothing."""
+        chosen = [
+            group
+            for group in groups
+            if derive_seed("second opinion", group.group_id) < self._method.other_share * 2**31
+        ]
+        found: dict[str, dict[str, Comparisons]] = {group.group_id: {} for group in chosen}
+        if chosen:
+            for name, ranker in self._others.items():
+                for group, result in zip(chosen, ranker(chosen), strict=True):
+                    if isinstance(result, Comparisons):
+                        found[group.group_id][name] = result
+        return found
+
+    def _ranking(
+        self,
+        group: Group,
+        first: Response,
+        found: Comparisons,
+        opinions: dict[str, Comparisons],
+    ) -> Ranking:
+        matrix = found.probabilities_KK
+        utilities = self._utilities(matrix)
+        ids = [candidate.response_id for candidate in group.candidates]
         ordered = ranking.ranking_from_utilities(ids, utilities)
         order = [ids.index(response_id) for response_id in ordered]
-        first = group.responses[0]
         return Ranking(
             prompt_id=first.prompt_id,
             trait_id=first.trait_id,
@@ -285,6 +275,41 @@ class Ranker:
             response_ids=tuple(ordered),
             utilities=tuple(utilities[index] for index in order),
             pair_probabilities=tuple(matrix[i][j] for i, j in combinations(order, 2)),
-            method=self._method,
-            swap_consistency=comparisons.swap_consistency,
+            num_tokens=tuple(len(group.candidates[index].token_ids) for index in order),
+            method=self._method.ranker,
+            swap_consistency=found.swap_consistency,
+            cyclic_triads=reliability.cyclic_triad_share(matrix),
+            split_half=self._split_half(found),
+            opinions=tuple(
+                Opinion(name, reliability.same_winner_share(*_pairs(group, found, other)))
+                for name, other in opinions.items()
+            ),
+            prompt_tokens=found.prompt_tokens,
+            cached_tokens=found.cached_tokens,
         )
+
+    def _utilities(self, matrix: list[list[float]]) -> list[float]:
+        return ranking.utilities_from_probabilities(matrix, prior=self._method.utility_prior)
+
+    def _split_half(self, found: Comparisons) -> float | None:
+        if found.halves is None:
+            return None
+        first, second = (
+            [round(utility, ranking.TIE_DECIMALS) for utility in self._utilities(half)]
+            for half in found.halves
+        )
+        return reliability.kendall_tau(first, second)
+
+
+def _pairs(group: Group, found: Comparisons, other: Comparisons) -> Iterator[list[float]]:
+    for each in (found, other):
+        yield [each.probabilities_KK[i][j] for i, j in group.pairs]
+
+
+def _by_prompt(rows: Sequence[Response]) -> Iterator[list[Response]]:
+    for _, responses in groupby(rows, key=lambda row: row.prompt_id):
+        yield list(responses)
+
+
+def _reject(first: Response, reason: str, detail: str) -> Reject:
+    return Reject(first.prompt_id, first.trait_id, "rankings", reason, detail)

@@ -9,7 +9,7 @@ import numpy as np
 from charactertrain.artifacts import Json, Manifest, read_rows
 from charactertrain.config import PromptsSection, RankingsSection, RunConfig
 from charactertrain.pipeline import Work
-from charactertrain.records import EvaluationSample, Prompt, Split, Trait
+from charactertrain.records import NO_TRAIT, EvaluationSample, Prompt, Split, Trait
 from charactertrain.report.reading import MEASURE_LABELS
 from charactertrain.report.training_view import (
     Accuracy,
@@ -243,7 +243,7 @@ def _ranker_reason(ranker: str, chosen: str, settings: RankingsSection) -> str:
 
 def _prompt_counts(prompts: Sequence[Prompt]) -> tuple[PromptCount, ...]:
     counts = Counter(
-        (p.trait_id if p.kind == "trait" else None, p.family, p.kind, p.split) for p in prompts
+        (None if p.trait_id == NO_TRAIT else p.trait_id, p.family, p.kind, p.split) for p in prompts
     )
     return tuple(
         PromptCount(trait_id=trait_id, family=family, kind=kind, split=split, count=count)

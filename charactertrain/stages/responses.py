@@ -1,17 +1,18 @@
 """responses: the model answers each prompt several ways, the character shown more or less."""
 
+from collections.abc import Sequence
 from functools import partial
 
-from charactertrain import measures
+from charactertrain import measures, text_filters
 from charactertrain.artifacts import Outcome, read_rows
 from charactertrain.config import ResponsesSection
 from charactertrain.pipeline import Work
 from charactertrain.records import Prompt, Reject, Response, Trait
-from charactertrain.runtime.dataflow import ChunkJob, Source, count_reasons, run_chunks
+from charactertrain.runtime.dataflow import ChunkJob, FileSource
 from charactertrain.runtime.sampling import Failure, Sample, Sampler, SampleRequest
 from charactertrain.seeds import derive_seed, stable_id
 from charactertrain.stages.context import Context, response_settings, traits_shown
-from charactertrain.templates import response_conversation
+from charactertrain.templates import NUM_PHRASINGS, response_conversation
 
 _LOOP_NGRAM = 4
 
@@ -19,14 +20,13 @@ _LOOP_NGRAM = 4
 def run(work: Work, context: Context) -> Outcome:
     """Sample the candidates of every training and validation prompt."""
     config = context.config
-    trait_source, trait_manifest = work.inputs["traits"]
     prompt_source, prompt_manifest = work.inputs["prompts"]
-    traits = read_rows(trait_source, trait_manifest, "traits", Trait)
+    traits = read_rows(*work.inputs["traits"], "traits", Trait)
     model = str(context.model_directory)
     files = tuple(prompt_manifest.table("prompts"))
     job = ChunkJob(
         name="responses",
-        source=Source(prompt_source, files, Prompt, whole_files=False),
+        source=FileSource(prompt_source, files, Prompt, whole_files=False),
         target=work.directory,
         table="responses",
         result_type=Response,
@@ -40,9 +40,14 @@ def run(work: Work, context: Context) -> Outcome:
         ),
         sampler=context.session.sampler(model, model),
         max_reject_share=config.responses.max_reject_share,
+        requests_per_row=config.responses.per_prompt,
     )
-    names, _, _ = run_chunks(job, context.session.pool, context.session.progress)
-    return Outcome(files=tuple(names), rejects=count_reasons(work.directory, names))
+    produced = context.session.run(job)
+    return Outcome(
+        files=(*produced.files, *produced.reject_files),
+        rejects=produced.rejects,
+        summary={"engines": produced.engines},
+    )
 
 
 class ResponseWriter:
@@ -71,28 +76,42 @@ class ResponseWriter:
         for prompt in rows:
             if prompt.split == "test":
                 continue
+            # A prompt's candidates together: they share most of what the model is shown.
             for variant, count in self._section.variants.items():
                 for index in range(count):
+                    phrasing = self._phrasing(prompt, variant, index)
                     response_id = stable_id(prompt.prompt_id, variant, index)
-                    requests.append(self._request(prompt, variant, response_id))
-                    origins.append((prompt, variant))
+                    requests.append(self._request(prompt, variant, phrasing, response_id))
+                    origins.append((prompt, variant, phrasing))
         responses, rejects = [], []
         results = self._sampler.sample(requests, self._settings)
-        for (prompt, variant), request, result in zip(origins, requests, results, strict=True):
+        for origin, request, result in zip(origins, requests, results, strict=True):
+            prompt, variant, phrasing = origin
             reason = self._reason(prompt, result)
             if reason is None and isinstance(result, Sample):
-                responses.append(_response(prompt, variant, result))
+                responses.append(_response(prompt, variant, phrasing, result))
             else:
                 detail = result.detail if isinstance(result, Failure) else result.text[:200]
-                rejects.append(Reject(request.request_id, "responses", reason or "", detail))
+                why = ("responses", reason or "", detail)
+                rejects.append(Reject(request.request_id, prompt.trait_id, *why))
         return responses, rejects
 
-    def _request(self, prompt: Prompt, variant: str, response_id: str) -> SampleRequest:
+    def _phrasing(self, prompt: Prompt, variant: str, index: int) -> int:
+        """All wordings in turn, from a different one for each prompt."""
+        if variant == "none":
+            return 0
+        first = derive_seed(self._seed, "phrasing", prompt.prompt_id, variant)
+        return (first + index) % NUM_PHRASINGS
+
+    def _request(
+        self, prompt: Prompt, variant: str, phrasing: int, response_id: str
+    ) -> SampleRequest:
         shown = response_conversation(
             prompt.text,
             traits_shown(self._traits, prompt.trait_id, self._shown),
             variant=variant,
             placement=self._placement,
+            phrasing=phrasing,
         )
         return SampleRequest(response_id, shown, derive_seed(self._seed, response_id))
 
@@ -101,19 +120,36 @@ class ResponseWriter:
             return result.reason
         if result.finish_reason == "length" and self._section.ending == "natural":
             return "truncated"
-        if not result.text.strip():
-            return "empty"
         repetition = measures.repetition_fraction(result.token_ids, _LOOP_NGRAM)
         if repetition > self._section.max_repetition:
             return "loop"
-        text = result.text.lower()
-        shown = traits_shown(self._traits, prompt.trait_id, self._shown)
-        if any(trait.statement.lower().rstrip(".") in text for trait in shown):
-            return "trait_leaked"
-        return None
+        statements = [
+            trait.statement for trait in traits_shown(self._traits, prompt.trait_id, self._shown)
+        ]
+        return unusable(result.text, statements)
 
 
-def _response(prompt: Prompt, variant: str, sample: Sample) -> Response:
+def unusable(text: str, statements: Sequence[str]) -> str | None:
+    """Why nobody could learn from a response, or None if one may.
+
+    Args:
+        text: The response.
+        statements: Of the traits that the model was shown.
+    """
+    if not text.strip():
+        return "empty"
+    if text_filters.has_thinking(text):
+        return "thinking"
+    if any(text_filters.quotes_statement(text, statement) for statement in statements):
+        return "trait_quoted"
+    if text_filters.leaks_instructions(text):
+        return "instructions_leaked"
+    if text_filters.is_refusal(text):
+        return "refusal"
+    return None
+
+
+def _response(prompt: Prompt, variant: str, phrasing: int, sample: Sample) -> Response:
     return Response(
         response_id=sample.request_id,
         prompt_id=prompt.prompt_id,
@@ -121,8 +157,10 @@ def _response(prompt: Prompt, variant: str, sample: Sample) -> Response:
         split=prompt.split,
         prompt=prompt.text,
         variant=variant,
+        phrasing=phrasing,
         text=sample.text,
         token_ids=sample.token_ids,
+        logprobs=sample.logprobs,
         sequence_logprob=sample.sequence_logprob,
         finish_reason=sample.finish_reason,
     )

@@ -3,6 +3,7 @@
 from rich.console import Console
 
 from charactertrain.config import RunConfig
+from charactertrain.runtime.engine_spec import Latency
 from charactertrain.runtime.metrics import MetricLog
 from charactertrain.runtime.session import ClusterSettings, EngineSettings, Session
 from charactertrain.storage import Directory, without_keys
@@ -13,6 +14,7 @@ def open_session(config: RunConfig, directory: Directory, console: Console) -> S
     resources = config.sampler.resources
     engines = EngineSettings(
         fake=config.sampler.kind == "fake",
+        latency=_latency(config),
         precision=config.model.precision,
         context_tokens=config.model.context_tokens,
         num_engines=resources.num_engines,
@@ -24,7 +26,6 @@ def open_session(config: RunConfig, directory: Directory, console: Console) -> S
         cpus_per_engine=resources.cpus_per_engine,
         gpus_per_engine=resources.gpus_per_engine,
         rows_per_chunk=resources.rows_per_chunk,
-        chunks_in_flight=resources.chunks_in_flight,
     )
     values = config.model_dump(mode="json")
     values["run"]["dir"] = without_keys(config.run.dir)
@@ -37,3 +38,14 @@ def open_session(config: RunConfig, directory: Directory, console: Console) -> S
     )
     cluster = ClusterSettings(config.cluster.address, config.cluster.num_cpus)
     return Session(cluster, engines, console=console, metrics=metrics)
+
+
+def _latency(config: RunConfig) -> Latency | None:
+    section = config.sampler.latency
+    if section is None:
+        return None
+    return Latency(
+        section.prefill_tokens_per_second,
+        section.seconds_per_step,
+        section.seconds_per_sequence,
+    )

@@ -1,7 +1,7 @@
 """Chunks of rows through Ray Data with the fake sampler: done once, resumed, refused."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,13 @@ from charactertrain.exceptions import (
 from charactertrain.records import Prompt, Reject, Reply, from_table, to_table
 from charactertrain.runtime.dataflow import (
     ChunkJob,
+    FileSource,
     PoolSettings,
-    Source,
+    Produced,
     count_reasons,
     run_chunks,
 )
-from charactertrain.runtime.engines import SamplerSource
+from charactertrain.runtime.fake_sampler import FakeSource
 from charactertrain.runtime.progress import Progress
 from charactertrain.runtime.sampling import Sample, Sampler, SampleRequest, SamplingSettings
 from charactertrain.storage import Directory, open_directory
@@ -35,8 +36,13 @@ from charactertrain.templates import plain_conversation
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 NUM_PROMPTS = 10
-POOL = PoolSettings(num_workers=(1, 2), rows_per_chunk=3, chunks_in_flight=2)
+POOL = PoolSettings(num_workers=(1, 2), rows_per_chunk=3, max_num_seqs=3)
 PROGRESS = Progress(Console(file=io.StringIO()))
+
+
+def run(job: ChunkJob, pool: PoolSettings = POOL) -> Produced:
+    """Run the job without a session."""
+    return run_chunks(job, pool, PROGRESS, lambda: None)
 
 
 class Writer:
@@ -56,7 +62,7 @@ class Writer:
         for row, sample in zip(rows, self._sampler.sample(requests, settings), strict=True):
             assert isinstance(sample, Sample)
             if self._reject_every and int(row.prompt_id[1:]) % self._reject_every == 0:
-                rejects.append(Reject(row.prompt_id, "replies", "unlucky", ""))
+                rejects.append(Reject(row.prompt_id, row.trait_id, "replies", "unlucky", ""))
                 continue
             replies.append(
                 Reply(
@@ -96,19 +102,20 @@ def job_maker(tmp_path: Path) -> MakeJob:
             entries.append(FileEntry(name, 0, "", len(rows)))
         return ChunkJob(
             name="replies",
-            source=Source(directory, tuple(entries), Prompt, whole_files=False),
+            source=FileSource(directory, tuple(entries), Prompt, whole_files=False),
             target=directory,
             table="replies",
             result_type=Reply,
             make_processor=partial(Writer, reject_every=reject_every),
-            sampler=SamplerSource(None, None, "fake"),
+            sampler=FakeSource(),
             max_reject_share=share,
+            requests_per_row=1,
         )
 
     return make
 
 
-def replies(target: Directory, names: list[str]) -> list[Reply]:
+def replies(target: Directory, names: Sequence[str]) -> list[Reply]:
     return [
         row
         for name in names
@@ -125,10 +132,11 @@ def changed(target: Directory) -> dict[str, int]:
 
 def test_run_chunks_works_on_every_row_once_in_files_named_by_chunk(make_job: MakeJob) -> None:
     job = make_job()
-    names, num_rows, num_rejects = run_chunks(job, POOL, PROGRESS)
+    produced = run(job)
+    names = list(produced.files)
     # Seven rows make chunks of 3, 3 and 1, and three rows make one: a chunk is of one file.
     assert names == [f"replies/part-{index:06d}.parquet" for index in range(4)]
-    assert (num_rows, num_rejects) == (10, 0)
+    assert (produced.num_rows, produced.rejects) == (10, {})
     tables = [[row.prompt_id for row in replies(job.target, [name])] for name in names]
     assert tables == [["p0", "p1", "p2"], ["p3", "p4", "p5"], ["p6"], ["p7", "p8", "p9"]]
 
@@ -136,20 +144,20 @@ def test_run_chunks_works_on_every_row_once_in_files_named_by_chunk(make_job: Ma
 def test_run_chunks_takes_whole_files_where_rows_belong_together(make_job: MakeJob) -> None:
     job = make_job()
     job = replace(job, source=replace(job.source, whole_files=True))
-    names, _, _ = run_chunks(job, POOL, PROGRESS)
+    names = run(job).files
     assert [len(replies(job.target, [name])) for name in names] == [7, 3]
 
 
 def test_run_chunks_resumed_makes_only_what_is_missing_and_the_same(make_job: MakeJob) -> None:
     job = make_job()
-    names, _, _ = run_chunks(job, POOL, PROGRESS)
+    names = run(job).files
     before, times = replies(job.target, names), changed(job.target)
     for name in ("replies/part-000001.parquet", "replies/part-000003.parquet"):
         job.target.delete(name)
-    resumed, num_rows, _ = run_chunks(job, POOL, PROGRESS)
-    assert resumed == names
-    assert num_rows == 10
-    assert replies(job.target, resumed) == before
+    produced = run(job)
+    assert produced.files == names
+    assert produced.num_rows == 10
+    assert replies(job.target, produced.files) == before
     after = changed(job.target)
     rewritten = {name for name in times if times[name] != after[name]}
     assert rewritten == {"part-000001.parquet", "part-000003.parquet"}
@@ -157,48 +165,50 @@ def test_run_chunks_resumed_makes_only_what_is_missing_and_the_same(make_job: Ma
 
 def test_run_chunks_that_are_all_done_start_nothing(make_job: MakeJob) -> None:
     job = make_job()
-    run_chunks(job, POOL, PROGRESS)
+    run(job)
     times = changed(job.target)
-    run_chunks(job, POOL, PROGRESS)
+    run(job)
     assert changed(job.target) == times
 
 
 def test_run_chunks_resumed_with_another_chunk_size_keeps_the_first(make_job: MakeJob) -> None:
     job = make_job()
-    names, _, _ = run_chunks(job, POOL, PROGRESS)
+    names = run(job).files
     expected = replies(job.target, names)
     job.target.delete("replies/part-000001.parquet")
     other = replace(POOL, rows_per_chunk=2)
-    resumed, num_rows, _ = run_chunks(job, other, PROGRESS)
-    assert resumed == names
-    assert num_rows == 10
-    assert replies(job.target, resumed) == expected
+    produced = run(job, other)
+    assert produced.files == names
+    assert produced.num_rows == 10
+    assert replies(job.target, produced.files) == expected
 
 
 def test_run_chunks_counts_rejects_and_names_their_files(make_job: MakeJob) -> None:
     job = make_job(reject_every=4, share=0.3)
-    names, num_rows, num_rejects = run_chunks(job, POOL, PROGRESS)
-    assert (num_rows, num_rejects) == (7, 3)
+    produced = run(job)
+    assert (produced.num_rows, produced.rejects) == (7, {"unlucky": 3})
     # p0, p4 and p8 are in the chunks 0, 1 and 3.
-    assert [name for name in names if name.startswith("rejects/")] == [
+    assert list(produced.reject_files) == [
         f"rejects/replies/part-{index:06d}.parquet" for index in (0, 1, 3)
     ]
-    assert count_reasons(job.target, names) == {"unlucky": 3}
-    assert "p4" not in {row.prompt_id for row in replies(job.target, names)}
+    assert count_reasons(job.target, produced.reject_files) == {"unlucky": 3}
+    assert "p4" not in {row.prompt_id for row in replies(job.target, produced.files)}
 
 
 def test_run_chunks_keeps_no_rejects_of_an_attempt_that_was_killed(make_job: MakeJob) -> None:
     job = make_job(reject_every=4)
     # Killed between its rejects and its rows, on hardware where other rows were rejected.
-    left = to_table([Reject("p0", "replies", "unlucky", ""), Reject("p1", "", "", "")], Reject)
+    left = to_table(
+        [Reject("p0", "warm", "replies", "unlucky", ""), Reject("p1", "warm", "", "", "")], Reject
+    )
     for index in (0, 2):
         job.target.write_table(f"rejects/replies/part-{index:06d}.parquet", left)
-    names, num_rows, num_rejects = run_chunks(job, POOL, PROGRESS)
-    assert (num_rows, num_rejects) == (7, 3)
-    assert [name for name in names if name.startswith("rejects/")] == [
+    produced = run(job)
+    assert (produced.num_rows, produced.rejects) == (7, {"unlucky": 3})
+    assert list(produced.reject_files) == [
         f"rejects/replies/part-{index:06d}.parquet" for index in (0, 1, 3)
     ]
-    assert count_reasons(job.target, names) == {"unlucky": 3}
+    assert count_reasons(job.target, produced.reject_files) == {"unlucky": 3}
 
 
 class Refuser:
@@ -235,30 +245,31 @@ def test_run_chunks_raises_an_error_of_ours_as_it_is(
 ) -> None:
     job = replace(make_job(num_prompts=3), make_processor=partial(Refuser, where=where))
     with pytest.raises(CharacterTrainError) as caught:
-        run_chunks(job, POOL, PROGRESS)
+        run(job)
     assert type(caught.value) is expected
     assert str(caught.value) == message
 
 
 def test_run_chunks_with_one_reject_too_many_stops_at_the_end(make_job: MakeJob) -> None:
-    with pytest.raises(SamplingError, match=r"replies: 3 of 10 rows were rejected.*0\.29"):
-        run_chunks(make_job(reject_every=4, share=0.29), POOL, PROGRESS)
+    with pytest.raises(
+        SamplingError,
+        match=r"replies: 3 of 10 rows of trait 'warm' were rejected \(unlucky 3\).*0\.29",
+    ):
+        run(make_job(reject_every=4, share=0.29))
 
 
 def test_run_chunks_with_too_many_rejects_stops_early_and_keeps_what_is_done(
     make_job: MakeJob,
 ) -> None:
-    one_at_a_time = PoolSettings(num_workers=(1, 1), rows_per_chunk=8, chunks_in_flight=1)
+    one_at_a_time = PoolSettings(num_workers=(1, 1), rows_per_chunk=8, max_num_seqs=1)
     job = make_job(num_prompts=400, reject_every=2, share=0.4)
     with pytest.raises(SamplingError, match=r"rejects/replies\. What is done is kept"):
-        run_chunks(job, one_at_a_time, PROGRESS)
+        run(job, one_at_a_time)
     kept = changed(job.target)
     assert 8 <= len(kept) < 51
     # Somebody finds half of them acceptable after all.
-    names, num_rows, num_rejects = run_chunks(
-        replace(job, max_reject_share=0.5), one_at_a_time, PROGRESS
-    )
-    assert (num_rows, num_rejects) == (200, 200)
-    assert len({row.prompt_id for row in replies(job.target, names)}) == 200
+    produced = run(replace(job, max_reject_share=0.5), one_at_a_time)
+    assert (produced.num_rows, produced.rejects) == (200, {"unlucky": 200})
+    assert len({row.prompt_id for row in replies(job.target, produced.files)}) == 200
     after = changed(job.target)
     assert all(after[name] == time for name, time in kept.items())

@@ -1,0 +1,232 @@
+"""Prompts of the researcher's own: a parquet or JSONL file, or a directory that `datasets` saved.
+
+Each row is checked before any engine is started, and named with its file and number where it is
+wrong.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from charactertrain.exceptions import ConfigError
+from charactertrain.records import NO_TRAIT, Prompt, PromptKind, Split
+from charactertrain.seeds import derive_seed, stable_id
+
+_KEYS = {"text", "prompt", "trait_id", "kind", "family", "facet", "split", "language", "prompt_id"}
+_MAX_CHARACTERS = 20_000
+_BATCH_ROWS = 4096
+
+
+def checksum(location: str) -> str:
+    """xxh3-128 over the files of `location`, which is a file or a directory.
+
+    Raises:
+        ConfigError: There is no such file, or the directory holds no Arrow file.
+    """
+    digest = xxhash.xxh3_128()
+    for file in _files(location):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(2**23):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_prompts(
+    location: str,
+    *,
+    trait_ids: Collection[str],
+    splits: Mapping[str, Split],
+    validation_share: float,
+    test_share: float,
+    seed: int,
+) -> Iterator[list[Prompt]]:
+    """The prompts of a file, a few thousand at a time.
+
+    A row has `text` (or `prompt`: a text, or one user's turn), `trait_id` and, if it likes, `kind`,
+    `family`, `facet`, `split`, `language` and `prompt_id`. A row without a split gets that of its
+    family; a row without a family is a family of its own.
+
+    Args:
+        location: A parquet or JSONL file, or a directory of Arrow files.
+        trait_ids: Of the constitution.
+        splits: Of the families that the model writes messages for.
+        validation_share: Share of families, where a row names no split.
+        test_share: The same.
+        seed: Of the run.
+
+    Raises:
+        ConfigError: A row is not as described.
+    """
+    seen: set[str] = set()
+    given: dict[str, Split] = dict(splits)
+    batch: list[Prompt] = []
+    for where, row in _rows(location):
+        prompt = _prompt(row, where, trait_ids)
+        split = row.get("split") or given.get(prompt.family)
+        if split is None:
+            split = _drawn_split(prompt.family, validation_share, test_share, seed)
+        if given.setdefault(prompt.family, split) != split:
+            raise ConfigError(
+                f"{where}: split is {split!r}, and family {prompt.family!r} is in "
+                f"{given[prompt.family]!r}. A family is in one split: mend the one or the other."
+            )
+        if prompt.prompt_id in seen:
+            raise ConfigError(
+                f"{where}: prompt_id {prompt.prompt_id!r} comes twice. Leave the rows' prompt_id "
+                "out, or make each its own; a text that comes twice is one row too many."
+            )
+        seen.add(prompt.prompt_id)
+        batch.append(Prompt(**{**vars(prompt), "split": split}))
+        if len(batch) == _BATCH_ROWS:
+            yield batch
+            batch = []
+    if not seen:
+        raise ConfigError(f"prompts.file: {location} holds no rows; expected at least one")
+    if batch:
+        yield batch
+
+
+def _drawn_split(family: str, validation_share: float, test_share: float, seed: int) -> Split:
+    draw = derive_seed(seed, "split", family) / 2**31
+    if draw < test_share:
+        return "test"
+    return "validation" if draw < test_share + validation_share else "train"
+
+
+def _prompt(row: Mapping[str, Any], where: str, trait_ids: Collection[str]) -> Prompt:
+    unknown = sorted(row.keys() - _KEYS)
+    if unknown:
+        raise ConfigError(
+            f"{where}: unknown keys {unknown}; expected some of {sorted(_KEYS)}. Rename them, or "
+            "take them out."
+        )
+    text = _text(row, where)
+    kind: PromptKind = row.get("kind") or "trait"
+    _check_one_of(kind, get_args(PromptKind), "kind", where)
+    if row.get("split") is not None:
+        _check_one_of(row["split"], get_args(Split), "split", where)
+    trait_id = _trait_id(row, kind, where, trait_ids)
+    for key in ("family", "facet", "language", "prompt_id"):
+        if not isinstance(row.get(key), str | None):
+            raise ConfigError(f"{where}: {key} is {row[key]!r}, expected text")
+    prompt_id = row.get("prompt_id") or stable_id("own", trait_id, kind, text)
+    return Prompt(
+        prompt_id=prompt_id,
+        trait_id=trait_id,
+        family=row.get("family") or f"{trait_id}/own-{prompt_id}",
+        kind=kind,
+        text=text,
+        split="train",
+        facet=row.get("facet") or "",
+        persona="",
+        style="",
+        length="",
+        language=row.get("language") or "",
+        source="file",
+    )
+
+
+def _text(row: Mapping[str, Any], where: str) -> str:
+    value = row.get("text") if row.get("text") is not None else row.get("prompt")
+    if isinstance(value, list):
+        turns = [turn for turn in value if isinstance(turn, Mapping)]
+        if len(turns) != 1 or len(value) != 1 or turns[0].get("role") != "user":
+            raise ConfigError(
+                f"{where}: prompt has {len(value)} turns; expected one, of role user. Longer "
+                "conversations are not trained on: give the message alone."
+            )
+        value = turns[0].get("content")
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{where}: text is {value!r}; expected a message in `text` or `prompt`")
+    if len(value) > _MAX_CHARACTERS:
+        raise ConfigError(
+            f"{where}: text has {len(value)} characters; expected {_MAX_CHARACTERS} at most"
+        )
+    return value.strip()
+
+
+def _check_one_of(value: object, allowed: Collection[str], key: str, where: str) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{where}: {key} is {value!r}; expected one of {', '.join(allowed)}")
+
+
+def _trait_id(row: Mapping[str, Any], kind: str, where: str, trait_ids: Collection[str]) -> str:
+    value = row.get("trait_id")
+    if kind == "general":
+        if value not in (None, NO_TRAIT):
+            raise ConfigError(
+                f"{where}: trait_id is {value!r} and kind is general, where no trait is at stake; "
+                "leave trait_id out"
+            )
+        return NO_TRAIT
+    if value is None and len(trait_ids) == 1:
+        return next(iter(trait_ids))
+    if value not in trait_ids:
+        raise ConfigError(
+            f"{where}: trait_id is {value!r}; expected one of the constitution's: "
+            f"{', '.join(trait_ids)}"
+        )
+    return str(value)
+
+
+def _rows(location: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where each row is, for messages, and the row."""
+    for file in _files(location):
+        try:
+            yield from _rows_of_file(file)
+        except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+            raise ConfigError(f"prompts.file: {file} cannot be read: {error}") from error
+
+
+def _rows_of_file(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if file.suffix == ".jsonl":
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{file}, line {number}", _json_row(line, f"{file}, line {number}")
+        return
+    number = 0
+    if file.suffix == ".parquet":
+        batches: Iterator[pa.RecordBatch] = pq.ParquetFile(file).iter_batches(_BATCH_ROWS)
+    else:
+        batches = iter(pa.ipc.open_stream(file.open("rb")))
+    for batch in batches:
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{file}, row {number}", row
+
+
+def _json_row(line: str, where: str) -> Mapping[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ConfigError(f"{where}: expected an object, found a {type(row).__name__}")
+    return row
+
+
+def _files(location: str) -> list[Path]:
+    path = Path(location).expanduser()
+    if path.is_dir():
+        found = sorted(path.glob("*.arrow")) or sorted(path.glob("*.parquet"))
+        if found:
+            return found
+        raise ConfigError(
+            f"prompts.file: {path} holds no *.arrow or *.parquet; expected a directory that "
+            "`Dataset.save_to_disk` wrote (a DatasetDict has one per split: name one of them)"
+        )
+    if not path.is_file():
+        raise ConfigError(f"prompts.file: there is no file {path}")
+    if path.suffix not in {".parquet", ".jsonl"}:
+        raise ConfigError(
+            f"prompts.file: {path} has the suffix {path.suffix!r}; expected .parquet or .jsonl, or "
+            "a directory that `datasets` saved"
+        )
+    return [path]
