@@ -163,8 +163,8 @@ class PromptsSection(Section):
 
     per_trait: PositiveInt
     """Messages wanted for each trait, over all kinds, after the filters."""
-    kinds: dict[PromptKind, Fraction]
-    """Share of each kind of message; they add up to 1."""
+    kinds: dict[PromptKind, Annotated[float, Field(ge=0)]]
+    """Weight of each kind of message, relative to the others; 0 leaves a kind out."""
     facets_per_trait: Annotated[int, Field(ge=3, le=64)]
     """Situations that are looked for where the trait file names none."""
     languages: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -201,13 +201,16 @@ class PromptsSection(Section):
             raise ValueError(f"min_words {self.min_words} exceeds max_words {self.max_words}")
         return self
 
+    @property
+    def kind_shares(self) -> dict[PromptKind, float]:
+        """Share of each kind that is wanted; they add up to 1."""
+        total = sum(self.kinds.values())
+        return {kind: weight / total for kind, weight in self.kinds.items() if weight > 0}
+
     @model_validator(mode="after")
     def _kinds(self) -> Self:
-        total = sum(self.kinds.values())
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"kinds add up to {total:g}, expected 1: {self.kinds}")
         if not self.kinds.get("trait"):
-            raise ValueError("kinds: the share of kind trait must be above 0")
+            raise ValueError("kinds: the weight of kind trait must be above 0")
         return self
 
     @model_validator(mode="after")

@@ -32,7 +32,8 @@ _SETTINGS = (
     "deepspeed@policy.deepspeed=zero3",
     "policy.num_steps=8",
     "policy.resources.checkpoint_every=2",
-    "sampler.resources.chunks_in_flight=1",
+    # Two chunks at a time, so that some are done when others are not.
+    "sampler.resources.max_num_seqs=8",
     "sampler.resources.rows_per_chunk=8",
 )
 

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from charactertrain.report.data_view import HistogramBin
 from charactertrain.report.reading import MEASURE_LABELS, Reading, read_effect
 from charactertrain.report.svg import (
     GRID,
@@ -21,7 +22,7 @@ from charactertrain.report.svg import (
     page_style,
 )
 from charactertrain.report.text import interval, number, shorten, signed
-from charactertrain.report.training_view import Accuracy, Calibration, HistogramBin, Measure
+from charactertrain.report.training_view import Accuracy, Calibration, Measure
 from charactertrain.report.view import TraitView
 
 _WIDE_INCHES, _PANEL_INCHES = 4.3, 3.3

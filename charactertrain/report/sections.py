@@ -8,13 +8,13 @@ from typing import Literal
 from markupsafe import Markup
 
 from charactertrain.report import plots
+from charactertrain.report.data_view import PromptCount
 from charactertrain.report.training_view import (
     Accuracy,
     Measure,
     Phase,
     PolicyStep,
     PreferenceModelView,
-    PromptCount,
 )
 from charactertrain.report.view import TraitView
 

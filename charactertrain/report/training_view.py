@@ -1,4 +1,4 @@
-"""What the report page shows of how the run was made: checks, data and training, as plain values.
+"""What the report page shows of how the run was made: checks and training, as plain values.
 
 As in `view`, no field has a default: what a run does not have is None or an empty tuple.
 """
@@ -142,55 +142,3 @@ class RankerCheck:
     """Whether the run ranks with it."""
     reason: str
     """Why it was or was not chosen."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PromptCount:
-    """Number of prompts of one trait, family, kind and split."""
-
-    trait_id: str | None
-    """Trait at stake; None for a general prompt."""
-    family: str
-    """Scenario family; a family is never in two splits."""
-    kind: str
-    """trait or general."""
-    split: str
-    """train or held-out, as the run names them."""
-    count: int
-    """Prompts."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RejectCount:
-    """Number of rows that one stage rejected for one reason."""
-
-    stage: str
-    """Name of the stage."""
-    reason: str
-    """Reason as recorded with the row."""
-    count: int
-    """Rows."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HistogramBin:
-    """Pairs whose label strength lies from low to high."""
-
-    low: float
-    """Lower edge of the probability that the chosen response is better."""
-    high: float
-    """Upper edge."""
-    count: int
-    """Pairs."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataView:
-    """What the run was trained and evaluated on."""
-
-    prompts: tuple[PromptCount, ...]
-    """Prompt counts; empty when not recorded."""
-    rejects: tuple[RejectCount, ...] | None
-    """Rejected rows; an empty tuple when there were none, None when not recorded."""
-    label_strength: tuple[HistogramBin, ...]
-    """Histogram of the pairs' soft labels; empty when not recorded."""

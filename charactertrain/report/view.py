@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from charactertrain.report.data_view import DataView
 from charactertrain.report.training_view import (
-    DataView,
     Measure,
     PolicyStep,
     PreferenceModelView,

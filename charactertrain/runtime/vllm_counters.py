@@ -1,20 +1,35 @@
 """What a vLLM engine counts for us. Imported in the engine's actor alone."""
 
+import time
+from dataclasses import asdict
 from typing import Any
 
+import ray
+from ray.util.metrics import Gauge
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from charactertrain.runtime.engine_spec import EngineCounts
 
+_EXPORT_SECONDS = 5.0
+
 
 class CountingLogger(StatLoggerBase):
-    """Adds up what vLLM reports of each step."""
+    """Adds up what vLLM reports of each step, and shows it on Ray's Prometheus endpoint.
+
+    vLLM's own logger for Ray needs Ray Serve.
+    """
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
         """Start at zero; vLLM makes one per engine."""
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
         self._requests = self._steps = self._running_sequences = 0
         self._running = self._waiting = 0
+        self._exported = 0.0
+        self._gauges = {
+            name: Gauge(f"charactertrain_engine_{name}", tag_keys=("engine",))
+            for name in asdict(EngineCounts())
+        }
+        self._tags = {"engine": ray.get_runtime_context().get_actor_id() or ""}
 
     def record(
         self,
@@ -34,6 +49,11 @@ class CountingLogger(StatLoggerBase):
             self._cached_tokens += iteration_stats.prompt_token_stats.cached_tokens
             self._generated_tokens += iteration_stats.num_generation_tokens
             self._requests += len(iteration_stats.finished_requests)
+        now = time.monotonic()
+        if now - self._exported >= _EXPORT_SECONDS:
+            self._exported = now
+            for name, value in asdict(self.counts).items():
+                self._gauges[name].set(value, tags=self._tags)
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""

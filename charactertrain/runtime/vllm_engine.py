@@ -57,7 +57,6 @@ class VllmEngine:
         """Start the engine on `weights`, a directory or hub id with the spec's architecture."""
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
-        from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
         from charactertrain.runtime.vllm_arguments import engine_arguments
         from charactertrain.runtime.vllm_counters import CountingLogger
@@ -69,8 +68,7 @@ class VllmEngine:
         try:
             self._engine = AsyncLLM.from_engine_args(
                 AsyncEngineArgs(**engine_arguments(spec, weights)),
-                # The second puts vLLM's own metrics on Ray's Prometheus endpoint.
-                stat_loggers=[counting_logger, RayPrometheusStatLogger],
+                stat_loggers=[counting_logger],
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise SamplingError(

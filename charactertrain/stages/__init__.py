@@ -132,7 +132,7 @@ def _stage(
 
 def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
     # Without general prompts, which no candidate is sampled for.
-    share = 1 - config.prompts.kinds.get("general", 0.0)
+    share = 1 - config.prompts.kind_shares.get("general", 0.0)
     wanted = round(len(constitution.traits) * config.prompts.per_trait * share)
     is_replaced = config.prompts.file_use == "replace"
     trained = round(wanted * (1 - config.prompts.test_share))

@@ -117,7 +117,7 @@ def _facets(
     sampler.close()
     facets = prompt_plan.facets(
         topics,
-        [kind for kind, share in config.prompts.kinds.items() if share > 0],
+        list(config.prompts.kind_shares),
         validation_share=config.prompts.validation_share,
         test_share=config.prompts.test_share,
         seed=config.seed,
@@ -154,7 +154,7 @@ def _wanted(context: Context, traits: Sequence[Trait], facets: Sequence[Facet]) 
     if section.file_use == "replace":
         return [0] * len(facets)
     return prompt_plan.wanted_by_facet(
-        facets, traits, per_trait=section.per_trait, shares=section.kinds
+        facets, traits, per_trait=section.per_trait, shares=section.kind_shares
     )
 
 

@@ -172,11 +172,22 @@ def ranker_check(
 
 
 def choose_ranker(qualities: Sequence[checks.RankerQuality], settings: RankingsSection) -> str:
-    """The ranker to use; raises SamplingError when none is good enough on known pairs."""
+    """The ranker to use; raises SamplingError when none is good enough on known pairs.
+
+    `auto` takes the first judge that is good enough and whose interval says that it is no accident
+    of few pairs; where there is none, the contrast.
+    """
     accuracy = {quality.ranker: quality.accuracy for quality in qualities if quality.num_pairs}
     chosen: str = settings.ranker
     if settings.ranker == "auto":
-        able = [j for j in _JUDGES if accuracy.get(j, 0.0) >= settings.min_judge_accuracy]
+        able = [
+            quality.ranker
+            for quality in qualities
+            if quality.ranker in _JUDGES
+            and quality.num_pairs
+            and quality.accuracy >= settings.min_judge_accuracy
+            and quality.ci_low >= settings.min_accuracy
+        ]
         chosen = able[0] if able else "contrast"
     if accuracy.get(chosen, 0.0) < settings.min_accuracy:
         numbers = ", ".join(f"{q.ranker} {q.accuracy:.2f} of {q.num_pairs}" for q in qualities)

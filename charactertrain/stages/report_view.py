@@ -10,20 +10,17 @@ from charactertrain.artifacts import Json, Manifest, read_rows
 from charactertrain.config import PromptsSection, RankingsSection, RunConfig
 from charactertrain.pipeline import Work
 from charactertrain.records import NO_TRAIT, EvaluationSample, Prompt, Split, Trait
+from charactertrain.report.data_view import DataView, HistogramBin, PromptCount, RejectCount
 from charactertrain.report.reading import MEASURE_LABELS
 from charactertrain.report.training_view import (
     Accuracy,
     Calibration,
     CalibrationBin,
     CurvePoint,
-    DataView,
-    HistogramBin,
     Measure,
     PolicyStep,
     PreferenceModelView,
-    PromptCount,
     RankerCheck,
-    RejectCount,
     TemplateCheck,
 )
 from charactertrain.report.view import (
@@ -36,6 +33,7 @@ from charactertrain.report.view import (
     TraitView,
 )
 from charactertrain.seeds import derive_seed
+from charactertrain.stages import report_data
 
 MEASURES: tuple[Measure, ...] = tuple(MEASURE_LABELS)
 NUM_SAMPLES = 8
@@ -84,6 +82,8 @@ def assemble(work: Work, config: RunConfig, run: RunView, results: Json) -> Repo
                 for reason, count in manifest.rejects.items()
             ),
             label_strength=_label_strength(work),
+            coverage=report_data.coverage(manifests["prompts"]),
+            ranking=report_data.ranking(manifests["rankings"].summary),
         ),
     )
 
@@ -226,19 +226,28 @@ def _ranker_checks(summary: Json, settings: RankingsSection) -> tuple[RankerChec
             accuracy=quality["accuracy"] if quality["num_pairs"] else None,
             num_pairs=quality["num_pairs"],
             is_chosen=quality["ranker"] == summary["ranker"],
-            reason=_ranker_reason(quality["ranker"], summary["ranker"], settings),
+            reason=_ranker_reason(quality, summary["ranker"], settings),
         )
         for quality in summary["ranker_check"]
     )
 
 
-def _ranker_reason(ranker: str, chosen: str, settings: RankingsSection) -> str:
+def _ranker_reason(quality: Json, chosen: str, settings: RankingsSection) -> str:
     if settings.ranker != "auto":
         return f"the run asks for {settings.ranker}"
-    bar = f"the accuracy of {settings.min_judge_accuracy} from which auto takes the judge"
-    if ranker == "judge":
-        return f"{'reaches' if chosen == 'judge' else 'is below'} {bar}"
-    return f"the judge {'reaches' if chosen == 'judge' else 'is below'} {bar}"
+    if quality["ranker"] == "contrast":
+        return "no judge is good enough" if chosen == "contrast" else "a judge is good enough"
+    if quality["ranker"] == chosen:
+        return "the first judge that is good enough"
+    bar = (
+        f"auto wants accuracy {settings.min_judge_accuracy}, with the interval above "
+        f"{settings.min_accuracy}"
+    )
+    is_able = (
+        quality["accuracy"] >= settings.min_judge_accuracy
+        and quality["ci_low"] >= settings.min_accuracy
+    )
+    return "another judge comes first" if is_able else bar
 
 
 def _prompt_counts(prompts: Sequence[Prompt]) -> tuple[PromptCount, ...]:

@@ -5,18 +5,28 @@ from dataclasses import replace
 
 import pytest
 
+from charactertrain.report.data_view import (
+    Agreement,
+    CoverageView,
+    DataView,
+    Estimate,
+    ExampleRow,
+    FacetRow,
+    HistogramBin,
+    PromptCount,
+    RankingView,
+    RejectCount,
+    ReliabilityRow,
+    VarietyRow,
+)
 from charactertrain.report.training_view import (
     Accuracy,
     Calibration,
     CalibrationBin,
     CurvePoint,
-    DataView,
-    HistogramBin,
     PolicyStep,
     PreferenceModelView,
-    PromptCount,
     RankerCheck,
-    RejectCount,
     TemplateCheck,
 )
 from charactertrain.report.view import (
@@ -203,6 +213,62 @@ def data() -> DataView:
         label_strength=tuple(
             HistogramBin(low=0.5 + 0.1 * index, high=0.6 + 0.1 * index, count=count)
             for index, count in enumerate((412, 377, 301, 188, 94))
+        ),
+        coverage=CoverageView(
+            num_asked=1480,
+            num_rounds=2,
+            num_missing=3,
+            num_duplicates=211,
+            facets=(
+                FacetRow(
+                    trait_id="honest",
+                    kind="trait",
+                    facet="a gift",
+                    source="constitution",
+                    split="train",
+                    wanted=40,
+                    found=37,
+                ),
+            ),
+            variety=(
+                VarietyRow(
+                    trait_id=None,
+                    num_prompts=96,
+                    distinct_1=0.41,
+                    distinct_2=0.83,
+                    distinct_3=None,
+                ),
+            ),
+            examples=(
+                ExampleRow(
+                    trait_id="honest", kind="trait", facet="a gift", text="Is <this> a gift?"
+                ),
+            ),
+        ),
+        ranking=RankingView(
+            ranker="contrast",
+            judge="SmolLM2 itself",
+            reliability=(
+                ReliabilityRow(
+                    subject="all traits",
+                    num_prompts=112,
+                    swap_consistency=None,
+                    cyclic_triads=Estimate(value=0.125, ci_low=0.081, ci_high=0.169),
+                    split_half=Estimate(value=0.412, ci_low=0.355, ci_high=0.471),
+                    length_correlation=None,
+                ),
+            ),
+            agreement=(
+                Agreement(
+                    ranker="judge",
+                    same_winner=Estimate(value=0.567, ci_low=0.489, ci_high=0.645),
+                    num_prompts=32,
+                ),
+            ),
+            num_comparisons=336,
+            tokens_per_comparison=173.4,
+            computed_tokens_per_comparison=118.6,
+            cache_hit_share=0.316,
         ),
     )
 

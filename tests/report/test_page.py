@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from charactertrain.report.data_view import DataView
 from charactertrain.report.page import render
-from charactertrain.report.training_view import DataView
 from charactertrain.report.view import OverallEffects, ReportView, TraitView
 
 HOSTILE = (
@@ -58,7 +58,7 @@ def _without_everything(view: ReportView) -> ReportView:
         policy=(),
         template_checks=(),
         ranker_checks=(),
-        data=DataView(prompts=(), rejects=None, label_strength=()),
+        data=DataView(prompts=(), rejects=None, label_strength=(), coverage=None, ranking=None),
     )
 
 

@@ -8,8 +8,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from charactertrain.report import plots
+from charactertrain.report.data_view import HistogramBin
 from charactertrain.report.svg import HIGHER
-from charactertrain.report.training_view import HistogramBin
 from charactertrain.report.view import ReportView
 
 

@@ -26,7 +26,9 @@ from charactertrain import chat
 from charactertrain.exceptions import SamplingError
 from charactertrain.models import loading
 from charactertrain.models.packing import PromptGroup
-from charactertrain.runtime.engines import EngineBroker, LeasedSampler, SamplerSource
+from charactertrain.runtime.engine_actor import EngineActor
+from charactertrain.runtime.engine_spec import EngineSpec
+from charactertrain.runtime.engines import EngineBroker, EngineSource, LeasedSampler
 from charactertrain.runtime.sampling import (
     Choice,
     ChoiceRequest,
@@ -37,7 +39,6 @@ from charactertrain.runtime.sampling import (
     Score,
     ScoreRequest,
 )
-from charactertrain.runtime.vllm_engine import EngineSpec
 from charactertrain.runtime.zero import ZeroEngine
 from charactertrain.stages.preference_loop import group_rewards
 from charactertrain.templates import JUDGE_CHOICES, Shown, judge_conversation, plain_conversation
@@ -66,9 +67,7 @@ class Engines:
 
     def open(self, weights: Path) -> LeasedSampler:
         """A sampler on these weights, in the shape of the tiny model."""
-        sampler = SamplerSource(BROKER, self.generate, str(weights)).open()
-        assert isinstance(sampler, LeasedSampler)
-        return sampler
+        return EngineSource(BROKER, self.generate, str(weights)).open()
 
 
 @pytest.fixture(name="engines", scope="module")
@@ -87,6 +86,7 @@ def engine_broker(ray_cluster: None, tiny_model: Path) -> Iterator[Engines]:
         num_cpus=1.0,
         num_gpus=0.4 if torch.cuda.is_available() else 0.0,
         threads=os.cpu_count() or 1,
+        latency=None,
     )
     actor: Any = ray.remote(EngineBroker)
     broker = actor.options(name=BROKER, num_cpus=0, max_concurrency=100).remote(1)
@@ -261,7 +261,7 @@ def test_scores_of_many_come_in_order(
 def test_choices_are_the_models_next_token_probabilities(
     sampler: LeasedSampler, model: PreTrainedModel, tokenizer: Any
 ) -> None:
-    shown = judge_conversation([], "Tea?", "Yes.", "No.")
+    shown = judge_conversation([], "Tea?", "Yes.", "No.", ties=False, question=0)
     (choice,) = sampler.choose([ChoiceRequest("c", shown, JUDGE_CHOICES)])
     assert isinstance(choice, Choice)
     prompt_ids = chat.encode(shown, tokenizer)
@@ -491,7 +491,7 @@ def test_rewards_are_the_same_in_serving_and_in_training(
     sequences = [chat.encode_exchange("Tea?", text, tokenizer) for text in texts]
 
     spec = replace(engines.generate, kind="reward", architecture=str(tmp_path))
-    sampler = SamplerSource(BROKER, spec, str(tmp_path)).open()
+    sampler = EngineSource(BROKER, spec, str(tmp_path)).open()
     served = [sampler.rewards(sequences), sampler.rewards(sequences)]
 
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
@@ -529,7 +529,7 @@ def test_engine_that_cannot_start_says_what_can_be_done(engines: Engines, tmp_pa
     spec = replace(engines.generate, architecture=str(tmp_path))
     message = f"no engine for {tmp_path} could be started: the vLLM engine for {tmp_path} did"
     with pytest.raises(SamplingError, match=rf"^{message} not start(?s:.*)memory_fraction"):
-        SamplerSource(BROKER, spec, str(tmp_path)).open()
+        EngineSource(BROKER, spec, str(tmp_path)).open()
 
 
 # Leases
@@ -549,7 +549,7 @@ class MortalEngine:
             await asyncio.sleep(0.01)
             if self._num_calls == 4:
                 os._exit(1)
-        return [Score(request.request_id, (-1.0,)) for request in requests]
+        return [Score(request.request_id, (-1.0,), 5, 0) for request in requests]
 
 
 class MortalBroker:
@@ -628,8 +628,11 @@ def test_engine_that_never_takes_weights_is_replaced(
 ) -> None:
     killed: list[Any] = []
     monkeypatch.setattr("charactertrain.runtime.engines._LOAD_SECONDS", 0.05)
-    monkeypatch.setattr("charactertrain.runtime.engines.ray.kill", killed.append)
-    monkeypatch.setattr("charactertrain.runtime.engines.start_engine", lambda *_: StuckHandle())
+    monkeypatch.setattr("ray.kill", killed.append)
+    monkeypatch.setattr(
+        "charactertrain.runtime.engines.start_engine",
+        lambda *_: EngineActor(StuckHandle(), group=None),
+    )
 
     async def two_leases() -> tuple[Any, Any]:
         broker = EngineBroker(max_engines=1)

@@ -21,6 +21,7 @@ from charactertrain.records import (
     Trait,
     to_table,
 )
+from charactertrain.report import page
 from charactertrain.report.view import Effect, ReportView
 from charactertrain.runtime.session import Session
 from charactertrain.seeds import derive_seed
@@ -99,6 +100,26 @@ def preference_summary() -> Json:
     }
 
 
+def estimate(value: float) -> Json:
+    return {
+        "estimate": value,
+        "ci_low": value - 0.1,
+        "ci_high": value + 0.1,
+        "num_clusters": 12,
+        "num_responses": 12,
+    }
+
+
+def reliability(num_prompts: int) -> Json:
+    return {
+        "swap_consistency": None,
+        "cyclic_triads": estimate(0.125),
+        "split_half": estimate(0.4),
+        "length_correlation": None,
+        "num_prompts": num_prompts,
+    }
+
+
 def summaries() -> dict[str, Json]:
     shift = {
         "contrast_shown": 0.3,
@@ -110,13 +131,52 @@ def summaries() -> dict[str, Json]:
     warm = {"trait_id": "warm", "detector_shown": 0.9, "detector_not_shown": 0.2}
     return {
         "traits": {"name": "small", "description": "Three traits for tests."},
-        "prompts": {"template_check": [{**shift, **warm}, {**shift, "trait_id": "curious"}]},
+        "prompts": {
+            "template_check": [{**shift, **warm}, {**shift, "trait_id": "curious"}],
+            "asked": 40,
+            "rounds": 2,
+            "missing": 1,
+            "coverage": {
+                "facets": [
+                    {
+                        "trait_id": "warm",
+                        "kind": "trait",
+                        "facet": "a cup of tea",
+                        "source": "constitution",
+                        "split": "train",
+                        "wanted": 3,
+                        "found": 2,
+                    }
+                ],
+                "variety": {
+                    "general": {
+                        "num_prompts": 4,
+                        "distinct_1": 0.5,
+                        "distinct_2": 0.75,
+                        "distinct_3": None,
+                    }
+                },
+                "examples": [
+                    {"trait_id": "warm", "kind": "trait", "facet": "tea", "text": "Is it <hot>?"}
+                ],
+            },
+        },
         "rankings": {
             "ranker": "contrast",
+            "judge": "small itself",
             "ranker_check": [
-                {"ranker": "judge", "accuracy": 0.5, "num_pairs": 24},
-                {"ranker": "contrast", "accuracy": 0.9, "num_pairs": 24},
+                {"ranker": "judge", "accuracy": 0.5, "ci_low": 0.4, "num_pairs": 24},
+                {"ranker": "contrast", "accuracy": 0.9, "ci_low": 0.8, "num_pairs": 24},
             ],
+            "reliability": reliability(30),
+            "reliability_by_trait": {"warm": reliability(10)},
+            "agreement": {"judge": estimate(0.625)},
+            "cost": {
+                "num_comparisons": 90,
+                "prompt_tokens_per_comparison": 173.4,
+                "computed_tokens_per_comparison": 118.6,
+                "cache_hit_share": 0.316,
+            },
         },
         "preference_model": preference_summary(),
         "policy": {
@@ -463,7 +523,28 @@ def test_view_of_the_checks(make_run: MakeRun, context: Context) -> None:
     ]
     judge, contrast = view.ranker_checks
     assert (judge.is_chosen, contrast.is_chosen) == (False, True)
-    assert contrast.reason.startswith("the judge is below the accuracy of 1.0")
+    assert contrast.reason == "no judge is good enough"
+    assert judge.reason == "auto wants accuracy 1.0, with the interval above 0.0"
+
+
+def test_view_of_coverage_and_rankings(make_run: MakeRun, context: Context) -> None:
+    data = make_view(make_run(), context).data
+    assert data.coverage is not None
+    assert data.ranking is not None
+    assert (data.coverage.num_asked, data.coverage.num_missing) == (40, 1)
+    assert [(row.facet, row.wanted, row.found) for row in data.coverage.facets] == [
+        ("a cup of tea", 3, 2)
+    ]
+    assert data.coverage.variety[0].trait_id is None
+    whole, warm = data.ranking.reliability
+    assert (whole.subject, whole.num_prompts, warm.subject) == ("all traits", 30, "warm")
+    assert whole.swap_consistency is None
+    assert whole.split_half is not None
+    assert (whole.split_half.value, whole.split_half.ci_high) == (0.4, 0.5)
+    assert data.ranking.agreement[0].num_prompts == 12
+    page_text = page.render(make_view(make_run(), context))
+    assert "Is it &lt;hot&gt;?" in page_text
+    assert "0.400 [0.300, 0.500]" in page_text
 
 
 def test_view_of_data_and_stages(make_run: MakeRun, context: Context) -> None:
