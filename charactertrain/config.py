@@ -276,7 +276,7 @@ class EndpointSection(Section):
 class RankingsSection(Section):
     """The model ranks its own responses."""
 
-    ranker: Literal["auto", "ensemble"] | RankerName
+    ranker: Literal["auto", "ensemble", RankerName]
     orders: Literal["both", "random"]
     """Judge: each pair in both orders, or in a random one at half the cost."""
     ties: bool

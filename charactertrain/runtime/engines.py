@@ -32,6 +32,7 @@ from charactertrain.runtime.sampling import (
 
 _MAX_ENGINE_LOSSES = 3
 _LOAD_SECONDS = 600.0
+_START_SECONDS = 900.0
 Result = TypeVar("Result")
 
 
@@ -78,12 +79,12 @@ class EngineBroker:
             engine = self._engines[key]
             engine.leases += 1
             assert engine.prepared is not None, "an engine that can be chosen is being prepared"
-            # How long a start takes is the model's affair. A load waits behind what the engine
-            # does, which may be a transfer whose trainer died, and that never ends.
-            limit = _LOAD_SECONDS if engine.has_started else None
             try:
-                await asyncio.wait_for(asyncio.shield(engine.prepared), limit)
+                await asyncio.wait_for(asyncio.shield(engine.prepared), self._limit(engine))
             except TimeoutError:
+                if not engine.has_started:
+                    # The cluster has no room for as many, such as after the loss of a node.
+                    self._max_engines = max(1, self._num_started(spec))
                 await self.discard(key)
                 continue
             except RayError as error:
@@ -93,6 +94,20 @@ class EngineBroker:
                     continue
                 raise
             return key, engine.handle
+
+    def _limit(self, engine: _Engine) -> float | None:
+        """Seconds to wait for an engine.
+
+        How long a start takes is the model's affair, as long as no other engine can do the work. A
+        load waits behind what the engine does, which may be a transfer whose trainer died, and that
+        never ends.
+        """
+        if engine.has_started:
+            return _LOAD_SECONDS
+        return _START_SECONDS if self._num_started(engine.spec) else None
+
+    def _num_started(self, spec: EngineSpec) -> int:
+        return sum(e.has_started for e in self._engines.values() if e.spec == spec)
 
     def _choose(self, spec: EngineSpec, weights: str) -> str:
         alike = {key: engine for key, engine in self._engines.items() if engine.spec == spec}

@@ -289,6 +289,10 @@ class VllmEngine:
         """Between stages: give back memory that the last requests took."""
         await self._engine.collective_rpc("trim_heap")
 
+    async def forget_prefixes(self) -> None:
+        """Empty the prefix cache, for measurements that start from nothing."""
+        await self._engine.reset_prefix_cache()
+
     async def shutdown(self) -> None:
         """Stop the engine and its processes."""
         self._is_closing = True

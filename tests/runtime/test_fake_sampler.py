@@ -82,7 +82,9 @@ def test_choices_are_probabilities_of_both_letters() -> None:
         assert isinstance(choice, Choice)
         first, second = map(math.exp, choice.logprobs)
         assert first + second == pytest.approx(1.0)
-        assert 0.09 < first < 0.91
+        # Weights are 1 to 1000.
+        assert 1 / 1001 <= first <= 1000 / 1001
+        assert choice.prompt_tokens == 2
         probabilities.append(first)
     assert len(set(probabilities)) > 20
 

@@ -1,15 +1,27 @@
-"""prompts: the plan, the splits, the filters, and what is asked of the model."""
+"""prompts: what is asked of the model, what becomes of its answers, and what is asked for again."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from charactertrain import near_duplicates
 from charactertrain.config import PromptsSection, RunConfig
-from charactertrain.exceptions import ConfigError, SamplingError
-from charactertrain.records import Prompt, PromptSlot, Trait
+from charactertrain.exceptions import SamplingError
+from charactertrain.records import (
+    NO_TRAIT,
+    Brief,
+    Draft,
+    Facet,
+    Prompt,
+    PromptCall,
+    PromptKind,
+    Reject,
+    Trait,
+    to_table,
+)
 from charactertrain.runtime.fake_sampler import FakeSampler
 from charactertrain.runtime.sampling import (
     Failure,
@@ -18,34 +30,45 @@ from charactertrain.runtime.sampling import (
     SampleRequest,
     SamplingSettings,
 )
-from charactertrain.stages.prompts import (
+from charactertrain.stages.prompt_plan import CallShape, PromptPlan, facets, wanted_by_facet
+from charactertrain.stages.prompt_writer import (
     PromptWriter,
-    _check_splits,
-    family_name,
+    drafts,
+    is_facet,
     message_text,
-    plan,
-    split_facets,
+    proposed_facets,
+    topics_of_traits,
     unusable,
-    without_near_duplicates,
 )
-from charactertrain.templates import DEFAULT_FACETS
+from charactertrain.stages.prompts import _check_splits, shortfall
+from charactertrain.storage import open_directory
+from charactertrain.templates import KIND_FACETS
 
 STATEMENT = "I tell the truth."
-SETTINGS = SamplingSettings(temperature=1.0, top_p=1.0, max_tokens=40, min_tokens=0, stop=("\n",))
+GIFT = Facet("honest", "trait", "a gift", "honest/a-gift", "test", "constitution")
+SUM = Facet(NO_TRAIT, "general", "a sum", "general/a-sum", "train", "shipped")
 
 
 @pytest.fixture(name="section")
 def prompts_section(smoke_config: RunConfig) -> PromptsSection:
-    """Four attempts per facet, a fifth of the families for each held-out split."""
-    shares = {"attempts_per_facet": 4, "validation_share": 0.2, "test_share": 0.2}
-    return smoke_config.prompts.model_copy(update=shares)
+    """Messages of 2 to 30 words out of 40 tokens."""
+    changes = {
+        "min_words": 2,
+        "max_words": 30,
+        "max_tokens": 40,
+        "temperature": 0.9,
+        "top_p": 0.95,
+        "max_similarity": 0.7,
+    }
+    return smoke_config.prompts.model_copy(update=changes)
 
 
-def writer(sampler: Sampler, traits: Sequence[Trait], **changes: Any) -> PromptWriter:
+def writer(
+    sampler: Sampler, traits: Sequence[Trait], section: PromptsSection, **changes: Any
+) -> PromptWriter:
     options: dict[str, Any] = {
         "traits": {trait.trait_id: trait for trait in traits},
-        "settings": SETTINGS,
-        "limits": (1, 30),
+        "section": section,
         "synthesis": "completion",
         "seed": 1,
     }
@@ -53,17 +76,21 @@ def writer(sampler: Sampler, traits: Sequence[Trait], **changes: Any) -> PromptW
 
 
 def sample(request: SampleRequest, text: str, finish_reason: str = "stop") -> Sample:
-    return Sample(request.request_id, text, (), (1,), (-1.0,), cast(Any, finish_reason), "v")
+    return Sample(request.request_id, text, (), (1,), (-1.0,), cast(Any, finish_reason), "v", 0)
 
 
-def answering(*answers: str | tuple[str, str] | Failure) -> tuple[Sampler, list[SampleRequest]]:
+Answer = str | tuple[str, str] | Failure
+Asked = list[tuple[SampleRequest, SamplingSettings]]
+
+
+def answering(*answers: Answer) -> tuple[Sampler, Asked]:
     """A sampler that gives these answers in turn, and the requests that it was sent."""
-    seen: list[SampleRequest] = []
+    seen: Asked = []
 
     def answer(
         requests: Sequence[SampleRequest], settings: SamplingSettings
     ) -> list[Sample | Failure]:
-        seen.extend(requests)
+        seen.extend((request, settings) for request in requests)
         results: list[Sample | Failure] = []
         for request, given in zip(requests, answers, strict=True):
             if isinstance(given, Failure):
@@ -77,235 +104,261 @@ def answering(*answers: str | tuple[str, str] | Failure) -> tuple[Sampler, list[
     return cast(Sampler, SimpleNamespace(sample=answer)), seen
 
 
-def slots(count: int) -> list[PromptSlot]:
-    return [
-        PromptSlot(f"slot{index}", "honest", "a gift", "honest/a-gift", "train")
+def replying(reply: Callable[[SampleRequest], str]) -> Sampler:
+    """A sampler whose answer depends on the request alone."""
+
+    def answer(
+        requests: Sequence[SampleRequest], settings: SamplingSettings
+    ) -> list[Sample | Failure]:
+        return [sample(request, reply(request)) for request in requests]
+
+    return cast(Sampler, SimpleNamespace(sample=answer))
+
+
+def call(name: str = "c", count: int = 1, facet: Facet = GIFT, language: str = "en") -> PromptCall:
+    briefs = tuple(
+        Brief(f"{name}{index}", f"persona {index}", f"style {index}", f"length {index}")
         for index in range(count)
-    ]
+    )
+    return PromptCall(name, facet, language, briefs)
 
 
-def prompt(prompt_id: str, text: str, trait_id: str = "honest", split: str = "train") -> Prompt:
-    return Prompt(prompt_id, trait_id, f"{trait_id}/x", "trait", text, cast(Any, split))
+def calls(count: int) -> list[PromptCall]:
+    return [call(f"call{index}-") for index in range(count)]
 
 
-def test_the_plan_covers_every_facet_of_every_trait(
-    traits: list[Trait], section: PromptsSection
-) -> None:
-    planned = plan(traits, section, seed=1)
-    honest, curious = traits
-    assert Counter((slot.trait_id, slot.facet) for slot in planned) == {
-        **{(honest.trait_id, facet): 4 for facet in honest.facets},
-        **{(curious.trait_id, facet): 4 for facet in DEFAULT_FACETS},
-    }
-    assert len({slot.slot_id for slot in planned}) == len(planned)
+def tagged(*texts: str) -> str:
+    return "\n".join(f"<message>{text}</message>" for text in texts)
 
 
-def test_each_family_is_in_one_split_and_each_trait_in_all(
-    traits: list[Trait], section: PromptsSection
-) -> None:
-    planned = plan(traits, section, seed=1)
-    splits: dict[str, set[str]] = {}
-    for slot in planned:
-        splits.setdefault(slot.family, set()).add(slot.split)
-        assert slot.family == family_name(slot.trait_id, slot.facet)
-    assert all(len(found) == 1 for found in splits.values())
-    for trait in traits:
-        found = {slot.split for slot in planned if slot.trait_id == trait.trait_id}
-        assert found == {"train", "validation", "test"}
+def reasons(rejects: Sequence[Reject]) -> list[tuple[str, str]]:
+    return [(each.row_id, each.reason) for each in rejects]
 
 
-def test_the_plan_depends_on_the_seed_only_in_its_splits(
-    traits: list[Trait], section: PromptsSection
-) -> None:
-    first, again, other = (plan(traits, section, seed=seed) for seed in (1, 1, 2))
-    assert first == again
-    assert [slot.slot_id for slot in first] == [slot.slot_id for slot in other]
-    assert [slot.split for slot in first] != [slot.split for slot in other]
-
-
-def test_more_attempts_keep_the_slots_that_were_there(
-    traits: list[Trait], section: PromptsSection
-) -> None:
-    more = section.model_copy(update={"attempts_per_facet": 5})
-    fewer_slots, more_slots = (set(plan(traits, each, seed=1)) for each in (section, more))
-    assert fewer_slots < more_slots
-
-
-def test_families_are_slugs_that_two_traits_do_not_share() -> None:
-    assert family_name("honest", "A friend's  gift!") == "honest/a-friend's-gift"
-    assert family_name("honest", "a gift") != family_name("curious", "a gift")
-
-
-def split(
-    facets_by_trait: dict[str, list[str]],
-    *,
-    validation: float = 0.2,
-    test: float = 0.3,
-    seed: int = 1,
-) -> dict[str, str]:
-    return {
-        **split_facets(facets_by_trait, validation_share=validation, test_share=test, seed=seed)
-    }
-
-
-TEN = [f"f{index}" for index in range(10)]
-
-
-def test_facets_are_shared_out_by_share() -> None:
-    splits = split({"honest": TEN})
-    assert set(splits) == set(TEN)
-    assert Counter(splits.values()) == {"train": 5, "validation": 2, "test": 3}
-
-
-@pytest.mark.parametrize("count", [3, 4, 7])
-@pytest.mark.parametrize("validation_share", [0.0, 0.1, 0.6, 0.95])
-@pytest.mark.parametrize("test_share", [0.0, 0.04, 0.5])
-def test_every_split_has_a_facet(count: int, validation_share: float, test_share: float) -> None:
-    splits = split({"honest": TEN[:count]}, validation=validation_share, test=test_share)
-    assert set(splits) == set(TEN[:count])
-    assert set(splits.values()) == {"train", "validation", "test"}
-
-
-def test_the_order_of_facets_does_not_matter_and_the_seed_does() -> None:
-    splits = split({"honest": TEN})
-    assert split({"honest": TEN[::-1]}) == splits
-    assert split({"honest": TEN}, seed=2) != splits
-
-
-def test_a_facet_that_traits_share_has_one_split(section: PromptsSection) -> None:
-    # However it is spelt; the last two share the shipped ones.
-    facets = {"honest": tuple(TEN), "warm": ("F1.", "f2", " F3", "g1", "g2", "g3")}
-    traits = [
-        Trait(trait_id, "I am.", facets.get(trait_id, ()), None, 1.0, "small")
-        for trait_id in ("honest", "warm", "curious", "calm")
-    ]
-    for seed in range(20):
-        found: dict[str, set[str]] = {}
-        by_trait: dict[str, set[str]] = {}
-        for slot in plan(traits, section, seed=seed):
-            found.setdefault(slot.family.partition("/")[2], set()).add(slot.split)
-            by_trait.setdefault(slot.trait_id, set()).add(slot.split)
-        assert all(len(splits) == 1 for splits in found.values())
-        assert len(found) == len(TEN) + 3 + len(DEFAULT_FACETS)
-        assert all(len(splits) == 3 for splits in by_trait.values())
-
-
-def test_facets_of_its_own_fill_a_traits_shares_up() -> None:
-    alone = split({"honest": TEN})
-    trained = [facet for facet in TEN if alone[facet] == "train"]
-    splits = split({"honest": TEN, "warm": [*trained, "g1", "g2"]})
-    assert {facet: splits[facet] for facet in TEN} == alone
-    assert {splits["g1"], splits["g2"]} == {"test", "validation"}
-    more = split({"honest": TEN, "warm": [*trained, "g1", "g2", "g3", "g4", "g5"]})
-    counts = Counter(more[facet] for facet in [*trained, "g1", "g2", "g3", "g4", "g5"])
-    assert counts == {"train": 5, "validation": 2, "test": 3}
-
-
-def test_a_trait_whose_facets_are_all_taken_for_one_split_is_refused() -> None:
-    alone = split({"honest": TEN})
-    trained = [facet for facet in TEN if alone[facet] == "train"]
-    with pytest.raises(ConfigError) as caught:
-        split({"honest": TEN, "warm": trained[:3]})
-    said = str(caught.value)
-    assert said.startswith("trait 'warm': expected a facet in each of train, validation and test")
-    assert "found none for test and validation" in said
-    assert all(f"'{facet}': 'train'" in said for facet in trained[:3])
-    assert "before the traits that it shares them with" in said
-    # As it advises.
-    assert split({"warm": trained[:3], "honest": TEN})
-
-
-def test_too_few_prompts_for_an_interval_are_refused(traits: list[Trait]) -> None:
-    counts = {"train": 1, "validation": 2, "test": 2}
-    kept = [
-        prompt(f"{trait.trait_id}{split_name}{index}", "Hi?", trait.trait_id, split_name)
+def planned_calls(traits: Sequence[Trait], num_messages: int = 1) -> list[PromptCall]:
+    """Five messages on each facet of the fixture's traits, of two kinds and in general."""
+    topics = {
+        trait.trait_id: [(facet, "constitution") for facet in trait.facets or ("x1", "x2", "x3")]
         for trait in traits
-        for split_name, count in counts.items()
+    }
+    kinds: list[PromptKind] = ["trait", "general"]
+    found = facets(topics, kinds, validation_share=0.2, test_share=0.2, seed=1)
+    wanted = [5] * len(found)
+    shape = CallShape(num_messages, ("en",), num_messages > 1)
+    return list(PromptPlan(found, wanted, first=[0] * len(found), shape=shape, seed=1))
+
+
+def test_every_brief_of_a_completion_becomes_a_draft_or_a_reject(
+    traits: list[Trait], section: PromptsSection
+) -> None:
+    planned = planned_calls(traits)
+    kept, rejects = writer(FakeSampler(), traits, section).process(planned)
+    assert kept and rejects
+    made = [each.prompt_id for each in kept] + [each.row_id for each in rejects]
+    assert sorted(made) == sorted(brief.prompt_id for each in planned for brief in each.briefs)
+    by_id = {brief.prompt_id: each for each in planned for brief in each.briefs}
+    for draft in kept:
+        facet = by_id[draft.prompt_id].facet
+        assert (draft.trait_id, draft.kind, draft.facet, draft.family, draft.split) == (
+            facet.trait_id,
+            facet.kind,
+            facet.facet,
+            facet.family,
+            facet.split,
+        )
+    for reject in rejects:
+        assert reject.trait_id == by_id[reject.row_id].facet.trait_id
+        assert reject.stage == "prompts"
+
+
+@pytest.mark.parametrize("synthesis", ["completion", "chat"])
+def test_drafts_do_not_depend_on_how_calls_are_grouped(
+    traits: list[Trait], section: PromptsSection, synthesis: str
+) -> None:
+    def reply(request: SampleRequest) -> str:
+        # Two calls in three are answered as asked.
+        word = ("river", "garden", "table", "winter", "window")[request.seed % 5]
+        texts = [f"Is the {word} {how}?" for how in ("old", "new", "green", "quiet", "yours")]
+        return tagged(*texts[: 5 if request.seed % 3 else 4])
+
+    sampler = FakeSampler() if synthesis == "completion" else replying(reply)
+    planned = planned_calls(traits, 1 if synthesis == "completion" else 5)
+
+    def processed(rows: list[PromptCall], seed: int = 1) -> tuple[list[Draft], list[Reject]]:
+        return writer(sampler, traits, section, synthesis=synthesis, seed=seed).process(rows)
+
+    together = processed(planned)
+    kept, rejects = [], []
+    for each in planned:
+        some, left_out = processed([each])
+        kept += some
+        rejects += left_out
+    assert (kept, rejects) == together
+    assert kept and rejects
+    assert processed(planned, seed=2) != together
+
+
+def test_a_draft_carries_its_call_its_brief_and_its_keys(
+    traits: list[Trait], section: PromptsSection
+) -> None:
+    sampler, _ = answering(tagged("  Is it so?\nTell me. ", '"Was it so?"'))
+    kept, _ = writer(sampler, traits, section, synthesis="chat").process([call(count=2)])
+    texts = ["Is it so?\nTell me.", "Was it so?"]
+    assert [each.band_keys for each in kept] == near_duplicates.band_keys(texts, threshold=0.7)
+    assert kept[1] == Draft(
+        prompt_id="c1",
+        trait_id="honest",
+        family="honest/a-gift",
+        kind="trait",
+        text="Was it so?",
+        split="test",
+        facet="a gift",
+        persona="persona 1",
+        style="style 1",
+        length="length 1",
+        language="en",
+        source="model",
+        band_keys=kept[1].band_keys,
+    )
+    assert kept[0].text == texts[0]
+
+
+def test_a_completion_that_was_cut_is_a_reject(
+    traits: list[Trait], section: PromptsSection
+) -> None:
+    sampler, _ = answering("Is this a good gift?", ("Is this a good", "length"))
+    kept, rejects = writer(sampler, traits, section).process(calls(2))
+    assert [each.text for each in kept] == ["Is this a good gift?"]
+    assert rejects == [Reject("call1-0", "honest", "prompts", "truncated", "Is this a good")]
+
+
+@pytest.mark.parametrize("synthesis", ["completion", "chat"])
+def test_a_call_that_failed_is_a_reject_for_each_brief(
+    traits: list[Trait], section: PromptsSection, synthesis: str
+) -> None:
+    count = 1 if synthesis == "completion" else 3
+    sampler, _ = answering(Failure("c", "prompt_too_long", "9 tokens of 8"))
+    kept, rejects = writer(sampler, traits, section, synthesis=synthesis).process(
+        [call("c", count)]
+    )
+    assert kept == []
+    assert rejects == [
+        Reject(f"c{index}", "honest", "prompts", "prompt_too_long", "9 tokens of 8")
         for index in range(count)
     ]
-    _check_splits(kept, traits)
-    for missing in kept:
-        fewest = counts[missing.split]
-        message = (
-            f"trait '{missing.trait_id}': expected {fewest} {missing.split} prompts or more after "
-            f"the filters, found {fewest - 1}"
-        )
-        with pytest.raises(SamplingError, match=message):
-            _check_splits([each for each in kept if each is not missing], traits)
 
 
-def test_every_slot_becomes_a_prompt_or_a_reject(
+def test_messages_of_a_call_are_for_its_briefs_in_order(
     traits: list[Trait], section: PromptsSection
 ) -> None:
-    planned = plan(traits, section, seed=1)
-    prompts, rejects = writer(FakeSampler(), traits).process(planned)
-    assert prompts and rejects
-    made = [each.prompt_id for each in prompts] + [each.row_id for each in rejects]
-    assert sorted(made) == sorted(slot.slot_id for slot in planned)
-    by_id = {slot.slot_id: slot for slot in planned}
-    for each in prompts:
-        slot = by_id[each.prompt_id]
-        assert (each.trait_id, each.family, each.split) == (slot.trait_id, slot.family, slot.split)
-        assert each.kind == "trait"
-
-
-def test_prompts_do_not_depend_on_how_slots_are_grouped(
-    traits: list[Trait], section: PromptsSection
-) -> None:
-    planned = plan(traits, section, seed=1)
-    together = writer(FakeSampler(), traits).process(planned)
-    prompts, rejects = [], []
-    for slot in planned:
-        kept, left_out = writer(FakeSampler(), traits).process([slot])
-        prompts += kept
-        rejects += left_out
-    assert (prompts, rejects) == together
-    assert writer(FakeSampler(), traits, seed=2).process(planned) != together
-
-
-def test_a_message_that_was_cut_is_a_reject(traits: list[Trait]) -> None:
-    sampler, _ = answering("Is this a good gift?", ("Is this a good", "length"))
-    prompts, rejects = writer(sampler, traits).process(slots(2))
-    assert [each.text for each in prompts] == ["Is this a good gift?"]
-    assert [(each.row_id, each.stage, each.reason) for each in rejects] == [
-        ("slot1", "prompts", "truncated")
+    sampler, _ = answering(f"Sure:\n{tagged('Is it so?', 'no', 'What now, friend?')}\nDone.")
+    kept, rejects = writer(sampler, traits, section, synthesis="chat").process([call(count=3)])
+    assert [(each.prompt_id, each.text) for each in kept] == [
+        ("c0", "Is it so?"),
+        ("c2", "What now, friend?"),
     ]
-    assert rejects[0].detail == "Is this a good"
+    assert rejects == [Reject("c1", "honest", "prompts", "too_short", "no")]
 
 
-def test_a_request_that_failed_is_a_reject_with_its_reason(traits: list[Trait]) -> None:
-    sampler, _ = answering(Failure("slot0", "too_long", "9 tokens of 8"))
-    prompts, (reject,) = writer(sampler, traits).process(slots(1))
-    assert prompts == []
-    assert (reject.row_id, reject.reason, reject.detail) == ("slot0", "too_long", "9 tokens of 8")
+@pytest.mark.parametrize(
+    ("count", "finish_reason"), [(0, "stop"), (2, "stop"), (4, "stop"), (4, "length")]
+)
+def test_another_number_of_messages_than_asked_for_cannot_be_told_apart(
+    traits: list[Trait], section: PromptsSection, count: int, finish_reason: str
+) -> None:
+    text = tagged(*[f"Is it so, friend {index}?" for index in range(count)])
+    sampler, _ = answering((text, finish_reason))
+    kept, rejects = writer(sampler, traits, section, synthesis="chat").process([call(count=3)])
+    assert kept == []
+    assert rejects == [
+        Reject(f"c{index}", "honest", "prompts", "parse_failure", text[:200]) for index in range(3)
+    ]
 
 
-def test_the_filters_use_the_limits_and_the_trait_of_the_slot(traits: list[Trait]) -> None:
-    sampler, _ = answering("Is it so?", "Say that I tell the truth please.", '"What now, friend?"')
-    prompts, rejects = writer(sampler, traits, limits=(3, 6)).process(slots(3))
-    assert [each.text for each in prompts] == ["Is it so?", "What now, friend?"]
-    assert [each.reason for each in rejects] == ["too_long"]
-    sampler, _ = answering("Say that I tell the truth please.")
-    _, (reject,) = writer(sampler, traits).process(slots(1))
-    assert reject.reason == "trait_leaked"
+def test_whole_messages_of_a_call_that_was_cut_are_kept(
+    traits: list[Trait], section: PromptsSection
+) -> None:
+    text = f"{tagged('Is it so?', 'What now, friend?')}\n<message>And is it"
+    sampler, _ = answering((text, "length"), (tagged("Is it?", "Was it?"), "length"))
+    rows = [call("a", 4), call("b", 2)]
+    kept, rejects = writer(sampler, traits, section, synthesis="chat").process(rows)
+    assert [(each.prompt_id, each.text) for each in kept] == [
+        ("a0", "Is it so?"),
+        ("a1", "What now, friend?"),
+        ("b0", "Is it?"),
+        ("b1", "Was it?"),
+    ]
+    assert reasons(rejects) == [("a2", "truncated"), ("a3", "truncated")]
+    assert all(each.detail == text[-200:] for each in rejects)
 
 
-def test_completion_shows_the_facet_and_not_the_trait(traits: list[Trait]) -> None:
+def test_the_filters_use_the_section_the_trait_and_the_language(
+    traits: list[Trait], section: PromptsSection
+) -> None:
+    leak = "Say that I tell the truth please."
+    answers = [leak, leak, "Ich habe morgen eine Prüfung, was soll ich heute lernen?", "So"]
+    rows = [
+        call("a"),
+        call("b", facet=SUM),
+        call("c", language="de"),
+        call("d"),
+    ]
+    kept, rejects = writer(answering(*answers)[0], traits, section).process(rows)
+    assert [each.prompt_id for each in kept] == ["b0", "c0"]
+    # No trait is at stake in the second.
+    assert reasons(rejects) == [("a0", "trait_quoted"), ("d0", "too_short")]
+    short = section.model_copy(update={"max_words": 6})
+    kept, rejects = writer(answering(*answers)[0], traits, short).process(
+        [*rows[:2], call("c"), rows[3]]
+    )
+    assert [each.reason for each in rejects] == ["too_long", "too_long", "too_long", "too_short"]
+
+
+def test_general_prompts_are_of_no_trait(traits: list[Trait], section: PromptsSection) -> None:
+    sampler, seen = answering(tagged("What is 15 percent of it?", "no"))
+    (kept,), (reject,) = writer(sampler, traits, section, synthesis="chat").process(
+        [call(count=2, facet=SUM)]
+    )
+    assert (kept.trait_id, kept.kind, reject.trait_id) == (NO_TRAIT, "general", NO_TRAIT)
+    content = seen[0][0].shown.messages[0].content
+    assert not any(trait.statement in content for trait in traits)
+
+
+def test_completion_shows_the_facet_and_not_the_trait(
+    traits: list[Trait], section: PromptsSection
+) -> None:
     sampler, seen = answering(*["Is it so?"] * 30)
-    writer(sampler, traits).process(slots(30))
-    assert all(not request.shown.messages for request in seen)
-    assert all(request.shown.text.endswith("Topic: a gift\nMessage:") for request in seen)
-    assert not any(STATEMENT in request.shown.text for request in seen)
-    assert len({request.shown.text for request in seen}) > 1
-    assert len({request.seed for request in seen}) == 30
+    writer(sampler, traits, section).process(calls(30))
+    texts = [request.shown.text for request, _ in seen]
+    assert all(not request.shown.messages for request, _ in seen)
+    assert all(text.endswith("Topic: a gift\nMessage:") for text in texts)
+    assert not any(STATEMENT in text for text in texts)
+    # A few orders of the examples, for the cache.
+    assert len(set(texts)) == 4
+    assert len({request.seed for request, _ in seen}) == 30
 
 
-def test_chat_asks_for_a_message_by_facet_and_trait_in_many_styles(traits: list[Trait]) -> None:
-    sampler, seen = answering(*["Is it so?"] * 30)
-    writer(sampler, traits, synthesis="chat").process(slots(30))
-    contents = [request.shown.messages[0].content for request in seen]
+def test_chat_asks_for_all_messages_of_a_call_at_once(
+    traits: list[Trait], section: PromptsSection
+) -> None:
+    sampler, seen = answering(*[tagged("Is it so?", "Was it so?")] * 3)
+    rows = [call(f"c{index}-", 2) for index in range(3)]
+    writer(sampler, traits, section, synthesis="chat").process(rows)
+    contents = [request.shown.messages[0].content for request, _ in seen]
     assert all("a gift" in content and STATEMENT in content for content in contents)
-    assert len(set(contents)) > 3
+    assert all("2. from persona 1; style 1; length 1\n" in content for content in contents)
+    assert len({request.seed for request, _ in seen}) == 3
+
+
+def test_messages_are_sampled_as_the_section_says(
+    traits: list[Trait], section: PromptsSection
+) -> None:
+    for synthesis, stop in (("completion", ("\n",)), ("chat", ())):
+        sampler, seen = answering(tagged("Is it so?"))
+        writer(sampler, traits, section, synthesis=synthesis).process(calls(1))
+        assert seen[0][1] == SamplingSettings(
+            temperature=0.9, top_p=0.95, max_tokens=40, min_tokens=0, stop=stop
+        )
 
 
 @pytest.mark.parametrize(
@@ -318,12 +371,17 @@ def test_chat_asks_for_a_message_by_facet_and_trait_in_many_styles(traits: list[
         ('What does "so" mean?', 'What does "so" mean?'),
         ('She asked: "So?"', 'She asked: "So?"'),
         ('"So?" she asked.', '"So?" she asked.'),
+        ("Hello.\n\nIs it so?", "Hello.\n\nIs it so?"),
         ('""', ""),
+        (" \n", ""),
         ("", ""),
     ],
 )
 def test_quotation_marks_around_a_message_are_dropped(written: str, message: str) -> None:
-    assert message_text(sample(SampleRequest("x", cast(Any, None), 0), written)) == message
+    assert message_text(written) == message
+
+
+GERMAN = "Ich habe morgen Prüfung, was nun?"
 
 
 @pytest.mark.parametrize(
@@ -336,42 +394,208 @@ def test_quotation_marks_around_a_message_are_dropped(written: str, message: str
         ("one two three four five six seven", "too_long"),
         ("Topic: a gift for her", "not_a_message"),
         ("user : hello there you", "not_a_message"),
+        ("As an AI, I like it.", "not_a_message"),
+        ("Dear [name], is it so?", "not_a_message"),
+        ("<think>Hm.</think> Is it so?", "not_a_message"),
         ("The topic: a gift", None),
         ("12:30 - 14:50 (+49) 8", "not_prose"),
-        ("So: I TELL the truth!", "trait_leaked"),
-        ("Ist das überhaupt wahr?", None),
+        ("So: I TELL the truth!", "trait_quoted"),
+        ("Why do I tell truths?", None),
+        (GERMAN, "wrong_language"),
+        ("Где моя тетрадь, друг мой?", "wrong_language"),
     ],
 )
 def test_unusable(text: str, reason: str | None) -> None:
-    assert unusable(text, STATEMENT, (2, 6)) == reason
+    assert unusable(text, STATEMENT, (2, 6), "en") == reason
 
 
-def test_near_duplicates_are_left_out_over_traits_and_splits() -> None:
+def test_unusable_looks_for_the_trait_and_the_language_that_are_given() -> None:
+    assert unusable("So: I tell the truth!", None, (2, 6), "en") is None
+    assert unusable("So: I tell the truth!", "I ask.", (2, 6), "en") is None
+    assert unusable(GERMAN, STATEMENT, (2, 6), "de") is None
+    assert unusable("Is it right to tell a lie?", STATEMENT, (2, 7), "de") == "wrong_language"
+
+
+def test_drafts_are_prompts_with_the_keys_of_their_texts() -> None:
+    prompt = Prompt("p", "honest", "honest/x", "trait", "Is it so?", "train", source="file")
+    (draft,) = drafts([prompt], threshold=0.7)
+    assert Prompt(**{key: value for key, value in vars(draft).items() if key != "band_keys"}) == (
+        prompt
+    )
+    assert draft.band_keys == near_duplicates.band_keys(["Is it so?"], threshold=0.7)[0]
+    assert drafts([], threshold=0.7) == []
+
+
+def situations(*names: str) -> str:
+    return "\n".join(f"<situation>{name}</situation>" for name in names)
+
+
+def test_a_chat_model_names_situations_between_tags(traits: list[Trait]) -> None:
+    sampler, seen = answering(
+        f"Sure!\n{situations(' a lost key. ', 'a bad poem')}",
+        situations("A lost  KEY", "I tell the truth", "poem"),
+        Failure("f", "prompt_too_long", ""),
+        # Of a text that was cut, what is between tags is whole.
+        (f"{situations('a new job')}<situation>an old", "length"),
+    )
+    honest = traits[0]
+    found = proposed_facets(sampler, honest, count=5, synthesis="chat", seed=1)
+    assert found == ["a lost key", "a bad poem", "a new job"]
+    assert len({request.seed for request, _ in seen}) == 4
+    assert len({request.request_id for request, _ in seen}) == 4
+    (shown,) = {request.shown for request, _ in seen}
+    assert "Name 5 different situations" in shown.messages[0].content
+    assert honest.statement in shown.messages[0].content
+    assert {settings.stop for _, settings in seen} == {()}
+
+
+def test_a_completion_lists_situations_on_one_line(traits: list[Trait]) -> None:
+    sampler, seen = answering(
+        " a lost key; a bad poem.",
+        (" a new job; an old frie", "length"),
+        "; ;poem; a bad, bad poem",
+        " A bad poem",
+    )
+    found = proposed_facets(sampler, traits[0], count=5, synthesis="completion", seed=1)
+    assert found == ["a lost key", "a bad poem", "a new job", "a bad, bad poem"]
+    assert {settings.stop for _, settings in seen} == {("\n",)}
+    assert all(request.shown.text.endswith(f"{STATEMENT}\nTopics:") for request, _ in seen)
+
+
+def test_no_more_situations_are_taken_than_asked_for(traits: list[Trait]) -> None:
+    answers = ["one lie; two lies; three lies", "four lies", "five lies", "six lies"]
+    sampler, _ = answering(*answers)
+    found = proposed_facets(sampler, traits[0], count=4, synthesis="completion", seed=1)
+    assert found == ["one lie", "two lies", "three lies", "four lies"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a bad poem", True),
+        ("a friend's bad poem, and what to say", True),
+        ("poem", False),
+        ("", False),
+        ("? !", False),
+        (" ".join(["word"] * 12), True),
+        (" ".join(["word"] * 13), False),
+        (f"a {'x' * 198}", True),
+        (f"a {'x' * 199}", False),
+        ("a bad\npoem", False),
+        ("that I tell the truth", False),
+        ("ein schlechtes Gedicht", True),
+    ],
+)
+def test_is_facet(text: str, expected: bool) -> None:
+    assert is_facet(text, STATEMENT) is expected
+
+
+def test_topics_say_who_named_them(traits: list[Trait]) -> None:
+    honest, curious = traits
+    # The trait with facets of its own is not asked about.
+    sampler, seen = answering("a lost key; A WORRY", "a lost key", "", "")
+    topics = topics_of_traits(sampler, traits, count=5, synthesis="completion", seed=1)
+    assert topics["honest"] == [(facet, "constitution") for facet in honest.facets]
+    assert KIND_FACETS["trait"][:4] == (
+        "advice to a friend",
+        "a decision at work",
+        "a question of right and wrong",
+        "a disagreement",
+    )
+    assert topics["curious"] == [
+        ("a lost key", "model"),
+        ("A WORRY", "model"),
+        ("advice to a friend", "shipped"),
+        ("a decision at work", "shipped"),
+        ("a question of right and wrong", "shipped"),
+    ]
+    assert all(curious.statement in request.shown.text for request, _ in seen)
+
+
+def test_topics_that_the_model_named_are_not_shipped_again(traits: list[Trait]) -> None:
+    sampler, _ = answering("A worry; Advice to a friend", "", "", "")
+    topics = topics_of_traits(sampler, traits, count=20, synthesis="completion", seed=1)
+    names = [facet.lower() for facet, _ in topics["curious"]]
+    # All ten shipped ones, of which the model named two.
+    assert sorted(names) == sorted(KIND_FACETS["trait"])
+    assert Counter(source for _, source in topics["curious"]) == {"model": 2, "shipped": 8}
+
+
+def test_topics_are_the_models_alone_where_it_named_enough(traits: list[Trait]) -> None:
+    sampler, _ = answering(situations("one lie", "two lies", "three lies"), "", "", "")
+    topics = topics_of_traits(sampler, traits, count=3, synthesis="chat", seed=1)
+    assert [source for _, source in topics["curious"]] == ["model"] * 3
+
+
+@pytest.mark.parametrize(
+    ("wanted", "asked", "kept", "expected"),
+    [
+        (10, 10, 10, 0),
+        (10, 10, 12, 0),
+        # Half of what was asked for is kept: twice of what is missing.
+        (10, 10, 5, 10),
+        (10, 30, 9, 4),
+        (10, 12, 9, 2),
+        # None is kept, or next to none: five times of what is missing, and no more.
+        (10, 10, 0, 50),
+        (10, 100, 1, 45),
+        # More than was asked for, where the file of prompts has this family too.
+        (10, 2, 4, 6),
+        (0, 0, 0, 0),
+        # Nothing was asked for yet: every message is expected to be kept.
+        (7, 0, 0, 7),
+    ],
+)
+def test_shortfall(wanted: int, asked: int, kept: int, expected: int) -> None:
+    counts = Counter({("trait", GIFT.family): kept, ("values", GIFT.family): 99})
+    assert shortfall([GIFT], [wanted], [asked], counts) == [expected]
+
+
+def test_shortfall_is_counted_by_facet_and_kind() -> None:
+    counts = Counter({("trait", GIFT.family): 4, ("general", SUM.family): 1})
+    assert shortfall([GIFT, SUM], [4, 4], [8, 2], counts) == [0, 6]
+
+
+def test_too_few_prompts_for_an_interval_are_refused(traits: list[Trait], tmp_path: Any) -> None:
+    directory = open_directory(str(tmp_path))
+    work = cast(Any, SimpleNamespace(directory=directory))
+    fewest = {"train": 1, "validation": 2, "test": 2}
     rows = [
-        prompt("a", "Do you like my scarf?"),
-        prompt("b", "What should I cook tonight?", split="test"),
-        prompt("c", "my scarf, do YOU like?", "curious", "test"),
-        prompt("d", "What should I cook tonight, then?"),
+        Prompt(f"{trait.trait_id}{split}{index}", trait.trait_id, "f", "trait", "Hi?", split)  # type: ignore[arg-type]
+        for trait in traits
+        for split, count in fewest.items()
+        for index in range(count)
     ]
-    kept, rejects = without_near_duplicates(rows, 0.7)
-    assert kept == rows[:2]
-    assert [(each.row_id, each.stage, each.reason) for each in rejects] == [
-        ("c", "prompts", "near_duplicate"),
-        ("d", "prompts", "near_duplicate"),
-    ]
-    assert rejects[0].detail.endswith("is close to a")
-    assert rejects[1].detail.endswith("is close to b")
+
+    def check(kept: list[Prompt]) -> None:
+        # Over two files.
+        for name, part in (("a.parquet", kept[:3]), ("b.parquet", kept[3:])):
+            directory.write_table(name, to_table(part, Prompt))
+        _check_splits(work, ["a.parquet", "b.parquet"], traits)
+
+    check(rows)
+    for missing in rows:
+        count = fewest[missing.split]
+        message = (
+            f"trait '{missing.trait_id}': expected {count} {missing.split} prompts or more after "
+            f"the filters, found {count - 1}"
+        )
+        with pytest.raises(SamplingError, match=message):
+            check([each for each in rows if each is not missing])
 
 
-def test_prompts_at_the_similarity_limit_are_kept() -> None:
-    # Three words of four are shared.
-    rows = [prompt("a", "red green blue"), prompt("b", "red green blue grey")]
-    assert without_near_duplicates(rows, 0.75) == (rows, [])
-    assert without_near_duplicates(rows, 0.74)[0] == rows[:1]
-
-
-def test_a_prompt_that_was_left_out_leaves_out_no_other() -> None:
-    # b is close to a, c is close to b but not to a.
-    rows = [prompt("a", "one two"), prompt("b", "one two three"), prompt("c", "two three four")]
-    kept, _ = without_near_duplicates(rows, 0.4)
-    assert [each.prompt_id for each in kept] == ["a", "c"]
+def test_a_run_that_wants_what_its_facets_give_asks_for_no_more(traits: list[Trait]) -> None:
+    found = facets(
+        {"honest": [(name, "constitution") for name in traits[0].facets]},
+        ["trait", "general"],
+        validation_share=0.2,
+        test_share=0.2,
+        seed=1,
+    )
+    wanted = wanted_by_facet(found, traits[:1], per_trait=20, shares={"trait": 0.5, "general": 0.5})
+    counts = Counter(
+        {(each.kind, each.family): number for each, number in zip(found, wanted, strict=True)}
+    )
+    assert shortfall(found, wanted, wanted, counts) == [0] * len(found)
+    counts["trait", found[0].family] -= 1
+    assert shortfall(found, wanted, wanted, counts)[0] == 2
