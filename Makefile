@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 # -qq: no line per package; errors still show.
 INSTALL := $(BIN)/python -m pip install -qq --no-deps
 
-.PHONY: demo test check format bench locks clean help
+.PHONY: demo test chaos check format bench locks clean help
 
 demo: $(VENV)/.package ## The whole loop with the embedded model, on a CPU: runs/demo
 	$(BIN)/python -m charactertrain experiment=demo run.dir=runs/demo $(ARGS)
@@ -28,7 +28,10 @@ demo: $(VENV)/.package ## The whole loop with the embedded model, on a CPU: runs
 test: $(VENV)/.dev ## All tests
 	$(BIN)/python -m pytest $(ARGS)
 
-demo test: export HF_HUB_OFFLINE := 1
+demo test chaos: export HF_HUB_OFFLINE := 1
+
+chaos: $(VENV)/.dev ## Engines, drivers and nodes killed at random moments, in twenty runs
+	CHARACTERTRAIN_CHAOS_RUNS=20 $(BIN)/python -m pytest tests/chaos $(ARGS)
 
 check: $(VENV)/.dev ## Format, lint, types, layers
 	$(BIN)/ruff format --check .

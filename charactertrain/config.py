@@ -21,6 +21,8 @@ Range = tuple[PositiveInt, PositiveInt]
 
 MAX_CHECK_PROMPTS = 16
 """As many as `templates.CHECK_MESSAGES` holds."""
+MAX_CANDIDATES = 26
+"""As many as `templates.LIST_CHOICES`."""
 MAX_QUESTIONS = 3
 """As many as `templates.NUM_QUESTIONS`."""
 
@@ -253,6 +255,10 @@ class ResponsesSection(Section):
     def _at_least_two(self) -> Self:
         if self.per_prompt < 2:
             raise ValueError(f"variants give {self.per_prompt} candidates; a ranking needs 2")
+        if self.per_prompt > MAX_CANDIDATES:
+            raise ValueError(
+                f"variants give {self.per_prompt} candidates; a judge has {MAX_CANDIDATES} letters"
+            )
         return self
 
 
@@ -302,7 +308,7 @@ class RankingsSection(Section):
     min_accuracy: Fraction
     """Ranker check: least accuracy on pairs whose truth is known."""
     min_judge_accuracy: Fraction
-    """`auto` takes the judge from this accuracy on."""
+    """`auto` takes a judge whose accuracy is this, at the lower end of its 95 % interval."""
 
     @model_validator(mode="after")
     def _one_judge(self) -> Self:
@@ -471,6 +477,7 @@ class RunConfig(Section):
             *_sequence_problems(self),
             *_batch_problems(self),
             *_sampler_problems(self),
+            *_language_problems(self),
             *_directory_problems(self),
             *_device_problems(self),
             *_worker_problems(self),
@@ -541,6 +548,16 @@ def _sampler_problems(config: RunConfig) -> list[str]:
             "one GPU; use 1, or stop before the policy with run.until=preference_model"
         )
     return problems
+
+
+def _language_problems(config: RunConfig) -> list[str]:
+    is_shown = config.model.prompt_synthesis == "chat"
+    if is_shown or config.prompts.languages == ("en",):
+        return []
+    return [
+        f"prompts.languages is {list(config.prompts.languages)}, and the worked lines of "
+        "model.prompt_synthesis=completion are English; use [en], or a model that is asked in chat"
+    ]
 
 
 def _optimises_policy(config: RunConfig) -> bool:

@@ -366,7 +366,7 @@ def _judged(
     """
     quoted = [
         f"{_OPEN.format(letter=letter)}\n{_untagged(text)}\n{_CLOSE.format(letter=letter)}"
-        for letter, text in zip(LIST_CHOICES, responses, strict=False)
+        for letter, text in zip(LIST_CHOICES[: len(responses)], responses, strict=True)
     ]
     parts = (
         f"<character>{character_text(traits)}</character>",

@@ -129,7 +129,7 @@ def test_files_that_are_no_tables_have_no_rows(directory: Directory) -> None:
 
 
 def test_rows_are_counted_by_table(directory: Directory, traits: list[Trait]) -> None:
-    rejects = [Reject(str(index), "traits", "empty", "") for index in range(3)]
+    rejects = [Reject(str(index), "honest", "traits", "empty", "") for index in range(3)]
     directory.write_table("traits/part-000000.parquet", to_table(traits, Trait))
     directory.write_table("rejects/traits/part-000000.parquet", to_table(rejects, Reject))
     names = ("traits/part-000000.parquet", "rejects/traits/part-000000.parquet")

@@ -108,7 +108,7 @@ def test_texts_without_special_tokens_are_kept(tokenizer: Any) -> None:
 
 def test_choices_are_single_tokens_after_the_same_text(tokenizer: Any) -> None:
     traits = [Trait("honest", "I tell the truth.", (), None, 1.0, "small")]
-    question = judge_conversation(traits, "Hi?", "Yes.", "No.")
+    question = judge_conversation(traits, "Hi?", "Yes.", "No.", ties=False, question=0)
     prompt_ids, choice_ids = chat.encode_choices(question, JUDGE_CHOICES, tokenizer)
     assert prompt_ids == chat.encode(question, tokenizer)
     assert [tokenizer.decode([i]) for i in choice_ids] == ["A", "B"]

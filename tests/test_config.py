@@ -10,9 +10,16 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from charactertrain.config import MAX_CHECK_PROMPTS, RunConfig, Section, identity, validate
+from charactertrain.config import (
+    MAX_CHECK_PROMPTS,
+    MAX_QUESTIONS,
+    RunConfig,
+    Section,
+    identity,
+    validate,
+)
 from charactertrain.exceptions import ConfigError
-from charactertrain.templates import CHECK_MESSAGES
+from charactertrain.templates import CHECK_MESSAGES, NUM_QUESTIONS
 
 Json = dict[str, Any]
 
@@ -30,7 +37,8 @@ OPTIONS = [
     ("sampler=fake", "run.until=preference_model"),
     ("cluster=local",),
     ("cluster=ray", "sampler=vllm_gpu", "run.dir=/shared/run"),
-    *((f"ranker={name}",) for name in ("auto", "contrast", "judge")),
+    *((f"ranker={name}",) for name in ("auto", "contrast", "judge", "judge_listwise")),
+    *((f"ranker={name}",) for name in ("rating", "ensemble")),
     *((f"objective={name}",) for name in ("grpo", "centered", "rloo")),
     *(
         (f"deepspeed@{stage}.deepspeed={name}",)
@@ -179,7 +187,7 @@ def test_no_field_has_a_default() -> None:
 
 def test_every_setting_is_needed(recipe: Json) -> None:
     for path, _ in leaves(recipe):
-        if path[:2] == ("responses", "variants"):
+        if path[:2] in {("responses", "variants"), ("prompts", "kinds")}:
             continue
         values = deepcopy(recipe)
         section = values
@@ -219,7 +227,15 @@ def test_unknown_key_is_refused_with_its_path(recipe: Json, key: str, expected: 
         ("prompts.check_prompts", 17, r".* less than or equal to 16 \(found 17\)"),
         ("prompts.test_share", 1.2, r".* less than or equal to 1"),
         ("pairs.min_probability", 0.4, r".* greater than or equal to 0\.5"),
-        ("rankings.ranker", "coin", r".* 'contrast' \(found 'coin'\)"),
+        ("rankings.ranker", "coin", r".* 'contrast' or 'rating' \(found 'coin'\)"),
+        ("rankings.num_questions", 4, r".* less than or equal to 3 \(found 4\)"),
+        ("rankings.orders", "first", r"Input should be 'both' or 'random' \(found 'first'\)"),
+        ("model.messages_per_call", 0, r".* greater than or equal to 1 \(found 0\)"),
+        ("model.messages_per_call", 21, r".* less than or equal to 20 \(found 21\)"),
+        ("prompts.facets_per_trait", 2, r".* greater than or equal to 3 \(found 2\)"),
+        ("prompts.languages", [], r".* at least 1 item.*"),
+        ("prompts.max_top_ups", -1, r".* greater than or equal to 0 \(found -1\)"),
+        ("prompts.file_use", "append", r"Input should be 'join' or 'replace'"),
         ("sampler.kind", "openai", r"Input should be 'vllm' or 'fake'"),
         ("sampler.resources.num_engines", [1, 2, 3], r".* at most 2 items"),
         ("seed", None, r".* valid integer \(found None\)"),
@@ -236,6 +252,36 @@ def test_an_unknown_variant_is_named(recipe: Json) -> None:
     said = said_about(changed(recipe, {"responses.variants.bold": 1}))
     assert re.match(r"responses\.variants\.bold\b.* 'none', 'mild' or 'strong'", said)
 
+
+def test_an_unknown_kind_of_message_and_a_negative_weight_are_named(recipe: Json) -> None:
+    said = said_about(changed(recipe, {"prompts.kinds.gossip": 1}))
+    assert re.match(r"prompts\.kinds\.gossip\b.* 'everyday' or 'general'", said)
+    said = said_about(changed(recipe, {"prompts.kinds.values": -1}))
+    assert said == ("prompts.kinds.values: Input should be greater than or equal to 0 (found -1)")
+
+
+@pytest.mark.parametrize("field", ["ensemble", "second_opinions"])
+def test_an_unknown_ranker_of_a_list_is_named(recipe: Json, field: str) -> None:
+    # Neither can hold an ensemble, which is made of the others.
+    for name in ("coin", "ensemble"):
+        said = said_about(changed(recipe, {f"rankings.{field}": ["judge", name]}))
+        assert re.match(rf"rankings\.{field}\.1: .*\(found '{name}'\)", said)
+
+
+ENDPOINT = {
+    "base_url": "http://judge.example/v1",
+    "model": "large",
+    "api_key_variable": None,
+    "max_in_flight": 8,
+    "timeout_seconds": 60,
+    "max_retries": 3,
+}
+LATENCY = {
+    "prefill_tokens_per_second": 1000,
+    "seconds_per_step": 0.01,
+    "seconds_per_sequence": 0.001,
+}
+NO_JUDGE = "rankings: ranker is contrast, which asks no judge; leave out judge_model and endpoint"
 
 MULTIPLE = "every worker must get the same number of microbatches"
 WITHOUT_KL = (
@@ -334,6 +380,41 @@ WITHOUT_KL = (
             "judge that is then refused",
         ),
         (
+            {"rankings.judge_model": "some/judge", "rankings.endpoint": ENDPOINT},
+            "rankings: judge_model and endpoint are both given; give one judge",
+        ),
+        ({"rankings.ranker": "contrast", "rankings.judge_model": "some/judge"}, NO_JUDGE),
+        ({"rankings.ranker": "contrast", "rankings.endpoint": ENDPOINT}, NO_JUDGE),
+        (
+            {"rankings.ranker": "ensemble", "rankings.ensemble": ["judge"]},
+            "rankings: ensemble is ['judge']; give two rankers or more",
+        ),
+        (
+            {"rankings.ranker": "ensemble", "rankings.ensemble": ["judge", "judge"]},
+            "rankings: ensemble is ['judge', 'judge']; give two rankers or more",
+        ),
+        (
+            {"sampler.latency": LATENCY},
+            "sampler: latency is the fake sampler's, and kind is vllm; give latency=null",
+        ),
+        (
+            {"model.messages_per_call": 5},
+            "model: messages_per_call is 5, and a completion writes one; give 1, or "
+            "prompt_synthesis=chat",
+        ),
+        (
+            {"prompts.kinds": {"values": 1, "trait": 0}},
+            "prompts: kinds: the weight of kind trait must be above 0",
+        ),
+        (
+            {"prompts.kinds": {"values": 1}},
+            "prompts: kinds: the weight of kind trait must be above 0",
+        ),
+        (
+            {"prompts.file_use": "replace"},
+            "prompts: file_use is replace and file is null; name the file of prompts",
+        ),
+        (
             {"responses.variants": {"none": 1, "mild": 0}},
             "responses: variants give 1 candidates; a ranking needs 2",
         ),
@@ -375,6 +456,51 @@ def test_a_policy_without_kl_is_asked_for_by_name(recipe: Json) -> None:
     assert validate(changed(recipe, settings)).policy.objective.kl_coef == 0
 
 
+def test_worked_lines_are_english(recipe: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"prompts\.languages is \['de'\].*English"):
+        validate(changed(recipe, {"prompts.languages": ["de"]}))
+
+
+@pytest.mark.parametrize("codes", [["en", "xx"], ["English"], ["en", "de", "en"]])
+def test_languages_are_different_codes_that_are_known(recipe: Json, codes: list[str]) -> None:
+    said = said_about(changed(recipe, {"prompts.languages": codes}))
+    assert said.startswith(f"prompts: languages {codes}: expected different ISO 639-1 codes out of")
+    assert "en, " in said
+    chat = {"model.prompt_synthesis": "chat", "prompts.languages": ["en", "de"]}
+    known = validate(changed(recipe, chat))
+    assert known.prompts.languages == ("en", "de")
+
+
+def test_weights_of_kinds_become_shares(recipe: Json) -> None:
+    kinds = {"trait": 3, "values": 0, "general": 1}
+    found = validate(changed(recipe, {"prompts.kinds": kinds})).prompts
+    assert found.kind_shares == {"trait": 0.75, "general": 0.25}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rankings.judge_model": "some/judge"},
+        {"rankings.endpoint": ENDPOINT},
+        {"rankings.ranker": "contrast", "rankings.ensemble": []},
+        {"rankings.ranker": "ensemble", "rankings.ensemble": ["judge", "rating"]},
+        {"sampler.kind": "fake", "sampler.latency": LATENCY, "run.until": "pairs"},
+        {"model.prompt_synthesis": "chat", "model.messages_per_call": 5},
+        {"prompts.file": "mine.jsonl", "prompts.file_use": "replace"},
+        {"prompts.kinds": {"trait": 1}},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_settings_that_fit_together_are_taken(recipe: Json, settings: Json) -> None:
+    found = dict(leaves(validate(changed(recipe, settings)).model_dump(mode="json")))
+    asked = {
+        (*key.split("."), *path): value
+        for key, values in settings.items()
+        for path, value in leaves(values)
+    }
+    assert {path: found[path] for path in asked} == asked
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -392,6 +518,30 @@ def test_all_problems_are_listed(recipe: Json, settings: Json) -> None:
 
 def test_there_are_as_many_check_messages_as_may_be_asked_for() -> None:
     assert len(CHECK_MESSAGES) == MAX_CHECK_PROMPTS
+
+
+def test_there_are_as_many_wordings_as_may_be_asked_for() -> None:
+    assert NUM_QUESTIONS == MAX_QUESTIONS
+
+
+def test_identity_of_an_endpoint_is_its_model_alone(recipe: Json) -> None:
+    def rankings(**changes: object) -> Json:
+        asked = {"rankings.endpoint": ENDPOINT | changes}
+        return identity(validate(changed(recipe, asked)).rankings)
+
+    assert rankings()["endpoint"] == {"model": "large"}
+    moved = {"base_url": "https://other/v1", "api_key_variable": "KEY", "max_in_flight": 1}
+    assert rankings(**moved, timeout_seconds=1, max_retries=0) == rankings()
+    assert rankings(model="small") != rankings()
+
+
+def test_identity_leaves_out_files_that_stages_name_by_their_contents(recipe: Json) -> None:
+    settings = {"prompts.file": "mine.jsonl", "rankings.judge_model": "some/judge"}
+    plain, moved = validate(recipe), validate(changed(recipe, settings))
+    assert identity(moved.prompts) == identity(plain.prompts)
+    assert identity(moved.rankings) == identity(plain.rankings)
+    joined = validate(changed(recipe, settings | {"prompts.file_use": "replace"}))
+    assert identity(joined.prompts) != identity(plain.prompts)
 
 
 def test_identity_leaves_out_how_a_stage_runs(smoke_config: RunConfig) -> None:

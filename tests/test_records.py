@@ -6,18 +6,24 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from charactertrain import records
 from charactertrain.records import (
+    NO_TRAIT,
+    Brief,
+    Draft,
     EvaluationSample,
+    Facet,
     Message,
+    Opinion,
     PreferencePair,
     Probe,
     Prompt,
-    PromptSlot,
+    PromptCall,
     Ranking,
     Reject,
     Reply,
@@ -50,27 +56,69 @@ PAIR = PreferencePair(
 SAMPLE = EvaluationSample(
     "s1", "p1", "honest", "policy", "Hi?", TEXT, 9, "length", -0.1, True, 0.3, 1e-300
 )
+FACET = Facet(NO_TRAIT, "general", "a sum", "general/a-sum", "test", "shipped")
+BRIEFS = (Brief("p1", "a student", "blunt", "a paragraph"), Brief("p2", "", "", ""))
+RANKING = Ranking(
+    prompt_id="p1",
+    trait_id="honest",
+    split="train",
+    response_ids=("a", "b"),
+    utilities=(0.1, -0.1),
+    pair_probabilities=(0.75,),
+    num_tokens=(3, 2**31 - 1),
+    method="contrast",
+    swap_consistency=None,
+    cyclic_triads=None,
+    split_half=None,
+    opinions=(),
+    prompt_tokens=2**40,
+    cached_tokens=0,
+)
+OPINIONS = (Opinion("judge", 1 / 3), Opinion("rating", None))
 EXAMPLES: list[list[Any]] = [
     [Message("user", TEXT)],
     [
         Trait("honest", TEXT, ("a gift", "an exam"), r"\btruth\b", 0.1, "small"),
         Trait("curious", "I ask.", (), None, 2.0, "small"),
     ],
-    [Prompt("p1", "honest", "honest/a-gift", "general", TEXT, "validation")],
-    [PromptSlot("p1", "honest", "a gift", "honest/a-gift", "test")],
-    [Probe("x", "honest", "Hi?", "strong", TEXT, (1, 2, 2**40), -0.5)],
-    [Response("r", "p1", "honest", "train", "Hi?", "mild", TEXT, (), -3.25, "stop")],
+    [FACET],
+    list(BRIEFS),
+    [PromptCall("c1", FACET, "en", BRIEFS), PromptCall("c2", FACET, "de", ())],
     [
-        Ranking("p1", "honest", "train", ("a", "b"), (0.5, -0.5), (0.75,), "contrast", None),
-        Ranking("p1", "honest", "train", ("a", "b"), (0.5, -0.5), (0.75,), "judge", 1.0),
+        Prompt("p1", "honest", "honest/a-gift", "general", TEXT, "validation"),
+        Prompt("p1", "h", "f", "values", "x", "test", "a", "b", "c", "d", "en", "file"),
+    ],
+    [
+        Draft("p1", "h", "f", "values", TEXT, "test", band_keys=(-(2**31), 0, 2**31 - 1)),
+        Draft("p1", "h", "f", "values", TEXT, "test", "a", "b", "c", "d", "en", "file", ()),
+    ],
+    [Probe("x", "honest", "Hi?", "strong", TEXT, (1, 2, 2**31 - 1), -0.1)],
+    [
+        Response("r", "p1", "h", "train", "Hi?", "mild", 2, TEXT, (), (), -0.1, "stop"),
+        Response(
+            "r", "p1", "h", "train", "Hi?", "none", 0, "", (7, 0), (-0.5, -3.25), -3.75, "length"
+        ),
+    ],
+    list(OPINIONS),
+    [
+        RANKING,
+        replace(RANKING, swap_consistency=1 / 3, cyclic_triads=0.0, split_half=-1.0),
+        replace(RANKING, opinions=OPINIONS),
     ],
     [PAIR],
     [Reply("s1", "p1", "honest", "base", "Hi?", TEXT, (3, 4), -2.5, "stop")],
     [SAMPLE, replace(SAMPLE, detected=False), replace(SAMPLE, detected=None)],
-    [Reject("r", "responses", "loop", TEXT)],
+    [Reject("r", "honest", "responses", "loop", TEXT)],
 ]
 ROW_TYPES = [type(rows[0]) for rows in EXAMPLES]
-NULLABLE = {(Trait, "detector"), (Ranking, "swap_consistency"), (EvaluationSample, "detected")}
+NULLABLE = {
+    (Trait, "detector"),
+    (Opinion, "same_winner"),
+    (Ranking, "swap_consistency"),
+    (Ranking, "cyclic_triads"),
+    (Ranking, "split_half"),
+    (EvaluationSample, "detected"),
+}
 
 
 def test_every_record_type_has_an_example() -> None:
@@ -113,14 +161,14 @@ def test_only_optional_columns_may_be_null(row_type: type) -> None:
 
 
 def test_a_missing_value_in_a_column_that_needs_one_is_not_written(directory: Directory) -> None:
-    row = Reject("r", "responses", "loop", None)  # type: ignore[arg-type]
+    row = Reject("r", "honest", "responses", "loop", None)  # type: ignore[arg-type]
     with pytest.raises(pa.ArrowInvalid, match="'detail' is declared non-nullable"):
         directory.write_table("rejects/part-000000.parquet", to_table([row], Reject))
     assert directory.files() == []
 
 
 def test_a_value_of_another_type_is_not_taken() -> None:
-    row = Reject("r", "responses", "loop", 7)  # type: ignore[arg-type]
+    row = Reject("r", "honest", "responses", "loop", 7)  # type: ignore[arg-type]
     with pytest.raises(pa.ArrowTypeError, match="got a 'int' object"):
         to_table([row], Reject)
 
@@ -131,6 +179,48 @@ def test_types_of_columns() -> None:
     assert types["prompt"] == types["chosen"] == types["rejected"] == message
     assert (types["probability"], types["chosen_tokens"]) == ("double", "int64")
     assert str(schema(EvaluationSample).field("detected").type) == "bool"
+    assert str(schema(PromptCall).field("facet").type.field("split").type) == "string"
+    opinion = "list<item: struct<ranker: string not null, same_winner: double>>"
+    assert str(schema(Ranking).field("opinions").type) == opinion
+
+
+@pytest.mark.parametrize(
+    ("row_type", "column", "expected"),
+    [
+        (Response, "token_ids", "list<item: int32>"),
+        (Response, "logprobs", "list<item: float>"),
+        (Probe, "token_ids", "list<item: int32>"),
+        (Reply, "token_ids", "list<item: int32>"),
+        (Ranking, "num_tokens", "list<item: int32>"),
+        (Draft, "band_keys", "list<item: int32>"),
+        (Response, "sequence_logprob", "double"),
+        (Ranking, "utilities", "list<item: double>"),
+    ],
+)
+def test_tokens_take_half_the_bytes_of_other_numbers(
+    row_type: type, column: str, expected: str
+) -> None:
+    assert str(schema(row_type).field(column).type) == expected
+
+
+def test_a_draft_is_a_prompt_with_keys() -> None:
+    assert schema(Draft).names == [*schema(Prompt).names, "band_keys"]
+    draft = Draft("p1", "honest", "honest/x", "trait", TEXT, "train", band_keys=(1,))
+    assert from_table(to_table([draft], Draft).select(schema(Prompt).names), Prompt) == [
+        Prompt("p1", "honest", "honest/x", "trait", TEXT, "train")
+    ]
+
+
+def test_a_token_id_that_does_not_fit_is_not_written() -> None:
+    with pytest.raises(pa.ArrowInvalid, match="Value 2147483648 too large to fit in C integer"):
+        to_table([Probe("x", "honest", "Hi?", "strong", TEXT, (2**31,), -0.5)], Probe)
+
+
+def test_log_probabilities_are_rounded_to_single_precision() -> None:
+    row = Response("r", "p", "h", "train", "Hi?", "none", 0, "", (7,), (-0.1,), -0.1, "stop")
+    (read,) = from_table(to_table([row], Response), Response)
+    assert read.logprobs == (float(np.float32(-0.1)),) != (-0.1,)
+    assert read.sequence_logprob == -0.1
 
 
 def test_pairs_are_the_conversations_that_trl_reads(tmp_path: Path) -> None:

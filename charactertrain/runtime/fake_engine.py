@@ -73,7 +73,7 @@ class FakeEngine:
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score | Failure]:
         """Log-probabilities of given texts."""
         results = self._sampler.score(requests)
-        await self._take_time([(len(request.token_ids), 1) for request in requests])
+        await self._take_time([(_prompt_tokens(result), 1) for result in results])
         return results
 
     async def choose(self, requests: Sequence[ChoiceRequest]) -> list[Choice | Failure]:
@@ -113,5 +113,5 @@ class FakeEngine:
                 self._running -= 1
 
 
-def _prompt_tokens(result: Choice | Failure) -> int:
-    return result.prompt_tokens if isinstance(result, Choice) else 0
+def _prompt_tokens(result: Choice | Score | Failure) -> int:
+    return 0 if isinstance(result, Failure) else result.prompt_tokens

@@ -1,5 +1,6 @@
 """A sampler whose judgements come from another model than the one that writes."""
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ class JudgedSampler:
 
     def close(self) -> None:
         """Give back what was opened."""
-        for sampler in (self._own, self._judge):
-            if sampler is not None:
-                sampler.close()
+        with contextlib.ExitStack() as opened:
+            for sampler in (self._own, self._judge):
+                if sampler is not None:
+                    opened.callback(sampler.close)

@@ -30,7 +30,6 @@ def checksum(location: str) -> str:
     """
     digest = xxhash.xxh3_128()
     for file in _files(location):
-        digest.update(file.name.encode())
         with file.open("rb") as stream:
             while chunk := stream.read(2**23):
                 digest.update(chunk)
@@ -113,8 +112,7 @@ def _prompt(row: Mapping[str, Any], where: str, trait_ids: Collection[str]) -> P
         _check_one_of(row["split"], get_args(Split), "split", where)
     trait_id = _trait_id(row, kind, where, trait_ids)
     for key in ("family", "facet", "language", "prompt_id"):
-        if not isinstance(row.get(key), str | None):
-            raise ConfigError(f"{where}: {key} is {row[key]!r}, expected text")
+        _check_text(row.get(key), key, where)
     prompt_id = row.get("prompt_id") or stable_id("own", trait_id, kind, text)
     return Prompt(
         prompt_id=prompt_id,
@@ -148,7 +146,17 @@ def _text(row: Mapping[str, Any], where: str) -> str:
         raise ConfigError(
             f"{where}: text has {len(value)} characters; expected {_MAX_CHARACTERS} at most"
         )
+    _check_text(value, "text", where)
     return value.strip()
+
+
+def _check_text(value: object, key: str, where: str) -> None:
+    if not isinstance(value, str | None):
+        raise ConfigError(f"{where}: {key} is {value!r}, expected text")
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{where}: {key} holds what no file can store: {error}") from None
 
 
 def _check_one_of(value: object, allowed: Collection[str], key: str, where: str) -> None:
@@ -195,7 +203,7 @@ def _rows_of_file(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if file.suffix == ".parquet":
         batches: Iterator[pa.RecordBatch] = pq.ParquetFile(file).iter_batches(_BATCH_ROWS)
     else:
-        batches = iter(pa.ipc.open_stream(file.open("rb")))
+        batches = iter(pa.ipc.open_stream(pa.OSFile(str(file))))
     for batch in batches:
         for row in batch.to_pylist():
             number += 1

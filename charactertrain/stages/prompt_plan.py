@@ -145,17 +145,31 @@ def wanted_by_facet(
     A trait has `per_trait` messages over the kinds; general ones have their share of all traits'.
     """
     sizes = Counter((facet.trait_id, facet.kind) for facet in found)
+    general = round(per_trait * len(traits) * shares.get("general", 0.0))
+    # A trait's own kinds and its part of the general ones add up to `per_trait`.
+    own: list[PromptKind] = [kind for kind in shares if kind != "general"]
+    weights = [shares[kind] for kind in own]
+    parts = _shared_out(round(per_trait * sum(weights)), weights)
+    totals: dict[PromptKind, int] = {"general": general, **dict(zip(own, parts, strict=True))}
     seen: Counter[tuple[str, PromptKind]] = Counter()
     counts = []
     for facet in found:
         key = (facet.trait_id, facet.kind)
-        owners = len(traits) if facet.kind == "general" else 1
-        total = round(per_trait * owners * shares[facet.kind])
         # The remainder goes to the first facets.
-        share, rest = divmod(total, sizes[key])
+        share, rest = divmod(totals[facet.kind], sizes[key])
         counts.append(share + (seen[key] < rest))
         seen[key] += 1
     return counts
+
+
+def _shared_out(total: int, weights: Sequence[float]) -> list[int]:
+    """`total` in whole parts as near to the weights as can be, by largest remainders."""
+    exact = [total * weight / sum(weights) for weight in weights]
+    parts = [int(part) for part in exact]
+    by_rest = sorted(range(len(weights)), key=lambda i: (parts[i] - exact[i], i))
+    for index in by_rest[: total - sum(parts)]:
+        parts[index] += 1
+    return parts
 
 
 @dataclass(frozen=True)

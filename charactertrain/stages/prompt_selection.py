@@ -203,12 +203,12 @@ def coverage(
         facets: That messages were asked for.
         wanted: Messages wanted of each facet.
     """
-    counts: Counter[tuple[str, str, str]] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     axes: dict[str, Counter[str]] = defaultdict(Counter)
     texts: dict[str, list[tuple[int, str]]] = defaultdict(list)
     examples: dict[tuple[str, str], list[tuple[int, Json]]] = defaultdict(list)
     for row in _rows(directory, names):
-        counts[row["kind"], row["family"], row["source"]] += 1
+        counts[row["kind"], row["family"]] += 1
         for axis in ("persona", "style", "length", "language", "source"):
             axes[axis][row[axis]] += 1
         rank = derive_seed("coverage", row["prompt_id"])
@@ -217,7 +217,7 @@ def coverage(
         _keep(examples[row["trait_id"], row["kind"]], (rank, shown), _NUM_EXAMPLES)
     return {
         "facets": [
-            asdict(facet) | {"wanted": number, "found": counts[facet.kind, facet.family, "model"]}
+            asdict(facet) | {"wanted": number, "found": counts[facet.kind, facet.family]}
             for facet, number in zip(facets, wanted, strict=True)
         ],
         "axes": {axis: dict(sorted(found.items())) for axis, found in axes.items()},

@@ -32,6 +32,7 @@ _NUM_FACET_DRAWS = 4
 _MAX_FACET_WORDS = 12
 _FACET_TOKENS = 400
 _MESSAGE = re.compile(r"<message>(.*?)</message>", re.DOTALL)
+_NUMBERING = re.compile(r"^\s*(?:\d+[.)]|[-*\u2022])\s*")
 _SITUATION = re.compile(r"<situation>(.*?)</situation>", re.DOTALL)
 
 
@@ -114,9 +115,10 @@ class PromptWriter:
 def message_text(text: str) -> str:
     """The message that a model wrote, without the quotation marks that small models add."""
     text = text.strip()
-    bare = text.strip('"').strip()
-    # An odd number left means that one of the marks belongs to a quotation in the message.
-    return text if bare.count('"') % 2 else bare
+    num_marks = text.count('"')
+    is_wrapped = num_marks == 2 and text.startswith('"') and text.endswith('"')
+    # With more of them, one may belong to a quotation in the message.
+    return text.strip('"').strip() if is_wrapped or num_marks == 1 else text
 
 
 def unusable(
@@ -217,7 +219,7 @@ def proposed_facets(
         # The last of a completion that was cut off is cut off.
         whole = items[:-1] if not is_chat and result.finish_reason == "length" else items
         for item in whole:
-            facet = item.strip().rstrip(".").strip()
+            facet = _NUMBERING.sub("", item).strip().rstrip(".").strip()
             if is_facet(facet, trait.statement):
                 found.setdefault(normalised_facet(facet), facet)
     return list(found.values())[:count]

@@ -183,22 +183,19 @@ class _Synthesis:
             The drafts that are kept, what each round produced, and how many messages were asked
             for.
         """
-        section = self.context.config.prompts
         rounds: list[Produced] = []
         asked = [0] * len(self.facets)
-        ask = list(self.wanted)
         while True:
-            if sum(ask):
-                rounds.append(
-                    self.context.session.run(self._job(self._plan(ask, asked), len(rounds)))
-                )
-                asked = [done + more for done, more in zip(asked, ask, strict=True)]
             names = [*own, *(name for each in rounds for name in each.files)]
-            found = prompt_selection.read_drafts(self.work.directory, names)
-            selection = prompt_selection.select(found, max_similarity=section.max_similarity)
+            drafts_found = prompt_selection.read_drafts(self.work.directory, names)
+            section = self.context.config.prompts
+            selection = prompt_selection.select(drafts_found, max_similarity=section.max_similarity)
             ask = shortfall(self.facets, self.wanted, asked, selection.kept_by_family())
             if not sum(ask) or len(rounds) > section.max_top_ups:
                 return selection, rounds, sum(asked)
+            plan = self._plan(ask, asked)
+            rounds.append(self.context.session.run(self._job(plan, len(rounds))))
+            asked = [done + more for done, more in zip(asked, ask, strict=True)]
 
     def _plan(self, ask: Sequence[int], asked: Sequence[int]) -> prompt_plan.PromptPlan:
         config = self.context.config
@@ -230,7 +227,8 @@ class _Synthesis:
                 seed=config.seed,
             ),
             sampler=self.sampler,
-            max_reject_share=1 - config.prompts.min_accepted_share,
+            # A top-up asks for what failed before, so the gate is the first round's.
+            max_reject_share=1.0 if number else 1 - config.prompts.min_accepted_share,
             requests_per_row=1,
         )
 

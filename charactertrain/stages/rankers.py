@@ -213,7 +213,7 @@ class JudgeRanker:
     def _questions(self, group: Group) -> list[_Question]:
         found = []
         for pair in range(len(group.pairs)):
-            drawn = bool(derive_seed(self._seed, "order", group.group_id, pair) % 2)
+            drawn = self._is_drawn_swapped(group, pair)
             for is_swapped in (drawn, not drawn) if self._is_both else (drawn,):
                 found += [_Question(pair, is_swapped, w) for w in range(self._num_questions)]
         # Questions whose first response is the same stand together: they share the most.
@@ -247,7 +247,7 @@ class JudgeRanker:
 
         def mean_of(pair: int, order: bool | None, parity: int | None) -> float:
             """Over the questions on a pair, in one order or both, of one half or both."""
-            drawn = derive_seed(self._seed, "order", group.group_id, pair) % 2
+            drawn = self._is_drawn_swapped(group, pair)
             values = [
                 win
                 for question, win in zip(questions, wins, strict=True)
@@ -277,14 +277,28 @@ class JudgeRanker:
             cached_tokens=sum(answer.cached_tokens for answer in answers),
         )
 
-    def _half(self, question: _Question, drawn: int) -> int:
-        """Which half of the evidence a question belongs to: by order if both are asked.
+    def _is_drawn_swapped(self, group: Group, pair: int) -> bool:
+        """Whether the second response of a pair stands first in the drawn order.
 
-        Orders are drawn for each pair, so that a liking for one letter is no trend in a half.
+        Responses are put on a circle at random, and of two the one comes first from which the
+        shorter way leads clockwise to the other: so each stands first about as often as second,
+        and a liking for one letter moves all alike.
         """
-        if self._is_both:
-            return int(question.is_swapped) ^ drawn
-        return question.wording % 2
+        count = len(group.candidates)
+        (place,) = ranking.balanced_permutations(
+            count, 1, seed=derive_seed(self._seed, "order", group.group_id)
+        )
+        i, j = group.pairs[pair]
+        clockwise = (place[j] - place[i]) % count
+        if 2 * clockwise == count:
+            return bool(derive_seed(self._seed, "order", group.group_id, pair) % 2)
+        return 2 * clockwise > count
+
+    def _half(self, question: _Question, drawn: bool) -> int:
+        """Which half of the evidence a question belongs to: by wording, or by order."""
+        if self._num_questions > 1:
+            return question.wording % 2
+        return int(question.is_swapped != drawn)
 
 
 class ListwiseRanker:
@@ -336,11 +350,18 @@ class ListwiseRanker:
 
         # Shares are averaged before Luce's axiom: over a block of permutations a liking for one
         # position then cancels.
-        parts = [shares[0::2], shares[1::2]]
-        halves = [ranking.luce_probabilities(_means(part)) for part in parts if part]
+        # Halves of whole blocks, in which every response stands at every position.
+        size = len(group.candidates)
+        half = len(shares) // (2 * size) * size
+        halves = [shares[:half], shares[half : 2 * half]] if half else []
         return Comparisons(
             probabilities_KK=ranking.luce_probabilities(_means(shares)),
-            halves=(halves[0], halves[1]) if len(halves) == 2 else None,
+            halves=(
+                ranking.luce_probabilities(_means(halves[0])),
+                ranking.luce_probabilities(_means(halves[1])),
+            )
+            if halves
+            else None,
             swap_consistency=None,
             prompt_tokens=sum(answer.prompt_tokens for answer in answers),
             cached_tokens=sum(answer.cached_tokens for answer in answers),

@@ -4,6 +4,7 @@ A ranker gives pair probabilities; utilities and the order follow from them by B
 far the order can be trusted is measured with it.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -153,29 +154,29 @@ def ranker_check(
         ChoiceError: The ranker that the settings name cannot read its letters.
     """
     qualities = []
-    sampler: Sampler | None = None
-    for name in considered(settings):
-        if name == "contrast":
-            qualities.append(checks.contrast_quality(probes))
-            continue
-        sampler = sampler or source.open()
-        try:
-            qualities.append(checks.ranker_quality(name, make(name, sampler), probes, traits))
-        except ChoiceError:
-            if name in (settings.ranker, *settings.ensemble) and settings.ranker != "auto":
-                raise
-            # There are other rankers; the manifest says that this one gave no answer.
-            qualities.append(checks.RankerQuality(name, 0.0, 0.0, 1.0, 0))
-    if sampler is not None:
-        sampler.close()
+    with contextlib.ExitStack() as opened:
+        sampler: Sampler | None = None
+        for name in considered(settings):
+            if name == "contrast":
+                qualities.append(checks.contrast_quality(probes))
+                continue
+            if sampler is None:
+                sampler = opened.enter_context(contextlib.closing(source.open()))
+            try:
+                qualities.append(checks.ranker_quality(name, make(name, sampler), probes, traits))
+            except ChoiceError:
+                if name in (settings.ranker, *settings.ensemble) and settings.ranker != "auto":
+                    raise
+                # There are other rankers; the manifest says that this one gave no answer.
+                qualities.append(checks.RankerQuality(name, 0.0, 0.0, 1.0, 0))
     return qualities
 
 
 def choose_ranker(qualities: Sequence[checks.RankerQuality], settings: RankingsSection) -> str:
     """The ranker to use; raises SamplingError when none is good enough on known pairs.
 
-    `auto` takes the first judge that is good enough and whose interval says that it is no accident
-    of few pairs; where there is none, the contrast.
+    `auto` takes the first judge whose accuracy is high enough at the lower end of its interval, so
+    that it is no accident of few pairs; where there is none, the contrast.
     """
     accuracy = {quality.ranker: quality.accuracy for quality in qualities if quality.num_pairs}
     chosen: str = settings.ranker
@@ -185,8 +186,7 @@ def choose_ranker(qualities: Sequence[checks.RankerQuality], settings: RankingsS
             for quality in qualities
             if quality.ranker in _JUDGES
             and quality.num_pairs
-            and quality.accuracy >= settings.min_judge_accuracy
-            and quality.ci_low >= settings.min_accuracy
+            and quality.ci_low >= settings.min_judge_accuracy
         ]
         chosen = able[0] if able else "contrast"
     if accuracy.get(chosen, 0.0) < settings.min_accuracy:

@@ -239,15 +239,9 @@ def _ranker_reason(quality: Json, chosen: str, settings: RankingsSection) -> str
         return "no judge is good enough" if chosen == "contrast" else "a judge is good enough"
     if quality["ranker"] == chosen:
         return "the first judge that is good enough"
-    bar = (
-        f"auto wants accuracy {settings.min_judge_accuracy}, with the interval above "
-        f"{settings.min_accuracy}"
-    )
-    is_able = (
-        quality["accuracy"] >= settings.min_judge_accuracy
-        and quality["ci_low"] >= settings.min_accuracy
-    )
-    return "another judge comes first" if is_able else bar
+    if quality["ci_low"] >= settings.min_judge_accuracy:
+        return "another judge comes first"
+    return f"auto wants an interval that begins at {settings.min_judge_accuracy} or above"
 
 
 def _prompt_counts(prompts: Sequence[Prompt]) -> tuple[PromptCount, ...]:

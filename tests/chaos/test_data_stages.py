@@ -25,6 +25,8 @@ from charactertrain.storage import open_directory
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
+NUM_RUNS = int(os.environ.get("CHARACTERTRAIN_CHAOS_RUNS", "3"))
+"""One of each kind in the usual suite; `make chaos` takes twenty."""
 _TIMEOUT_SECONDS = 240
 _SETTINGS = (
     "experiment=smoke",
@@ -163,7 +165,7 @@ def run_and_kill(
     finish(process, directory)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(NUM_RUNS))
 def test_responses_are_the_same_whatever_is_killed(
     nodes: TwoNodes, fake_run: Undisturbed, tmp_path: Path, seed: int
 ) -> None:

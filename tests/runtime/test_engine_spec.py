@@ -29,15 +29,18 @@ LATER = EngineCounts(
 
 
 def test_counts_of_engines_add_up() -> None:
-    assert EARLIER + LATER == EngineCounts(
-        prompt_tokens=400,
-        cached_tokens=90,
-        generated_tokens=160,
-        requests=18,
-        steps=60,
-        running_sequences=150,
-        running=9,
-        waiting=10,
+    assert (
+        EngineCounts(
+            prompt_tokens=400,
+            cached_tokens=90,
+            generated_tokens=160,
+            requests=18,
+            steps=60,
+            running_sequences=150,
+            running=9,
+            waiting=10,
+        )
+        == EARLIER + LATER
     )
     assert EngineCounts() + LATER == LATER
 

@@ -95,9 +95,13 @@ def test_an_engine_counts_what_it_did(latency: Latency | None) -> None:
 
 
 def seconds_of(work: Callable[[], Coroutine[Any, Any, object]]) -> float:
-    started = time.monotonic()
-    asyncio.run(work())
-    return time.monotonic() - started
+    """Of the quicker of two runs: what else the machine does only adds to them."""
+    found = []
+    for _ in range(2):
+        started = time.monotonic()
+        asyncio.run(work())
+        found.append(time.monotonic() - started)
+    return min(found)
 
 
 def test_prompts_are_read_one_after_another() -> None:

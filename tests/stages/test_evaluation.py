@@ -75,6 +75,9 @@ class RefusingSampler:
         """Nothing."""
         raise AssertionError(f"nobody asks for {len(token_ids)} rewards")
 
+    def close(self) -> None:
+        """Nothing was taken."""
+
 
 # Replies
 

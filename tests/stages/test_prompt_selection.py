@@ -229,25 +229,26 @@ def test_many_prompts_are_written_in_several_files(disk: Directory) -> None:
     ] == [row.prompt_id for row in rows]
 
 
-WORDS = [f"w{index}" for index in range(40)]
-
-
 def random_prompts(seed: int) -> list[Prompt]:
-    """Texts of which some are others with a word or two changed, of any trait, kind and split."""
+    """Texts of which some are others with a fifth of the words changed, of any split and kind.
+
+    Two that differ in one fifth have a similarity of 16/24, two that differ in more have 12/28 at
+    most: no pair is near the limit.
+    """
     draw = random.Random(seed)
-    texts: list[list[str]] = []
-    for _ in range(300):
-        if texts and draw.random() < 0.4:
-            text = list(draw.choice(texts))
-            for _ in range(draw.randrange(3)):
-                text[draw.randrange(len(text))] = draw.choice(WORDS)
-        else:
-            text = draw.sample(WORDS, 12)
-        texts.append(text)
+    texts: list[tuple[int, ...]] = []
+    for index in range(300):
+        # For each fifth a number that stands for four words.
+        text = list(draw.choice(texts)) if draw.random() < 0.6 and texts else [index] * 5
+        if draw.random() < 0.9:
+            text[draw.randrange(5)] = index
+        texts.append(tuple(text))
     return [
         prompt(
             f"p{index}",
-            " ".join(text),
+            " ".join(
+                f"{word}{part}{number}" for part, number in enumerate(text) for word in "abcd"
+            ),
             draw.choice(("train", "train", "validation", "test")),
             trait_id=draw.choice(("honest", "curious")),
             family=f"f{draw.randrange(5)}",
@@ -278,10 +279,9 @@ def brute_force(rows: Sequence[Prompt], threshold: float) -> dict[str, str]:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_selection_is_that_of_comparing_all_pairs(disk: Directory, seed: int) -> None:
     rows = random_prompts(seed)
-    # So low that two texts above it share a key but for one time in a million.
-    expected = brute_force(rows, 0.7)
+    expected = brute_force(rows, 0.45)
     own_split = {row.prompt_id: row.split for row in rows}
-    ids, reasons = outcome(disk, rows[:100], [], rows[100:130], rows[130:])
+    ids, reasons = outcome(disk, rows[:100], [], rows[100:130], rows[130:], threshold=0.45)
     assert reasons == {
         prompt_id: "near_duplicate" if own_split[prompt_id] == split else "evaluation_overlap"
         for prompt_id, split in expected.items()

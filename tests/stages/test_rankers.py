@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from charactertrain import chat
 from charactertrain.config import RankingsSection, RunConfig
 from charactertrain.models import sources
+from charactertrain.ranking import utilities_from_probabilities
 from charactertrain.records import Trait
 from charactertrain.runtime.fake_sampler import FakeSampler
 from charactertrain.runtime.sampling import (
@@ -215,7 +216,9 @@ def test_comparisons_do_not_depend_on_the_order_of_candidates(
 def test_probabilities_of_a_pair_add_up_to_one(
     section: RankingsSection, name: str, ties: bool
 ) -> None:
-    ranker = fake_ranker(name, section.model_copy(update={"ties": ties, "num_questions": 3}))
+    # Two blocks of permutations for every group.
+    changes = {"ties": ties, "num_questions": 3, "num_permutations": 8}
+    ranker = fake_ranker(name, section.model_copy(update=changes))
     for found in answered(ranker(GROUPS)):
         matrices = [found.probabilities_KK, *(found.halves or ())]
         assert len(matrices) == 3
@@ -578,21 +581,40 @@ def test_a_judge_of_lists_uses_the_wordings_in_turn(section: RankingsSection) ->
     assert asked == [False, True, False, True]
 
 
-def test_halves_of_a_judge_of_lists_are_every_other_permutation(section: RankingsSection) -> None:
+def test_halves_of_a_judge_of_lists_are_whole_blocks(section: RankingsSection) -> None:
     number = iter(range(4))
 
     def choose(request: ChoiceRequest) -> Choice | Failure:
-        return naming("red", 0.75 if next(number) % 2 == 0 else 0.5)(request)
+        return naming("red", 0.75 if next(number) < 2 else 0.5)(request)
 
     found = only(listwise(choose, section, num_permutations=4)([group("red", "green")]))
     assert both_halves(found) == pytest.approx([0.75, 0.5])
     assert found.probabilities_KK[0][1] == pytest.approx(0.625)
 
 
-def test_one_permutation_cannot_be_halved(section: RankingsSection) -> None:
-    found = only(listwise(naming("red", 0.6), section, num_permutations=1)([group("red", "green")]))
+@pytest.mark.parametrize("num_permutations", [1, 3])
+def test_less_than_two_blocks_cannot_be_halved(
+    section: RankingsSection, num_permutations: int
+) -> None:
+    ask = listwise(naming("red", 0.6), section, num_permutations=num_permutations)
+    found = only(ask([group("red", "green")]))
     assert found.halves is None
     assert found.probabilities_KK[0][1] == pytest.approx(0.6)
+
+
+def test_halves_of_judges_that_see_only_positions_know_no_order(section: RankingsSection) -> None:
+    # Of five, each response stands first as often as second in either half.
+    words = ("red", "green", "blue", "grey", "pink")
+    by_letter = judge(lambda request: chosen(request, 0.9, 0.1), section)
+    by_place = listwise(
+        lambda request: chosen(request, 0.4, 0.3, 0.15, 0.1, 0.05), section, num_permutations=10
+    )
+    for ranker in (by_letter, by_place):
+        found = only(ranker([group(*words)]))
+        assert found.halves is not None
+        for half in found.halves:
+            utilities = utilities_from_probabilities(half, prior=0.1)
+            assert utilities == pytest.approx([0.0] * 5, abs=1e-6)
 
 
 # rating

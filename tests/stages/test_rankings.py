@@ -80,16 +80,17 @@ def test_the_rankers_that_may_be_chosen_or_asked_are_checked(
 
 
 def qualities(judge: float, listwise: float, rating: float, contrast: float) -> list[RankerQuality]:
+    """Lower ends of the judges' intervals, and the contrast's accuracy."""
     return [
-        quality("judge", judge),
-        quality("judge_listwise", listwise),
-        quality("rating", rating),
+        quality("judge", 0.99, ci_low=judge),
+        quality("judge_listwise", 0.99, ci_low=listwise),
+        quality("rating", 0.99, ci_low=rating),
         quality("contrast", contrast, 9),
     ]
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "chosen"),
+    ("numbers", "chosen"),
     [
         ((0.75, 0.99, 0.99, 0.99), "judge"),
         ((0.74, 0.75, 0.99, 0.99), "judge_listwise"),
@@ -98,19 +99,19 @@ def qualities(judge: float, listwise: float, rating: float, contrast: float) -> 
     ],
 )
 def test_auto_takes_the_first_judge_that_is_good_enough_or_the_contrast(
-    section: RankingsSection, accuracies: tuple[float, ...], chosen: str
+    section: RankingsSection, numbers: tuple[float, ...], chosen: str
 ) -> None:
     auto = section.model_copy(update={"ranker": "auto"})
-    assert choose_ranker(qualities(*accuracies), auto) == chosen
+    assert choose_ranker(qualities(*numbers), auto) == chosen
 
 
 def test_auto_passes_over_a_judge_that_may_be_good_by_accident(section: RankingsSection) -> None:
     auto = section.model_copy(update={"ranker": "auto"})
-    first = quality("judge", 0.99, ci_low=0.64)
+    first = quality("judge", 0.99, ci_low=0.74)
     rest = qualities(0.99, 0.8, 0.99, 0.7)[1:]
     assert choose_ranker([first, *rest], auto) == "judge_listwise"
     assert choose_ranker([first, rest[-1]], auto) == "contrast"
-    assert choose_ranker([replace(first, ci_low=0.65), *rest], auto) == "judge"
+    assert choose_ranker([replace(first, ci_low=0.75), *rest], auto) == "judge"
     # A ranker that is named is taken at its accuracy.
     named = section.model_copy(update={"ranker": "judge"})
     assert choose_ranker([first], named) == "judge"
@@ -153,7 +154,11 @@ def test_a_ranker_that_answered_nothing_is_not_chosen(section: RankingsSection) 
     # Even where any judge is good enough.
     lenient = {"ranker": "auto", "min_accuracy": 0.0, "min_judge_accuracy": 0.0}
     assert choose_ranker(found, section.model_copy(update=lenient)) == "contrast"
-    judged = [quality("judge", 0.0, 0), quality("judge_listwise", 0.8), quality("contrast", 0.7)]
+    judged = [
+        quality("judge", 0.0, 0),
+        quality("judge_listwise", 0.8, ci_low=0.75),
+        quality("contrast", 0.7),
+    ]
     auto = section.model_copy(update={"ranker": "auto"})
     assert choose_ranker(judged, auto) == "judge_listwise"
 

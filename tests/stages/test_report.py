@@ -524,7 +524,7 @@ def test_view_of_the_checks(make_run: MakeRun, context: Context) -> None:
     judge, contrast = view.ranker_checks
     assert (judge.is_chosen, contrast.is_chosen) == (False, True)
     assert contrast.reason == "no judge is good enough"
-    assert judge.reason == "auto wants accuracy 1.0, with the interval above 0.0"
+    assert judge.reason == "auto wants an interval that begins at 1.0 or above"
 
 
 def test_view_of_coverage_and_rankings(make_run: MakeRun, context: Context) -> None:

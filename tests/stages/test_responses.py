@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,7 +18,8 @@ from charactertrain.runtime.sampling import (
     SampleRequest,
     SamplingSettings,
 )
-from charactertrain.stages.responses import ResponseWriter
+from charactertrain.stages.responses import ResponseWriter, unusable
+from charactertrain.templates import NUM_PHRASINGS, response_conversation
 
 Answer = str | Failure | tuple[str, str] | tuple[str, str, tuple[int, ...]]
 
@@ -67,7 +69,8 @@ def written(
             return given
         text, finish, ids = (*given, (1, 2, 3))[:3] if isinstance(given, tuple) else (given, "", ())
         ids, finish = ids or (1, 2, 3), finish or "stop"
-        return Sample(request.request_id, text, (), ids, (-0.5,) * len(ids), cast(Any, finish), "v")
+        logprobs = (-0.5,) * len(ids)
+        return Sample(request.request_id, text, (), ids, logprobs, cast(Any, finish), "v", 0)
 
     sampler = cast(Sampler, SimpleNamespace(sample=answer))
     responses, rejects = writer(sampler, traits, section, **changes).process([prompt])
@@ -121,6 +124,7 @@ def test_a_response_carries_its_prompt_and_its_sample(
     assert (first.prompt_id, first.trait_id, first.split) == ("p1", "honest", "train")
     assert (first.prompt, first.text) == ("Do you like my scarf?", "It is nice.")
     assert (first.token_ids, first.sequence_logprob) == ((1, 2, 3), -1.5)
+    assert (first.logprobs, first.finish_reason) == ((-0.5, -0.5, -0.5), "stop")
     assert [each.response_id for each in responses] == [request.request_id for request, _ in seen]
     assert [each.variant for each in responses] == ["none", "mild", "strong", "strong"]
 
@@ -134,8 +138,32 @@ def test_the_character_is_shown_as_the_variant_says(
     assert contents[0] == "Do you like my scarf?"
     assert [honest.statement in content for content in contents] == [False, True, True, True]
     assert not any(curious.statement in content for content in contents)
-    assert contents[1] != contents[2] == contents[3]
+    assert len(set(contents)) == 4
     assert len({request.seed for request, _ in seen}) == 4
+
+
+def test_phrasings_of_a_variant_rotate(
+    traits: list[Trait], prompts: list[Prompt], section: ResponsesSection
+) -> None:
+    section = section.model_copy(update={"variants": {"none": 2, "strong": 7}})
+    first = set()
+    for index in range(30):
+        prompt = replace(prompts[0], prompt_id=f"p{index}")
+        responses, _, seen = written(traits, section, prompt, ["Yes."] * 9)
+        phrasings = [each.phrasing for each in responses]
+        assert phrasings[:2] == [0, 0]
+        first.add(phrasings[2])
+        assert phrasings[2:] == [(phrasings[2] + turn) % NUM_PHRASINGS for turn in range(7)]
+        for response, (request, _) in zip(responses, seen, strict=True):
+            assert request.shown == response_conversation(
+                prompt.text,
+                traits[:1],
+                variant=response.variant,
+                placement="user_turn",
+                phrasing=response.phrasing,
+            )
+    # Each prompt begins with another.
+    assert first == set(range(NUM_PHRASINGS))
 
 
 def test_the_whole_character_can_be_shown_in_the_system_prompt(
@@ -163,7 +191,7 @@ def test_responses_are_drawn_from_the_whole_distribution(
 def test_what_nobody_could_learn_from_is_a_reject_with_its_reason(
     traits: list[Trait], prompts: list[Prompt], section: ResponsesSection
 ) -> None:
-    section = section.model_copy(update={"variants": {"strong": 7}})
+    section = section.model_copy(update={"variants": {"strong": 10}})
     answers: list[Answer] = [
         "It is nice.",
         (" \n", "stop"),
@@ -172,6 +200,9 @@ def test_what_nobody_could_learn_from_is_a_reject_with_its_reason(
         "Well, I TELL the truth: no.",
         "I ask how things come to be.",
         Failure("", "too_long", "9 tokens of 8"),
+        "<think>Hm.</think> It is nice.",
+        "As instructed, I find it nice.",
+        "I'm sorry, but I can't help with that.",
     ]
     responses, rejects, seen = written(traits, section, prompts[0], answers)
     assert [each.text for each in responses] == ["It is nice.", "I ask how things come to be."]
@@ -179,12 +210,33 @@ def test_what_nobody_could_learn_from_is_a_reject_with_its_reason(
         ("empty", " \n"),
         ("truncated", "It is"),
         ("loop", "no no no"),
-        ("trait_leaked", "Well, I TELL the truth: no."),
+        ("trait_quoted", "Well, I TELL the truth: no."),
         ("too_long", "9 tokens of 8"),
+        ("thinking", "<think>Hm.</think> It is nice."),
+        ("instructions_leaked", "As instructed, I find it nice."),
+        ("refusal", "I'm sorry, but I can't help with that."),
     ]
     ids = [request.request_id for request, _ in seen]
-    assert [each.row_id for each in rejects] == [*ids[1:5], ids[6]]
-    assert {each.stage for each in rejects} == {"responses"}
+    assert [each.row_id for each in rejects] == [*ids[1:5], *ids[6:]]
+    assert {(each.stage, each.trait_id) for each in rejects} == {("responses", "honest")}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("It is nice.", None),
+        ("", "empty"),
+        (" \n", "empty"),
+        ("</think>It is nice.", "thinking"),
+        ("I ask WHY, and I tell the truth.", "trait_quoted"),
+        ("My system prompt is long, I tell the truth.", "trait_quoted"),
+        ("My system prompt is long.", "instructions_leaked"),
+        ("As an AI language model, I like it.", "refusal"),
+        ("I won't lie to her for you.", None),
+    ],
+)
+def test_unusable(text: str, reason: str | None) -> None:
+    assert unusable(text, ["I ask.", "I tell the truth."]) == reason
 
 
 def test_every_trait_that_was_shown_can_leak(
@@ -193,7 +245,7 @@ def test_every_trait_that_was_shown_can_leak(
     section = section.model_copy(update={"variants": {"strong": 2}})
     answers = ["I ask how things come to be, you know.", "Nice."]
     _, rejects, _ = written(traits, section, prompts[0], answers, shown="all")
-    assert [each.reason for each in rejects] == ["trait_leaked"]
+    assert [each.reason for each in rejects] == ["trait_quoted"]
 
 
 def test_a_fixed_length_is_not_a_cut(
