@@ -7,10 +7,12 @@ throttles the workers, and the broker starts an engine when more workers come th
 
 import asyncio
 import contextlib
+import math
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
 import ray
@@ -33,6 +35,8 @@ from charactertrain.runtime.sampling import (
 _MAX_ENGINE_LOSSES = 3
 _LOAD_SECONDS = 600.0
 _START_SECONDS = 900.0
+_POLL_SECONDS = 0.1
+Claim = Literal["ready", "waiting", "gone"]
 Result = TypeVar("Result")
 
 
@@ -45,6 +49,11 @@ class _Engine:
     has_started: bool = False
     prepared: asyncio.Task[None] | None = None
     """Done when the engine serves `weights`."""
+    since: float = 0.0
+    """When that began."""
+
+    def prepare(self, work: Coroutine[Any, Any, None]) -> None:
+        self.prepared, self.since = asyncio.create_task(work), time.monotonic()
 
     @property
     def handle(self) -> Any:
@@ -66,36 +75,48 @@ class EngineBroker:
         self._max_engines = max_engines
         self._engines: dict[str, _Engine] = {}
 
-    async def acquire(self, spec: EngineSpec, weights: str) -> tuple[str, Any]:
-        """An engine of this kind on these weights: its id and its handle.
+    async def acquire(self, spec: EngineSpec, weights: str) -> str:
+        """A lease on an engine of this kind that has these weights, or will have: its id.
 
         The least busy one that fits; a new one while the pool may grow; an unused one of the same
         architecture, given the weights, before a new one is started for them.
         """
-        while True:
-            # No await up to the lease, so that no other call comes between; engines that were
-            # chosen then start side by side.
-            key = self._choose(spec, weights)
-            engine = self._engines[key]
-            engine.leases += 1
-            assert engine.prepared is not None, "an engine that can be chosen is being prepared"
-            try:
-                await asyncio.wait_for(asyncio.shield(engine.prepared), self._limit(engine))
-            except TimeoutError:
-                if not engine.has_started:
-                    # The cluster has no room for as many, such as after the loss of a node.
-                    self._max_engines = max(1, self._num_started(spec))
-                await self.discard(key)
-                continue
-            except RayError as error:
-                await self.discard(key)
-                # An idle engine may have died unnoticed; one that cannot start never will.
-                if engine.has_started and isinstance(error, RayActorError):
-                    continue
-                raise
-            return key, engine.handle
+        # No await, so that no other call comes between; engines then start side by side.
+        key = self._choose(spec, weights)
+        self._engines[key].leases += 1
+        return key
 
-    def _limit(self, engine: _Engine) -> float | None:
+    async def claim(self, key: str) -> tuple[Claim, Any]:
+        """Whether a leased engine can be used by now, and its handle if so.
+
+        Asked again and again, and answered at once: Ray 2.60 ends an actor when a call to it
+        finishes whose caller has died, as a worker may while an engine starts.
+
+        Raises:
+            RayError: The engine could not be started.
+        """
+        engine = self._engines.get(key)
+        if engine is None:
+            return "gone", None
+        assert engine.prepared is not None, "an engine that can be chosen is being prepared"
+        if not engine.prepared.done():
+            if time.monotonic() - engine.since < self._limit(engine):
+                return "waiting", None
+            if not engine.has_started:
+                # The cluster has no room for as many, such as after the loss of a node.
+                self._max_engines = max(1, self._num_started(engine.spec))
+            await self.discard(key)
+            return "gone", None
+        error = engine.prepared.exception()
+        if error is None:
+            return "ready", engine.handle
+        await self.discard(key)
+        # An idle engine may have died unnoticed; one that cannot start never will.
+        if engine.has_started and isinstance(error, RayActorError):
+            return "gone", None
+        raise error
+
+    def _limit(self, engine: _Engine) -> float:
         """Seconds to wait for an engine.
 
         How long a start takes is the model's affair, as long as no other engine can do the work. A
@@ -104,7 +125,7 @@ class EngineBroker:
         """
         if engine.has_started:
             return _LOAD_SECONDS
-        return _START_SECONDS if self._num_started(engine.spec) else None
+        return _START_SECONDS if self._num_started(engine.spec) else math.inf
 
     def _num_started(self, spec: EngineSpec) -> int:
         return sum(e.has_started for e in self._engines.values() if e.spec == spec)
@@ -119,11 +140,11 @@ class EngineBroker:
         if idle:
             engine = alike[idle[0]]
             engine.weights = weights
-            engine.prepared = asyncio.create_task(engine.load())
+            engine.prepare(engine.load())
             return idle[0]
         key = f"engine-{uuid4().hex[:8]}"
         engine = _Engine(spec, weights, start_engine(spec, weights, key))
-        engine.prepared = asyncio.create_task(engine.start())
+        engine.prepare(engine.start())
         self._engines[key] = engine
         return key
 
@@ -213,13 +234,25 @@ class LeasedSampler:
 
     def _lease(self) -> None:
         try:
-            self.key, self.handle = ray.get(self._broker.acquire.remote(self._spec, self._weights))
+            self.key, self.handle = self._claimed()
         except RayActorError as error:
             # Ray's message is the actor's traceback, which ends with what the engine said.
             reason = str(error).rpartition("SamplingError: ")[2]
             raise SamplingError(
                 f"no engine for {self._weights} could be started: {reason}"
             ) from error
+
+    def _claimed(self) -> tuple[str, Any]:
+        """Id and handle of a leased engine that can be used."""
+        while True:
+            key = ray.get(self._broker.acquire.remote(self._spec, self._weights))
+            while True:
+                claim, handle = ray.get(self._broker.claim.remote(key))
+                if claim == "ready":
+                    return key, handle
+                if claim == "gone":
+                    break
+                time.sleep(_POLL_SECONDS)
 
     def _call(self, ask: Callable[[Any], Any]) -> Any:
         num_losses = 0

@@ -560,12 +560,16 @@ class MortalBroker:
         self._handles: list[Any] = []
         self.discarded: list[str] = []
 
-    async def acquire(self, spec: EngineSpec, weights: str) -> tuple[str, Any]:
+    async def claim(self, key: str) -> tuple[str, Any]:
+        """The engine at once."""
+        return "ready", self._handles[int(key.removeprefix("engine-")) - 1]
+
+    async def acquire(self, spec: EngineSpec, weights: str) -> str:
         """A new engine."""
         is_doomed = len(self._handles) < self._num_deaths
         actor = ray.remote(MortalEngine).options(num_cpus=0, max_concurrency=10)
         self._handles.append(actor.remote(is_doomed=is_doomed))
-        return f"engine-{len(self._handles)}", self._handles[-1]
+        return f"engine-{len(self._handles)}"
 
     async def discard(self, key: str) -> None:
         """Forget an engine."""
@@ -634,11 +638,19 @@ def test_engine_that_never_takes_weights_is_replaced(
         lambda *_: EngineActor(StuckHandle(), group=None),
     )
 
+    async def lease(broker: EngineBroker, weights: str) -> tuple[str, Any]:
+        claim, key, handle = "gone", "", None
+        while claim != "ready":
+            key = key if claim == "waiting" else await broker.acquire(engines.generate, weights)
+            claim, handle = await broker.claim(key)
+            await asyncio.sleep(0.01)
+        return key, handle
+
     async def two_leases() -> tuple[Any, Any]:
         broker = EngineBroker(max_engines=1)
-        key, first = await broker.acquire(engines.generate, "weights")
+        key, first = await lease(broker, "weights")
         await broker.release(key)
-        return first, (await broker.acquire(engines.generate, "other weights"))[1]
+        return first, (await lease(broker, "other weights"))[1]
 
     first, second = asyncio.run(two_leases())
     assert killed == [first]
