@@ -185,24 +185,31 @@ def test_responses_are_the_same_whatever_is_killed(
     assert responses(tmp_path / "run") == fake_run.responses
 
 
+_ONE_ENGINE = ("sampler.resources.num_engines=[1,1]",)
+
+
+@pytest.fixture(name="real_run", scope="module")
+def undisturbed_real_run(nodes: TwoNodes, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """With a real engine on the tiny random model."""
+    return undisturbed_run(nodes, tmp_path_factory.mktemp("real") / "run", *_ONE_ENGINE)
+
+
 @pytest.mark.engine
 @pytest.mark.parametrize("target", ["engine", "driver"])
 def test_responses_of_a_real_engine_are_complete_whatever_is_killed(
-    nodes: TwoNodes, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, target: str
+    nodes: TwoNodes, real_run: Undisturbed, tmp_path: Path, target: str
 ) -> None:
-    one_engine = ("sampler.resources.num_engines=[1,1]",)
-    undisturbed = undisturbed_run(nodes, tmp_path_factory.mktemp("real") / "run", *one_engine)
     run_and_kill(
         nodes,
-        undisturbed,
+        real_run,
         tmp_path / "run",
-        *one_engine,
+        *_ONE_ENGINE,
         kill=lambda process: kill_engine("VllmEngine") if target == "engine" else process.kill(),
         delay_seconds=0.1,
     )
     found = responses(tmp_path / "run")
-    assert found.keys() == undisturbed.responses.keys()
+    assert found.keys() == real_run.responses.keys()
     # In fp32 on one machine a seed gives one text, however requests are batched.
     assert {key: row.text for key, row in found.items()} == {
-        key: row.text for key, row in undisturbed.responses.items()
+        key: row.text for key, row in real_run.responses.items()
     }
