@@ -10,14 +10,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from charactertrain.config import (
-    MAX_CHECK_PROMPTS,
-    MAX_QUESTIONS,
-    RunConfig,
-    Section,
-    identity,
-    validate,
-)
+from charactertrain.config import RunConfig, Section, identity, validate
+from charactertrain.config.data import MAX_CHECK_PROMPTS, MAX_QUESTIONS
 from charactertrain.exceptions import ConfigError
 from charactertrain.templates import CHECK_MESSAGES, NUM_QUESTIONS
 

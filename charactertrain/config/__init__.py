@@ -1,0 +1,25 @@
+"""Types, units and ranges of every setting. Values live in conf/; nothing here has a default.
+
+Each stage's section holds what decides its result (its identity), under `resources` where and how
+it runs, and gates that stop it: neither of these is identity.
+"""
+
+from charactertrain.config.data import (
+    PromptsSection,
+    RankerName,
+    RankingsSection,
+    ResponsesSection,
+)
+from charactertrain.config.run import RunConfig, validate
+from charactertrain.config.section import Section, identity
+
+__all__ = [
+    "PromptsSection",
+    "RankerName",
+    "RankingsSection",
+    "ResponsesSection",
+    "RunConfig",
+    "Section",
+    "identity",
+    "validate",
+]

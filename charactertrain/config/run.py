@@ -1,0 +1,235 @@
+"""The whole config of a run, and the checks of its sections against one another."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from charactertrain.config.data import (
+    ModelSection,
+    PairsSection,
+    PromptsSection,
+    RankingsSection,
+    ResponsesSection,
+    SamplerSection,
+)
+from charactertrain.config.section import Count, PositiveFloat, PositiveInt, Section
+from charactertrain.config.training import (
+    EvaluationSection,
+    PolicySection,
+    PreferenceModelSection,
+)
+from charactertrain.exceptions import ConfigError
+
+
+class RunSection(Section):
+    """What this invocation does; none of it is identity."""
+
+    dir: str
+    """Run directory: a local path or a URI that pyarrow opens."""
+    only: str | None
+    """Run this stage alone."""
+    until: str | None
+    """Run up to and including this stage."""
+    dry: bool
+    """Print the plan and stop."""
+
+
+class ClusterSection(Section):
+    """Where Ray runs; none of it is identity."""
+
+    address: Literal["local", "auto"]
+    """`local` starts Ray on this machine; `auto` joins the cluster this process is part of."""
+    num_cpus: PositiveInt | None
+    """Logical CPUs of a local cluster; None counts the cores."""
+    num_workers: PositiveInt
+    """Training workers."""
+    cpus_per_worker: PositiveFloat
+    gpus_per_worker: Annotated[float, Field(ge=0)]
+    max_failures: Count
+    """Times a training run is restarted from its last checkpoint."""
+
+
+class LoggingSection(Section):
+    """Where metrics go besides the console and the run directory."""
+
+    wandb: Literal["off", "offline", "online"]
+    project: str
+
+
+class RunConfig(Section):
+    """Everything one run is made from."""
+
+    run: RunSection
+    seed: Count
+    constitution: str
+    """A name shipped in constitutions/, or a path."""
+    model: ModelSection
+    sampler: SamplerSection
+    cluster: ClusterSection
+    prompts: PromptsSection
+    responses: ResponsesSection
+    rankings: RankingsSection
+    pairs: PairsSection
+    preference_model: PreferenceModelSection
+    policy: PolicySection
+    evaluation: EvaluationSection
+    logging: LoggingSection
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        problems = [
+            *_sequence_problems(self),
+            *_batch_problems(self),
+            *_sampler_problems(self),
+            *_language_problems(self),
+            *_directory_problems(self),
+            *_device_problems(self),
+            *_worker_problems(self),
+        ]
+        if problems:
+            raise ValueError("\n  ".join(problems))
+        return self
+
+
+def _sequence_problems(config: RunConfig) -> list[str]:
+    lengths = {
+        "prompts.max_tokens": config.prompts.max_tokens,
+        "responses.max_tokens": config.responses.max_tokens,
+        "policy.max_tokens": config.policy.max_tokens,
+        "evaluation.max_tokens": config.evaluation.max_tokens,
+    }
+    if config.evaluation.length_prompts:
+        lengths["evaluation.length_max_tokens"] = config.evaluation.length_max_tokens
+    context = config.model.context_tokens
+    return [
+        f"{key} is {tokens} tokens and leaves no room for a prompt in model.context_tokens "
+        f"{context}; lower the one or raise the other"
+        for key, tokens in lengths.items()
+        if tokens >= context
+    ]
+
+
+def _batch_problems(config: RunConfig) -> list[str]:
+    batches = {
+        "preference_model": (
+            config.preference_model.prompts_per_step,
+            config.preference_model.resources.microbatch_size,
+        ),
+        "policy": (config.policy.prompts_per_step, config.policy.resources.microbatch_size),
+        "policy.warm_start": (
+            config.policy.warm_start.prompts_per_step,
+            config.policy.resources.microbatch_size,
+        ),
+    }
+    workers = config.cluster.num_workers
+    return [
+        f"{key}.prompts_per_step {prompts} is not a multiple of workers x microbatch_size = "
+        f"{workers} x {microbatch}; every worker must get the same number of microbatches"
+        for key, (prompts, microbatch) in batches.items()
+        if prompts % (workers * microbatch)
+    ]
+
+
+def _sampler_problems(config: RunConfig) -> list[str]:
+    problems = []
+    if config.responses.ending != config.policy.ending:
+        problems.append(
+            f"responses.ending is {config.responses.ending} and policy.ending is "
+            f"{config.policy.ending}: the policy would be trained on responses that end otherwise "
+            "than those it was prepared for; give both the same"
+        )
+    if not _optimises_policy(config):
+        return problems
+    if config.sampler.kind == "fake":
+        problems.append(
+            "sampler.kind is fake, and the policy stage needs engines that take new weights; use "
+            "sampler=vllm, or stop before it with run.until=preference_model"
+        )
+    if config.sampler.resources.tensor_parallel_size > 1:
+        problems.append(
+            "sampler.resources.tensor_parallel_size is "
+            f"{config.sampler.resources.tensor_parallel_size}, and weights are sent to engines of "
+            "one GPU; use 1, or stop before the policy with run.until=preference_model"
+        )
+    return problems
+
+
+def _language_problems(config: RunConfig) -> list[str]:
+    is_shown = config.model.prompt_synthesis == "chat"
+    if is_shown or config.prompts.languages == ("en",):
+        return []
+    return [
+        f"prompts.languages is {list(config.prompts.languages)}, and the worked lines of "
+        "model.prompt_synthesis=completion are English; use [en], or a model that is asked in chat"
+    ]
+
+
+def _optimises_policy(config: RunConfig) -> bool:
+    """Whether this invocation may come to the stages that need a policy on engines."""
+    chosen = config.run.only or config.run.until
+    before = ("traits", "prompts", "responses", "rankings", "pairs", "preference_model")
+    return chosen not in before and config.run.only != "report"
+
+
+def _directory_problems(config: RunConfig) -> list[str]:
+    directory = config.run.dir
+    if config.cluster.address == "local" or directory.startswith("/"):
+        return []
+    if "://" in directory:
+        return [
+            f"run.dir is a URI ({directory.split(':')[0]}://...), and engines and workers on "
+            "other nodes need the models in it as files; give an absolute path on storage that "
+            "all nodes share"
+        ]
+    return [
+        f"run.dir {directory!r} is relative, and on a cluster it would resolve inside each "
+        "job's own working directory; give an absolute path that all nodes share"
+    ]
+
+
+def _device_problems(config: RunConfig) -> list[str]:
+    problems = []
+    engines = config.sampler.resources
+    if (config.cluster.gpus_per_worker > 0) != (engines.gpus_per_engine > 0):
+        problems.append(
+            f"cluster.gpus_per_worker is {config.cluster.gpus_per_worker} and sampler.resources."
+            f"gpus_per_engine is {engines.gpus_per_engine}: weights go from workers to engines of "
+            "the same kind of device; give both GPUs (sampler=vllm_gpu) or neither"
+        )
+    if engines.gpus_per_engine >= 1 and engines.gpus_per_engine != engines.tensor_parallel_size:
+        problems.append(
+            f"sampler.resources: gpus_per_engine {engines.gpus_per_engine} and "
+            f"tensor_parallel_size {engines.tensor_parallel_size} differ; an engine takes one GPU "
+            "per tensor-parallel rank"
+        )
+    return problems
+
+
+def _worker_problems(config: RunConfig) -> list[str]:
+    problems = []
+    fewest, most = config.sampler.resources.num_engines
+    if fewest > most:
+        problems.append(f"sampler.resources.num_engines is ({fewest}, {most}); give (fewest, most)")
+    cluster = config.cluster
+    needed = cluster.num_workers * cluster.cpus_per_worker
+    if cluster.address == "local" and cluster.num_cpus is not None and needed > cluster.num_cpus:
+        problems.append(
+            f"cluster: {cluster.num_workers} workers of {cluster.cpus_per_worker} CPUs need "
+            f"{needed}, and cluster.num_cpus is {cluster.num_cpus}"
+        )
+    return problems
+
+
+def validate(values: Mapping[str, Any]) -> RunConfig:
+    """The config as a frozen object; raises ConfigError that lists every problem by its key."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"])
+            message = problem["msg"].removeprefix("Value error, ")
+            shown = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
+            lines.append(f"{key}: {message}{shown}" if key else f"{message}{shown}")
+        raise ConfigError("the configuration is not valid:\n  " + "\n  ".join(lines)) from None
