@@ -28,7 +28,7 @@ from ranking import (
 from charactertrain import calibration, statistics
 from charactertrain.records import Trait
 from charactertrain.seeds import derive_seed
-from charactertrain.stages.rankers import Comparisons, Group
+from charactertrain.stages.comparisons import Comparisons, Group
 from charactertrain.templates import CHECK_MESSAGES
 from charactertrain.trait_file import load_constitution
 

@@ -22,7 +22,7 @@ from charactertrain.runtime.sampling import (
     ScoreRequest,
 )
 from charactertrain.seeds import derive_seed, stable_id
-from charactertrain.stages.rankers import Candidate, Comparisons, Group, Ranker
+from charactertrain.stages.comparisons import Candidate, Comparisons, Group, Ranker
 from charactertrain.templates import (
     CHECK_MESSAGES,
     REFERENCE_VARIANT,

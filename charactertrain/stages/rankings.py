@@ -20,14 +20,9 @@ from charactertrain.runtime.dataflow import ChunkJob, FileSource
 from charactertrain.runtime.sampling import Failure, Sampler, SamplerSource
 from charactertrain.seeds import derive_seed
 from charactertrain.stages import checks, ranking_summary
+from charactertrain.stages.comparisons import Candidate, Comparisons, Group, Ranker
 from charactertrain.stages.context import Context, traits_shown
-from charactertrain.stages.rankers import (
-    Candidate,
-    Comparisons,
-    Group,
-    Ranker,
-    make_ranker,
-)
+from charactertrain.stages.rankers import make_ranker
 
 _JUDGES = ("judge", "judge_listwise", "rating")
 """Rankers that ask questions, in the order in which `auto` considers them."""

@@ -27,18 +27,9 @@ from charactertrain.runtime.sampling import (
     Score,
     ScoreRequest,
 )
-from charactertrain.stages.rankers import (
-    Candidate,
-    Comparisons,
-    ContrastRanker,
-    EnsembleRanker,
-    Group,
-    JudgeRanker,
-    ListwiseRanker,
-    Ranker,
-    RatingRanker,
-    make_ranker,
-)
+from charactertrain.stages.comparisons import Candidate, Comparisons, Group, Ranker
+from charactertrain.stages.judges import JudgeRanker, ListwiseRanker, RatingRanker
+from charactertrain.stages.rankers import ContrastRanker, EnsembleRanker, make_ranker
 from charactertrain.templates import (
     JUDGE_CHOICES,
     LIST_CHOICES,

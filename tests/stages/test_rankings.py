@@ -23,7 +23,8 @@ from charactertrain.runtime.sampling import (
 )
 from charactertrain.stages import ranking_summary
 from charactertrain.stages.checks import RankerQuality
-from charactertrain.stages.rankers import Comparisons, Group, Ranker, make_ranker
+from charactertrain.stages.comparisons import Comparisons, Group, Ranker
+from charactertrain.stages.rankers import make_ranker
 from charactertrain.stages.rankings import (
     Method,
     RankingWriter,
