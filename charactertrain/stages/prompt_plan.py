@@ -53,18 +53,23 @@ def facets(
         test_share=test_share,
         seed=seed,
     )
-    found = []
-    for trait_id, named in topics.items():
-        for kind in kinds:
-            if kind == "general":
-                continue
-            items = named if kind == "trait" else [(name, "shipped") for name in shipped[kind]]
-            found += [_facet(trait_id, kind, name, source, splits) for name, source in items]
+    found = [
+        _facet(trait_id, kind, name, source, splits)
+        for trait_id, named in topics.items()
+        for kind in kinds
+        if kind != "general"
+        for name, source in (named if kind == "trait" else _shipped(kind))
+    ]
     if "general" in kinds:
         found += [
-            _facet(NO_TRAIT, "general", name, "shipped", splits) for name in shipped["general"]
+            _facet(NO_TRAIT, "general", name, source, splits)
+            for name, source in _shipped("general")
         ]
     return found
+
+
+def _shipped(kind: PromptKind) -> list[tuple[str, str]]:
+    return [(name, "shipped") for name in KIND_FACETS[kind]]
 
 
 def _facet(

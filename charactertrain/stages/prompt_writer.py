@@ -1,7 +1,7 @@
 """The model writes messages and names situations; what it writes is parsed strictly."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from charactertrain import near_duplicates, text_filters
 from charactertrain.config import PromptsSection
@@ -213,16 +213,19 @@ def proposed_facets(
         requests.append(SampleRequest(request_id, shown, derive_seed(seed, request_id)))
     found: dict[str, str] = {}
     for result in sampler.sample(requests, settings):
-        if isinstance(result, Failure):
-            continue
-        items = _SITUATION.findall(result.text) if is_chat else result.text.split(";")
-        # The last of a completion that was cut off is cut off.
-        whole = items[:-1] if not is_chat and result.finish_reason == "length" else items
-        for item in whole:
-            facet = _NUMBERING.sub("", item).strip().rstrip(".").strip()
+        for facet in _named(result, is_chat=is_chat) if isinstance(result, Sample) else ():
             if is_facet(facet, trait.statement):
                 found.setdefault(normalised_facet(facet), facet)
     return list(found.values())[:count]
+
+
+def _named(sample: Sample, *, is_chat: bool) -> Iterator[str]:
+    """The situations in a reply, without what models number them with."""
+    items = _SITUATION.findall(sample.text) if is_chat else sample.text.split(";")
+    # The last of a completion that was cut off is cut off.
+    whole = items[:-1] if not is_chat and sample.finish_reason == "length" else items
+    for item in whole:
+        yield _NUMBERING.sub("", item).strip().rstrip(".").strip()
 
 
 def is_facet(text: str, statement: str) -> bool:

@@ -20,40 +20,21 @@ def measured(directory: Directory, names: Sequence[str], *, num_resamples: int, 
         num_resamples: Of the cluster bootstrap over prompts.
         seed: Of the bootstrap.
     """
-    prompts: dict[str, list[PromptReliability]] = defaultdict(list)
-    lengths: dict[str, list[reliability.Group]] = defaultdict(list)
-    opinions: dict[str, dict[str, list[float]]] = defaultdict(dict)
-    prompt_tokens = cached_tokens = num_comparisons = 0
+    gathered = _Gathered()
     for table in directory.read_tables(names, schema(Ranking).names):
         for row in from_table(table, Ranking):
-            prompts[row.trait_id].append(
-                PromptReliability(
-                    row.trait_id,
-                    row.prompt_id,
-                    row.swap_consistency,
-                    row.cyclic_triads,
-                    row.split_half,
-                )
-            )
-            tokens = [float(count) for count in row.num_tokens]
-            lengths[row.trait_id].append((row.utilities, tokens))
-            for opinion in row.opinions:
-                if opinion.same_winner is not None:
-                    opinions[opinion.ranker][row.prompt_id] = [opinion.same_winner]
-            prompt_tokens += row.prompt_tokens
-            cached_tokens += row.cached_tokens
-            num_comparisons += len(row.pair_probabilities)
+            gathered.add(row)
 
     def summary(trait_ids: Sequence[str]) -> Json:
         found = reliability.summarise(
-            [prompt for trait_id in trait_ids for prompt in prompts[trait_id]],
-            [length for trait_id in trait_ids for length in lengths[trait_id]],
+            [prompt for trait_id in trait_ids for prompt in gathered.prompts[trait_id]],
+            [length for trait_id in trait_ids for length in gathered.lengths[trait_id]],
             num_resamples=num_resamples,
             seed=seed,
         )
         return asdict(found)
 
-    traits = sorted(prompts)
+    traits = sorted(gathered.prompts)
     return {
         "reliability": summary(traits),
         "reliability_by_trait": {trait_id: summary([trait_id]) for trait_id in traits},
@@ -61,14 +42,48 @@ def measured(directory: Directory, names: Sequence[str], *, num_resamples: int, 
             ranker: asdict(
                 statistics.cluster_bootstrap_mean(found, num_resamples=num_resamples, seed=seed)
             )
-            for ranker, found in sorted(opinions.items())
+            for ranker, found in sorted(gathered.opinions.items())
             if len(found) > 1
         },
-        "cost": {
-            "num_comparisons": num_comparisons,
-            "prompt_tokens_per_comparison": prompt_tokens / max(1, num_comparisons),
-            "computed_tokens_per_comparison": (prompt_tokens - cached_tokens)
-            / max(1, num_comparisons),
-            "cache_hit_share": cached_tokens / max(1, prompt_tokens),
-        },
+        "cost": gathered.cost(),
     }
+
+
+class _Gathered:
+    """What is kept of each ranking."""
+
+    def __init__(self) -> None:
+        self.prompts: dict[str, list[PromptReliability]] = defaultdict(list)
+        self.lengths: dict[str, list[reliability.Group]] = defaultdict(list)
+        self.opinions: dict[str, dict[str, list[float]]] = defaultdict(dict)
+        """By ranker and prompt."""
+        self._prompt_tokens = self._cached_tokens = self._num_comparisons = 0
+
+    def add(self, row: Ranking) -> None:
+        self.prompts[row.trait_id].append(
+            PromptReliability(
+                row.trait_id,
+                row.prompt_id,
+                row.swap_consistency,
+                row.cyclic_triads,
+                row.split_half,
+            )
+        )
+        tokens = [float(count) for count in row.num_tokens]
+        self.lengths[row.trait_id].append((row.utilities, tokens))
+        for opinion in row.opinions:
+            if opinion.same_winner is not None:
+                self.opinions[opinion.ranker][row.prompt_id] = [opinion.same_winner]
+        self._prompt_tokens += row.prompt_tokens
+        self._cached_tokens += row.cached_tokens
+        self._num_comparisons += len(row.pair_probabilities)
+
+    def cost(self) -> Json:
+        """Tokens, the chosen ranker's alone."""
+        pairs, prompt_tokens = max(1, self._num_comparisons), max(1, self._prompt_tokens)
+        return {
+            "num_comparisons": self._num_comparisons,
+            "prompt_tokens_per_comparison": self._prompt_tokens / pairs,
+            "computed_tokens_per_comparison": (self._prompt_tokens - self._cached_tokens) / pairs,
+            "cache_hit_share": self._cached_tokens / prompt_tokens,
+        }
