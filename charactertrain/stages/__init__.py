@@ -6,6 +6,7 @@ This file is light; a stage's module is imported when the stage runs.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from charactertrain.artifacts import Json
 from charactertrain.config import RunConfig, Section, identity
 from charactertrain.constitution import Constitution
 from charactertrain.pipeline import Stage
@@ -36,62 +37,69 @@ def define(
         "context_tokens": config.model.context_tokens,
         "sampler": config.sampler.kind,
     }
-    asking = {
+    asked = model | {
         "trait_placement": config.model.trait_placement,
         "traits_shown": config.model.traits_shown,
     }
-    synthesis = {
-        "prompt_synthesis": config.model.prompt_synthesis,
-        "messages_per_call": config.model.messages_per_call,
-    }
-    own_file, judge = config.prompts.file, config.rankings.judge_model
-    own_prompts = None if own_file is None else prompt_files.checksum(own_file)
-    seed = {"seed": config.seed}
-    candidates = config.responses.per_prompt
+    judge = config.rankings.judge_model
     sizes = _sizes(config, constitution)
     character = {"constitution": constitution.model_dump(mode="json")}
     return [
         _stage("traits", (), character, {}, sizes),
-        _stage(
-            "prompts",
-            ("traits",),
-            {
-                **seed,
-                "model": {**model, **asking, **synthesis},
-                # The template check draws responses as the responses stage does.
-                "responses": {
-                    "temperature": config.responses.temperature,
-                    "max_tokens": config.responses.max_tokens,
-                    "ending": config.responses.ending,
-                },
-                "own_prompts": own_prompts,
-            },
-            {"prompts": config.prompts},
-            sizes,
-        ),
+        *_data_stages(config, asked, None if judge is None else dict(identify(judge)), sizes),
+        *_training_stages(config, model, asked, sizes),
+        _stage("report", NAMES[:-1], {}, {}, sizes),
+    ]
+
+
+def _data_stages(
+    config: RunConfig, asked: Json, judge: Json | None, sizes: Mapping[str, str]
+) -> list[Stage]:
+    """Prompts to pairs. `asked`: the model and how it is shown the character."""
+    seed = {"seed": config.seed}
+    synthesis = {
+        "prompt_synthesis": config.model.prompt_synthesis,
+        "messages_per_call": config.model.messages_per_call,
+    }
+    # The template check draws responses as the responses stage does.
+    drawn = config.responses.model_dump(include={"temperature", "max_tokens", "ending"})
+    own = config.prompts.file
+    prompts = {
+        **seed,
+        "model": asked | synthesis,
+        "responses": drawn,
+        "own_prompts": None if own is None else prompt_files.checksum(own),
+    }
+    return [
+        _stage("prompts", ("traits",), prompts, {"prompts": config.prompts}, sizes),
         _stage(
             "responses",
             ("traits", "prompts"),
-            {**seed, "model": {**model, **asking}},
+            {**seed, "model": asked},
             {"responses": config.responses},
             sizes,
         ),
         _stage(
             "rankings",
             ("traits", "prompts", "responses"),
-            {
-                **seed,
-                "model": {**model, **asking},
-                "judge": None if judge is None else dict(identify(judge)),
-            },
+            {**seed, "model": asked, "judge": judge},
             {"rankings": config.rankings},
             sizes,
         ),
         _stage("pairs", ("traits", "responses", "rankings"), {}, {"pairs": config.pairs}, sizes),
+    ]
+
+
+def _training_stages(
+    config: RunConfig, model: Json, asked: Json, sizes: Mapping[str, str]
+) -> list[Stage]:
+    """Preference model to evaluation, which shows the trait to the base as `asked` says."""
+    seed = {"seed": config.seed}
+    return [
         _stage(
             "preference_model",
             ("traits", "pairs"),
-            {**seed, "model": model, "candidates": candidates},
+            {**seed, "model": model, "candidates": config.responses.per_prompt},
             {"preference_model": config.preference_model},
             sizes,
         ),
@@ -105,11 +113,10 @@ def define(
         _stage(
             "evaluation",
             ("traits", "prompts", "preference_model", "policy"),
-            {**seed, "model": {**model, **asking}},
+            {**seed, "model": asked},
             {"evaluation": config.evaluation},
             sizes,
         ),
-        _stage("report", NAMES[:-1], {}, {}, sizes),
     ]
 
 
