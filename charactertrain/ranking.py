@@ -83,18 +83,6 @@ def judge_probability_with_tie(logprob_a: float, logprob_b: float, logprob_tie: 
     return p_a + p_tie / 2
 
 
-def debiased_probability(p_a_first_order: float, p_a_swapped_order: float) -> float:
-    """Probability that the first response is better, averaged over both orders.
-
-    A constant preference for one letter cancels: a judge who always says A gets 0.5.
-
-    Args:
-        p_a_first_order: Probability of the letter A with the first response shown as A.
-        p_a_swapped_order: Probability of the letter A with the first response shown as B.
-    """
-    return (p_a_first_order + (1 - p_a_swapped_order)) / 2
-
-
 def luce_probabilities(shares: Sequence[float]) -> list[list[float]]:
     """Pair probabilities from how likely each candidate is to be named best: s_i / (s_i + s_j).
 
@@ -185,8 +173,9 @@ def swap_consistency(pairs: Iterable[tuple[float, float]]) -> float:
     """Share of pairs in which the same response wins in both orders, 0 to 1.
 
     Args:
-        pairs: For each pair the two arguments of `debiased_probability`. A probability of exactly
-            0.5 is a win for neither, so such a pair is not consistent.
+        pairs: For each pair the probability of the letter A, with the first response shown as A
+            and with the second shown as A. A probability of exactly 0.5 is a win for neither, so
+            such a pair is not consistent.
     """
     consistent = [(first - 0.5) * (0.5 - swapped) > 0 for first, swapped in pairs]
     if not consistent:

@@ -15,6 +15,7 @@ from charactertrain.statistics import (
     QUANTILES,
     Interval,
     cluster_bootstrap_mean,
+    resampled,
     values_by_cluster,
 )
 
@@ -117,22 +118,6 @@ def same_winner_share(first: Sequence[float], second: Sequence[float]) -> float 
     return sum(agreements) / len(agreements) if agreements else None
 
 
-def spearman_brown(correlation: float) -> float:
-    """Reliability of all the evidence from the correlation r of its two halves: 2 r / (1 + r).
-
-    Spearman (1910), https://doi.org/10.1111/j.2044-8295.1910.tb00206.x, and Brown (1910),
-    https://doi.org/10.1111/j.2044-8295.1910.tb00207.x, for halves that are equally good. It is
-    made for Pearson's correlation; of Kendall's tau it is no more than a rule of thumb.
-
-    Args:
-        correlation: In (-1, 1]. A negative one gives a negative value, below r itself and without
-            bound: halves that contradict each other, and no reliability at all.
-    """
-    if not -1 < correlation <= 1:
-        raise ValueError(f"expected a correlation above -1 and at most 1, found {correlation}")
-    return 2 * correlation / (1 + correlation)
-
-
 def within_group_correlation(groups: Sequence[Group]) -> float | None:
     """Pearson's correlation of two quantities within groups, -1 to 1.
 
@@ -201,10 +186,8 @@ def _correlation_interval(
         return None
     products_N3 = np.array([_summed_products(kept) for kept in by_prompt.values()])
     num_prompts = len(by_prompt)
-    draws_RN = np.random.default_rng(seed).multinomial(
-        num_prompts, np.full(num_prompts, 1 / num_prompts), size=num_resamples
-    )
-    correlations_R = _correlations(draws_RN @ products_N3)
+    sums_3R = resampled(products_N3.T, num_resamples=num_resamples, seed=seed)
+    correlations_R = _correlations(sums_3R.T)
     if np.isnan(correlations_R).all():
         return None
     ci_low, ci_high = np.nanquantile(correlations_R, QUANTILES)

@@ -16,6 +16,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_RESAMPLED = 4096
+"""Clusters that are resampled one by one; of more, groups of clusters are."""
 QUANTILES = (0.025, 0.975)
 NORMAL_QUANTILE = 1.959964
 """Of a 95 % interval."""
@@ -69,8 +71,10 @@ def cluster_bootstrap_mean(
     """
     clusters = _paired_clusters(by_cluster, by_cluster)
     sums_K, counts_K = _sums_and_counts(by_cluster, clusters)
-    draws_RK = _cluster_draws(len(clusters), num_resamples=num_resamples, seed=seed)
-    ci_low, ci_high = np.quantile((draws_RK @ sums_K) / (draws_RK @ counts_K), QUANTILES)
+    sums_R, counts_R = resampled(
+        np.stack([sums_K, counts_K]), num_resamples=num_resamples, seed=seed
+    )
+    ci_low, ci_high = np.quantile(sums_R / counts_R, QUANTILES)
     return Interval(
         estimate=float(sums_K.sum() / counts_K.sum()),
         ci_low=float(ci_low),
@@ -100,10 +104,11 @@ def cluster_bootstrap_difference(
     clusters = _paired_clusters(base_by_cluster, policy_by_cluster)
     base_sums_K, base_counts_K = _sums_and_counts(base_by_cluster, clusters)
     policy_sums_K, policy_counts_K = _sums_and_counts(policy_by_cluster, clusters)
-    draws_RK = _cluster_draws(len(clusters), num_resamples=num_resamples, seed=seed)
-    base_means_R = (draws_RK @ base_sums_K) / (draws_RK @ base_counts_K)
-    policy_means_R = (draws_RK @ policy_sums_K) / (draws_RK @ policy_counts_K)
-    ci_low, ci_high = np.quantile(policy_means_R - base_means_R, QUANTILES)
+    columns = np.stack([base_sums_K, base_counts_K, policy_sums_K, policy_counts_K])
+    base_R, base_n_R, policy_R, policy_n_R = resampled(
+        columns, num_resamples=num_resamples, seed=seed
+    )
+    ci_low, ci_high = np.quantile(policy_R / policy_n_R - base_R / base_n_R, QUANTILES)
     base = float(base_sums_K.sum() / base_counts_K.sum())
     policy = float(policy_sums_K.sum() / policy_counts_K.sum())
     return Difference(
@@ -192,8 +197,20 @@ def _sums_and_counts(
     return sums_K, np.array([float(len(by_cluster[cluster])) for cluster in clusters])
 
 
-def _cluster_draws(num_clusters: int, *, num_resamples: int, seed: int) -> Array:
-    # How often each cluster is drawn: all that a ratio of sums needs.
+def resampled(sums_CK: Array, *, num_resamples: int, seed: int) -> Array:
+    """Each row's sum over resampled clusters, for each resample: `(C, K)` to `(C, R)`.
+
+    Ratios of sums are all that means and correlations need. Beyond `MAX_RESAMPLED` clusters, groups
+    of them are resampled, put together at random: the spread of sums over independent clusters is
+    the same, and time and memory stay bounded.
+    """
     rng = np.random.default_rng(seed)
+    num_clusters = sums_CK.shape[1]
+    if num_clusters > MAX_RESAMPLED:
+        group_K = rng.permutation(num_clusters) % MAX_RESAMPLED
+        sums_CK = np.stack([np.bincount(group_K, row, MAX_RESAMPLED) for row in sums_CK])
+        num_clusters = MAX_RESAMPLED
     uniform_K = np.full(num_clusters, 1 / num_clusters)
-    return rng.multinomial(num_clusters, uniform_K, size=num_resamples).astype(np.float64)
+    # How often each cluster is drawn.
+    draws_RK = rng.multinomial(num_clusters, uniform_K, size=num_resamples).astype(np.float64)
+    return sums_CK @ draws_RK.T

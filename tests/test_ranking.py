@@ -9,7 +9,6 @@ from charactertrain.ranking import (
     balanced_permutations,
     choice_probabilities,
     contrast_score,
-    debiased_probability,
     higher_score_probability,
     judge_probability,
     judge_probability_with_tie,
@@ -68,20 +67,6 @@ def test_judge_probability_of_a_letter_that_was_left_out_is_zero() -> None:
     assert judge_probability(-1.0, -math.inf) == 1.0
     with pytest.raises(ValueError, match="reject"):
         judge_probability(-math.inf, -math.inf)
-
-
-def test_debiased_probability_by_hand() -> None:
-    # Shown first as A with 0.9, then as B where A gets 0.3: (0.9 + 0.7) / 2.
-    assert debiased_probability(0.9, 0.3) == pytest.approx(0.8)
-
-
-def test_debiased_probability_of_a_judge_who_always_says_a_is_one_half() -> None:
-    assert debiased_probability(0.97, 0.97) == pytest.approx(0.5)
-
-
-def test_debiased_probability_of_the_other_response_is_the_rest() -> None:
-    # From the second response's side, first and swapped order change places.
-    assert debiased_probability(0.9, 0.3) + debiased_probability(0.3, 0.9) == pytest.approx(1.0)
 
 
 def test_swap_consistency_by_hand() -> None:

@@ -11,7 +11,6 @@ from charactertrain.reliability import (
     cyclic_triad_share,
     kendall_tau,
     same_winner_share,
-    spearman_brown,
     summarise,
     within_group_correlation,
 )
@@ -141,25 +140,6 @@ def test_same_winner_share_without_a_decided_pair_is_none() -> None:
 def test_same_winner_share_refuses_other_pairs() -> None:
     with pytest.raises(ValueError, match="zip"):
         same_winner_share([0.9], [0.9, 0.8])
-
-
-def test_spearman_brown_by_hand() -> None:
-    assert spearman_brown(0.5) == pytest.approx(2 / 3)
-    assert spearman_brown(0.0) == 0.0
-    assert spearman_brown(1.0) == 1.0
-    assert spearman_brown(-0.5) == -2.0
-
-
-def test_spearman_brown_is_the_reliability_of_two_equal_halves() -> None:
-    # Halves x + e and x + f with variances 3 of x and 1 of each error correlate with 3/4. Their
-    # sum, 2 x + e + f, correlates with another like it with 12 / 14.
-    assert spearman_brown(3 / 4) == pytest.approx(12 / 14)
-
-
-@pytest.mark.parametrize("correlation", [-1.0, 1.1, math.nan])
-def test_spearman_brown_refuses_what_it_is_not_defined_for(correlation: float) -> None:
-    with pytest.raises(ValueError, match="correlation"):
-        spearman_brown(correlation)
 
 
 def test_within_group_correlation_by_hand() -> None:

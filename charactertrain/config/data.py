@@ -1,6 +1,7 @@
 """Sections of the model, the engines and the data stages."""
 
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -210,6 +211,18 @@ class EndpointSection(Section):
     """Requests at a time, of one worker."""
     timeout_seconds: PositiveFloat
     max_retries: Count
+
+    @model_validator(mode="after")
+    def _no_key_in_it(self) -> Self:
+        url = urlsplit(self.base_url)
+        is_plain = url.scheme in ("http", "https") and url.hostname and "@" not in url.netloc
+        if not is_plain or url.query or url.fragment:
+            # Not shown: what is wrong in it may be a key.
+            raise ValueError(
+                "base_url must be http://host/... or https://host/..., without a name, key, query "
+                "or fragment in it; a key belongs in the variable that api_key_variable names"
+            )
+        return self
 
 
 class RankingsSection(Section):

@@ -1,26 +1,16 @@
-"""Engines that outlive the stages that use them.
+"""Samplers on leased engines, for the workers of data stages and for training."""
 
-Starting an engine costs 25 to 40 seconds even for a small model, so engines are actors of their
-own, kept by a broker. A Ray Data worker holds a lease on one: Ray Data scales, retries and
-throttles the workers, and the broker starts an engine when more workers come than engines serve.
-"""
-
-import asyncio
-import contextlib
-import math
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
-from uuid import uuid4
+from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from charactertrain.exceptions import SamplingError
-from charactertrain.runtime.engine_actor import EngineActor, start_engine
-from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec
+from charactertrain.runtime.engine_spec import EngineSpec
 from charactertrain.runtime.sampling import (
     Choice,
     ChoiceRequest,
@@ -33,167 +23,7 @@ from charactertrain.runtime.sampling import (
 )
 
 _MAX_ENGINE_LOSSES = 3
-_LOAD_SECONDS = 600.0
-_START_SECONDS = 900.0
 _POLL_SECONDS = 0.1
-Claim = Literal["ready", "waiting", "gone"]
-Result = TypeVar("Result")
-
-
-@dataclass
-class _Engine:
-    spec: EngineSpec
-    weights: str
-    actor: EngineActor
-    leases: int = 0
-    has_started: bool = False
-    prepared: asyncio.Task[None] | None = None
-    """Done when the engine serves `weights`."""
-    since: float = 0.0
-    """When that began."""
-
-    def prepare(self, work: Coroutine[Any, Any, None]) -> None:
-        self.prepared, self.since = asyncio.create_task(work), time.monotonic()
-
-    @property
-    def handle(self) -> Any:
-        return self.actor.handle
-
-    async def start(self) -> None:
-        await self.handle.ready.remote()
-        self.has_started = True
-
-    async def load(self) -> None:
-        await self.handle.load.remote(self.weights, self.weights)
-
-
-class EngineBroker:
-    """The actor that knows which engines run, on which weights, and for how many workers."""
-
-    def __init__(self, max_engines: int) -> None:
-        """Start at most `max_engines` engines of one kind."""
-        self._max_engines = max_engines
-        self._engines: dict[str, _Engine] = {}
-
-    async def acquire(self, spec: EngineSpec, weights: str) -> str:
-        """A lease on an engine of this kind that has these weights, or will have: its id.
-
-        The least busy one that fits; a new one while the pool may grow; an unused one of the same
-        architecture, given the weights, before a new one is started for them.
-        """
-        # No await, so that no other call comes between; engines then start side by side.
-        key = self._choose(spec, weights)
-        self._engines[key].leases += 1
-        return key
-
-    async def claim(self, key: str) -> tuple[Claim, Any]:
-        """Whether a leased engine can be used by now, and its handle if so.
-
-        Asked again and again, and answered at once: Ray 2.60 ends an actor when a call to it
-        finishes whose caller has died, as a worker may while an engine starts.
-
-        Raises:
-            RayError: The engine could not be started.
-        """
-        engine = self._engines.get(key)
-        if engine is None:
-            return "gone", None
-        assert engine.prepared is not None, "an engine that can be chosen is being prepared"
-        if not engine.prepared.done():
-            if time.monotonic() - engine.since < self._limit(engine):
-                return "waiting", None
-            if not engine.has_started:
-                # The cluster has no room for as many, such as after the loss of a node.
-                self._max_engines = max(1, self._num_started(engine.spec))
-            await self.discard(key)
-            return "gone", None
-        error = engine.prepared.exception()
-        if error is None:
-            return "ready", engine.handle
-        await self.discard(key)
-        # An idle engine may have died unnoticed; one that cannot start never will.
-        if engine.has_started and isinstance(error, RayActorError):
-            return "gone", None
-        raise error
-
-    def _limit(self, engine: _Engine) -> float:
-        """Seconds to wait for an engine.
-
-        How long a start takes is the model's affair, as long as no other engine can do the work. A
-        load waits behind what the engine does, which may be a transfer whose trainer died, and that
-        never ends.
-        """
-        if engine.has_started:
-            return _LOAD_SECONDS
-        return _START_SECONDS if self._num_started(engine.spec) else math.inf
-
-    def _num_started(self, spec: EngineSpec) -> int:
-        return sum(e.has_started for e in self._engines.values() if e.spec == spec)
-
-    def _choose(self, spec: EngineSpec, weights: str) -> str:
-        alike = {key: engine for key, engine in self._engines.items() if engine.spec == spec}
-        fitting = [key for key, engine in alike.items() if engine.weights == weights]
-        key = min(fitting, key=lambda k: alike[k].leases, default=None)
-        if key is not None and (alike[key].leases == 0 or len(alike) >= self._max_engines):
-            return key
-        idle = [key for key, engine in alike.items() if engine.leases == 0]
-        if idle:
-            engine = alike[idle[0]]
-            engine.weights = weights
-            engine.prepare(engine.load())
-            return idle[0]
-        key = f"engine-{uuid4().hex[:8]}"
-        engine = _Engine(spec, weights, start_engine(spec, weights, key))
-        engine.prepare(engine.start())
-        self._engines[key] = engine
-        return key
-
-    async def release(self, key: str) -> None:
-        """Give a lease back; the engine stays warm."""
-        if key in self._engines:
-            self._engines[key].leases = max(0, self._engines[key].leases - 1)
-
-    async def release_all(self) -> None:
-        """End every lease: those of workers that died without giving theirs back."""
-        for engine in self._engines.values():
-            engine.leases = 0
-            engine.handle.rest.remote()
-
-    async def stop_idle(self) -> None:
-        """Stop the engines that nobody uses, so that training can have their devices."""
-        for key, engine in list(self._engines.items()):
-            if engine.leases == 0:
-                await self.discard(key)
-
-    async def rename_weights(self, key: str, weights: str) -> None:
-        """Record that an engine's weights were changed by a weight update."""
-        self._engines[key].weights = weights
-
-    async def discard(self, key: str) -> None:
-        """Forget an engine that died."""
-        engine = self._engines.pop(key, None)
-        if engine is not None:
-            engine.actor.kill()
-
-    async def shutdown(self) -> None:
-        """Stop every engine."""
-        for engine in self._engines.values():
-            with contextlib.suppress(RayActorError, TimeoutError):
-                await asyncio.wait_for(engine.handle.shutdown.remote(), timeout=30)
-            engine.actor.kill()
-        self._engines.clear()
-
-    async def counts(self) -> EngineCounts:
-        """What all engines that run did since they were started."""
-        total = EngineCounts()
-        for engine in list(self._engines.values()):
-            if engine.has_started:
-                try:
-                    total += await asyncio.wait_for(engine.handle.counts.remote(), timeout=10)
-                except (RayActorError, TimeoutError):
-                    # Dead or busy: those who use it will see to it.
-                    continue
-        return total
 
 
 @dataclass(frozen=True)
@@ -234,7 +64,7 @@ class LeasedSampler:
 
     def _lease(self) -> None:
         try:
-            self.key, self.handle = self._claimed()
+            self.lease, self.handle = self._claimed()
         except RayActorError as error:
             # Ray's message is the actor's traceback, which ends with what the engine said.
             reason = str(error).rpartition("SamplingError: ")[2]
@@ -243,16 +73,21 @@ class LeasedSampler:
             ) from error
 
     def _claimed(self) -> tuple[str, Any]:
-        """Id and handle of a leased engine that can be used."""
-        while True:
-            key = ray.get(self._broker.acquire.remote(self._spec, self._weights))
-            while True:
-                claim, handle = ray.get(self._broker.claim.remote(key))
-                if claim == "ready":
-                    return key, handle
-                if claim == "gone":
-                    break
+        """A lease, and the handle of its engine, which can be used."""
+        lease, claim, handle = "", "gone", None
+        while claim != "ready":
+            if claim == "gone":
+                lease = ray.get(self._broker.acquire.remote(self._spec, self._weights))
+            elif claim == "no room":
+                raise SamplingError(
+                    f"no engine for {self._weights} has started: the cluster has no room for "
+                    f"{self._spec.num_gpus:g} GPUs and {self._spec.num_cpus:g} CPUs beside what "
+                    "runs on it. Where another model judges, both must have room."
+                )
+            else:
                 time.sleep(_POLL_SECONDS)
+            claim, handle = ray.get(self._broker.claim.remote(lease))
+        return lease, handle
 
     def _call(self, ask: Callable[[Any], Any]) -> Any:
         num_losses = 0
@@ -270,7 +105,7 @@ class LeasedSampler:
         with self._replacing:
             if self.handle is not lost:
                 return
-            ray.get(self._broker.discard.remote(self.key))
+            ray.get(self._broker.discard.remote(self.lease))
             if is_last:
                 raise SamplingError(
                     f"{_MAX_ENGINE_LOSSES + 1} engines for {self._weights} died one after another "
@@ -306,8 +141,8 @@ class LeasedSampler:
 
     def disown_weights(self) -> None:
         """Record that the engine's weights are about to be changed by weight updates."""
-        ray.get(self._broker.rename_weights.remote(self.key, "in training"))
+        ray.get(self._broker.rename_weights.remote(self.lease, "in training"))
 
     def close(self) -> None:
         """Give the lease back."""
-        ray.get(self._broker.release.remote(self.key))
+        ray.get(self._broker.release.remote(self.lease))

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from charactertrain.exceptions import ConfigError
 from charactertrain.runtime.dataflow import ChunkJob, PoolSettings, Produced, run_chunks
+from charactertrain.runtime.engine_broker import EngineBroker
 from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec, Latency
-from charactertrain.runtime.engines import EngineBroker, EngineSource
+from charactertrain.runtime.engines import EngineSource
 from charactertrain.runtime.metrics import MetricLog
 from charactertrain.runtime.progress import Progress
 
@@ -104,6 +105,8 @@ class Session:
         watch = _EngineWatch(job.name, self._counts, self.metrics)
         produced = run_chunks(job, self.pool, self.progress, watch.tick)
         rates = watch.finish()
+        # Workers that were killed gave no lease back, and those that are ending may be late.
+        self.end_leases()
         return replace(produced, engines=rates)
 
     def _counts(self) -> EngineCounts:
@@ -157,7 +160,7 @@ class Session:
         return EngineSource(self._broker_name(), spec, weights)
 
     def end_leases(self) -> None:
-        """Between stages: no worker is left, so no lease can be."""
+        """When no worker is left, no lease can be."""
         if self._broker is not None:
             ray.get(self._broker.release_all.remote())
 

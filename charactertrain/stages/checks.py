@@ -6,7 +6,7 @@ responses, written with and without the trait, are the ranker check's pairs of k
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 
 from charactertrain import measures, ranking, statistics
@@ -60,6 +60,8 @@ class RankerQuality:
     """Of a 95 % interval over messages; 0 to 1 where there are too few."""
     ci_high: float
     num_pairs: int
+    failure: str = ""
+    """Why the first pair without an answer has none; empty if all have one."""
 
 
 def write_probes(
@@ -201,12 +203,20 @@ def ranker_quality(
         )
         for a, b in pairs
     ]
-    wins, answered = [], []
+    wins, answered, failures = [], [], []
     for pair, result in zip(pairs, ranker(groups), strict=True):
         if isinstance(result, Comparisons):
             wins.append(_win(result.probabilities_KK[0][1], result.probabilities_KK[1][0]))
             answered.append(pair)
-    return _quality(name, wins, answered)
+        else:
+            failures.append(f"{result.reason}: {result.detail}")
+    quality = _quality(name, wins, answered)
+    return replace(quality, failure=failures[0]) if failures else quality
+
+
+def no_quality(name: str, failure: str) -> RankerQuality:
+    """Of a ranker that answered nothing."""
+    return RankerQuality(name, 0.0, 0.0, 1.0, 0, failure)
 
 
 def _win(first: float, second: float) -> float:
@@ -216,8 +226,8 @@ def _win(first: float, second: float) -> float:
 def _quality(
     name: str, wins: Sequence[float], pairs: Sequence[tuple[Probe, Probe]]
 ) -> RankerQuality:
-    if len(wins) < 2:
-        return RankerQuality(name, fmean(wins) if wins else 0.0, 0.0, 1.0, len(wins))
+    if not wins:
+        return no_quality(name, "")
     # Pairs of one message resemble each other, whichever trait they are of.
     by_message = statistics.values_by_cluster(wins, [a.prompt for a, _ in pairs])
     if len(by_message) < 2:

@@ -124,7 +124,6 @@ def _sample_arms(
         )
         produced = context.session.run(job)
         names += [*produced.files, *produced.reject_files]
-        context.session.end_leases()
     return names
 
 
@@ -197,7 +196,6 @@ def _contrast_scores(
         requests_per_row=2,
     )
     produced = context.session.run(job)
-    context.session.end_leases()
     return [*produced.files, *produced.reject_files]
 
 
@@ -278,7 +276,6 @@ def _measure(
         requests_per_row=1,
     )
     produced = context.session.run(job)
-    context.session.end_leases()
     earlier = (name for name in names if name.startswith("rejects/"))
     return [*produced.files, *produced.reject_files, *earlier]
 

@@ -1,7 +1,7 @@
 """Prompts of the researcher's own: a parquet or JSONL file, or a directory that `datasets` saved.
 
-Each row is checked before any engine is started, and named with its file and number where it is
-wrong.
+Each row is checked before the stage starts an engine, and named with its file and number where it
+is wrong.
 """
 
 import json
@@ -113,7 +113,9 @@ def _prompt(row: Mapping[str, Any], where: str, trait_ids: Collection[str]) -> P
     trait_id = _trait_id(row, kind, where, trait_ids)
     for key in ("family", "facet", "language", "prompt_id"):
         _check_text(row.get(key), key, where)
-    prompt_id = row.get("prompt_id") or stable_id("own", trait_id, kind, text)
+    # Never as it stands: it may be that of a message which the model is to write.
+    given = row.get("prompt_id")
+    prompt_id = stable_id("own", given) if given else stable_id("own", trait_id, kind, text)
     return Prompt(
         prompt_id=prompt_id,
         trait_id=trait_id,
@@ -223,11 +225,12 @@ def _json_row(line: str, where: str) -> Mapping[str, Any]:
 def _files(location: str) -> list[Path]:
     path = Path(location).expanduser()
     if path.is_dir():
-        found = sorted(path.glob("*.arrow")) or sorted(path.glob("*.parquet"))
+        # Not every *.arrow: `datasets` caches what it computed beside the data.
+        found = sorted(path.glob("data-*.arrow")) or sorted(path.glob("*.parquet"))
         if found:
             return found
         raise ConfigError(
-            f"prompts.file: {path} holds no *.arrow or *.parquet; expected a directory that "
+            f"prompts.file: {path} holds no data-*.arrow or *.parquet; expected a directory that "
             "`Dataset.save_to_disk` wrote (a DatasetDict has one per split: name one of them)"
         )
     if not path.is_file():

@@ -6,7 +6,7 @@ facets: a facet is in one split, whichever traits share it.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,7 @@ from charactertrain.records import (
     Draft,
     Facet,
     Probe,
+    Prompt,
     Trait,
     from_table,
     to_table,
@@ -37,6 +38,9 @@ _MIN_YIELD = 0.2
 def run(work: Work, context: Context) -> Outcome:
     """Check that the character shows, then write, filter and split the prompts."""
     traits = read_rows(*work.inputs["traits"], "traits", Trait)
+    # Read to the end before anything is started, for the errors in it.
+    for _ in _own_prompts(context, traits, ()):
+        pass
     model = str(context.model_directory)
     sampler = context.session.sampler(model, model)
     shifts = _template_check(work, context, sampler, traits)
@@ -103,9 +107,12 @@ def _facets(
     work: Work, context: Context, source: SamplerSource, traits: Sequence[Trait]
 ) -> list[Facet]:
     """The facets of all traits and kinds, named once and then kept."""
+    config = context.config
+    if config.prompts.file_use == "replace":
+        # Nothing is asked for, so nothing needs a facet.
+        work.directory.write_table(_FACETS, to_table([], Facet))
     if work.directory.exists(_FACETS):
         return from_table(work.directory.read_table(_FACETS), Facet)
-    config = context.config
     sampler = source.open()
     topics = topics_of_traits(
         sampler,
@@ -130,29 +137,32 @@ def _own_drafts(
     work: Work, context: Context, traits: Sequence[Trait], facets: Sequence[Facet]
 ) -> list[str]:
     """Files of drafts that the researcher's own prompts become."""
-    config = context.config
-    if config.prompts.file is None:
-        return []
     names = []
-    batches = prompt_files.read_prompts(
-        config.prompts.file,
-        trait_ids=[trait.trait_id for trait in traits],
-        splits={facet.family: facet.split for facet in facets},
-        validation_share=config.prompts.validation_share,
-        test_share=config.prompts.test_share,
-        seed=config.seed,
-    )
-    for index, batch in enumerate(batches):
+    for index, batch in enumerate(_own_prompts(context, traits, facets)):
         names.append(f"drafts_own/part-{index:06d}.parquet")
-        rows = drafts(batch, threshold=config.prompts.max_similarity)
+        rows = drafts(batch, threshold=context.config.prompts.max_similarity)
         work.directory.write_table(names[-1], to_table(rows, Draft))
     return names
 
 
+def _own_prompts(
+    context: Context, traits: Sequence[Trait], facets: Sequence[Facet]
+) -> Iterator[list[Prompt]]:
+    section = context.config.prompts
+    if section.file is None:
+        return iter(())
+    return prompt_files.read_prompts(
+        section.file,
+        trait_ids=[trait.trait_id for trait in traits],
+        splits={facet.family: facet.split for facet in facets},
+        validation_share=section.validation_share,
+        test_share=section.test_share,
+        seed=context.config.seed,
+    )
+
+
 def _wanted(context: Context, traits: Sequence[Trait], facets: Sequence[Facet]) -> list[int]:
     section = context.config.prompts
-    if section.file_use == "replace":
-        return [0] * len(facets)
     return prompt_plan.wanted_by_facet(
         facets, traits, per_trait=section.per_trait, shares=section.kind_shares
     )
@@ -185,12 +195,16 @@ class _Synthesis:
         """
         rounds: list[Produced] = []
         asked = [0] * len(self.facets)
+        brought: Counter[tuple[str, str]] | None = None
         while True:
             names = [*own, *(name for each in rounds for name in each.files)]
             drafts_found = prompt_selection.read_drafts(self.work.directory, names)
             section = self.context.config.prompts
             selection = prompt_selection.select(drafts_found, max_similarity=section.max_similarity)
-            ask = shortfall(self.facets, self.wanted, asked, selection.kept_by_family())
+            kept = selection.kept_by_family()
+            # Before the first round there are only the researcher's own.
+            brought = kept if brought is None else brought
+            ask = shortfall(self.facets, self.wanted, asked, kept, brought)
             if not sum(ask) or len(rounds) > section.max_top_ups:
                 return selection, rounds, sum(asked)
             plan = self._plan(ask, asked)
@@ -238,12 +252,22 @@ def shortfall(
     wanted: Sequence[int],
     asked: Sequence[int],
     kept: Counter[tuple[str, str]],
+    brought: Counter[tuple[str, str]],
 ) -> list[int]:
-    """Messages to ask for of each facet, so that at its yield so far it gets what is missing."""
+    """Messages to ask for of each facet, so that at its yield so far it gets what is missing.
+
+    Args:
+        facets: That messages are asked for.
+        wanted: Messages of each facet.
+        asked: Messages of each facet that the model was asked for so far.
+        kept: Prompts by (kind, family).
+        brought: Those of them that the model did not write.
+    """
     more = []
     for facet, number, tried in zip(facets, wanted, asked, strict=True):
-        found = kept[facet.kind, facet.family]
-        share = max(found / tried if tried else 1.0, _MIN_YIELD)
+        key = (facet.kind, facet.family)
+        found = kept[key]
+        share = max((found - brought[key]) / tried if tried else 1.0, _MIN_YIELD)
         more.append(round(max(0, number - found) / min(1.0, share) + 0.499))
     return more
 

@@ -45,7 +45,8 @@ def run(work: Work, context: Context) -> Outcome:
     chosen = choose_ranker(qualities, config.rankings)
 
     files = tuple(response_manifest.table("responses"))
-    num_prompts = work.inputs["prompts"][1].rows.get("prompts", 0)
+    num_candidates = response_manifest.rows["responses"] + sum(response_manifest.rejects.values())
+    num_prompts = num_candidates / config.responses.per_prompt
     answered = {quality.ranker for quality in qualities if quality.num_pairs}
     others = [name for name in config.rankings.second_opinions if name in answered - {chosen}]
     job = ChunkJob(
@@ -132,7 +133,9 @@ def _qualities(
     if work.directory.exists(name):
         return checks.qualities_from_json(work.directory.read_bytes(name))
     qualities = ranker_check(source, make, probes, traits, settings)
-    work.directory.write_bytes(name, checks.qualities_to_json(qualities))
+    # A ranker that gave no answer may give one when what it runs on has been mended.
+    if all(quality.num_pairs for quality in qualities):
+        work.directory.write_bytes(name, checks.qualities_to_json(qualities))
     return qualities
 
 
@@ -159,11 +162,11 @@ def ranker_check(
                 sampler = opened.enter_context(contextlib.closing(source.open()))
             try:
                 qualities.append(checks.ranker_quality(name, make(name, sampler), probes, traits))
-            except ChoiceError:
+            except ChoiceError as error:
                 if name in (settings.ranker, *settings.ensemble) and settings.ranker != "auto":
                     raise
                 # There are other rankers; the manifest says that this one gave no answer.
-                qualities.append(checks.RankerQuality(name, 0.0, 0.0, 1.0, 0))
+                qualities.append(checks.no_quality(name, str(error)))
     return qualities
 
 
@@ -186,11 +189,13 @@ def choose_ranker(qualities: Sequence[checks.RankerQuality], settings: RankingsS
         chosen = able[0] if able else "contrast"
     if accuracy.get(chosen, 0.0) < settings.min_accuracy:
         numbers = ", ".join(f"{q.ranker} {q.accuracy:.2f} of {q.num_pairs}" for q in qualities)
+        failures = {q.ranker: q.failure for q in qualities if q.failure}
+        because = f" {chosen} said: {failures[chosen]}" if chosen in failures else ""
         raise SamplingError(
             f"ranker check: {chosen} tells responses written with a trait from those without in "
-            f"too few cases ({numbers}; expected {settings.min_accuracy:.2f}). Labels from it "
-            "would be noise. Use a more capable model, reword the traits, or show them elsewhere "
-            "(model.trait_placement)."
+            f"too few cases ({numbers}; expected {settings.min_accuracy:.2f}).{because} Labels "
+            "from it would be noise. Use a more capable model, reword the traits, or show them "
+            "elsewhere (model.trait_placement)."
         )
     return chosen
 

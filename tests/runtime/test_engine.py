@@ -27,8 +27,9 @@ from charactertrain.exceptions import SamplingError
 from charactertrain.models import loading
 from charactertrain.models.packing import PromptGroup
 from charactertrain.runtime.engine_actor import EngineActor
+from charactertrain.runtime.engine_broker import EngineBroker
 from charactertrain.runtime.engine_spec import EngineSpec
-from charactertrain.runtime.engines import EngineBroker, EngineSource, LeasedSampler
+from charactertrain.runtime.engines import EngineSource, LeasedSampler
 from charactertrain.runtime.sampling import (
     Choice,
     ChoiceRequest,
@@ -305,7 +306,7 @@ def test_weights_that_are_sent_are_those_sampled_from(
     from charactertrain.runtime.weight_sync.sender import WeightSender
 
     (before,) = draw(sampler, [1])
-    ray.get(engines.broker.rename_weights.remote(sampler.key, "in training"))
+    ray.get(engines.broker.rename_weights.remote(sampler.lease, "in training"))
     trained = perturbed(model, tiny_model, seed=1)
     sender = WeightSender(trained, [sampler.handle], rank=0, dtype=torch.float32)
     for version in ("7", "8"):
@@ -339,7 +340,7 @@ def test_engine_with_other_weights_is_given_those_asked_for(
         assert sample.weight_version == str(weights)
         expected = expected_logprobs(expected_model, sample.prompt_token_ids, ids)
         assert score(sampler, ids) == pytest.approx(expected, abs=1e-4)
-        keys.append(sampler.key)
+        keys.append(sampler.lease)
         sampler.close()
     assert keys[0] == keys[1]
 
@@ -374,7 +375,7 @@ def test_a_tied_output_layer_takes_the_new_weights_too(
     sampler = tied.open(tied_model)
     assert holds(model)
     sent = perturbed(model, tied_model, seed=6)
-    ray.get(engines.broker.rename_weights.remote(sampler.key, "in training"))
+    ray.get(engines.broker.rename_weights.remote(sampler.lease, "in training"))
     WeightSender(sent, [sampler.handle], rank=0, dtype=torch.float32).send("1")
     assert holds(sent)
     sampler.close()
@@ -421,7 +422,7 @@ def test_weights_that_come_in_many_buffers_are_whole(
     engines: Engines, tiny_model: Path, model: PreTrainedModel
 ) -> None:
     sampler = engines.open(tiny_model)
-    ray.get(engines.broker.rename_weights.remote(sampler.key, "in training"))
+    ray.get(engines.broker.rename_weights.remote(sampler.lease, "in training"))
     trained = perturbed(model, tiny_model, seed=5)
     send_in_small_buffers(trained, sampler.handle, damaged=-1)
     (sample,) = draw(sampler, [1])
@@ -436,7 +437,7 @@ def test_damaged_buffer_is_refused_and_the_engine_takes_whole_weights_again(
     engines: Engines, tiny_model: Path, model: PreTrainedModel, recovery: str
 ) -> None:
     sampler = engines.open(tiny_model)
-    ray.get(engines.broker.rename_weights.remote(sampler.key, "in training"))
+    ray.get(engines.broker.rename_weights.remote(sampler.lease, "in training"))
     trained = perturbed(model, tiny_model, seed=3)
     with pytest.raises(RayError, match="the engine reads checksum"):
         send_in_small_buffers(trained, sampler.handle, damaged=2)
@@ -462,7 +463,7 @@ def test_trainer_that_died_in_an_update_can_be_replaced(
     from charactertrain.runtime.weight_sync.sender import WeightSender
 
     sampler = engines.open(tiny_model)
-    ray.get(engines.broker.rename_weights.remote(sampler.key, "in training"))
+    ray.get(engines.broker.rename_weights.remote(sampler.lease, "in training"))
     first = WeightSender(model, [sampler.handle], rank=0, dtype=torch.float32)
     first._client.start_weight_update()
     trained = perturbed(model, tiny_model, seed=4)
@@ -631,10 +632,10 @@ def test_engine_that_never_takes_weights_is_replaced(
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed: list[Any] = []
-    monkeypatch.setattr("charactertrain.runtime.engines._LOAD_SECONDS", 0.05)
+    monkeypatch.setattr("charactertrain.runtime.engine_broker._LOAD_SECONDS", 0.05)
     monkeypatch.setattr("ray.kill", killed.append)
     monkeypatch.setattr(
-        "charactertrain.runtime.engines.start_engine",
+        "charactertrain.runtime.engine_broker.start_engine",
         lambda *_: EngineActor(StuckHandle(), group=None),
     )
 
@@ -661,13 +662,13 @@ def test_engine_that_never_takes_weights_is_replaced(
 def test_engine_whose_own_process_dies_is_replaced(
     sampler: LeasedSampler, model: PreTrainedModel
 ) -> None:
-    lost = sampler.key
+    lost = sampler.lease
     actor = psutil.Process(ray.get(sampler.handle.__ray_call__.remote(lambda _: os.getpid())))
     for process in actor.children(recursive=True):
         process.kill()
     with pytest.raises(RayActorError):
         ray.get(sampler.handle.start_weight_update.remote())
     (sample,) = draw(sampler, [1])
-    assert sampler.key != lost
+    assert sampler.lease != lost
     expected = expected_logprobs(model, sample.prompt_token_ids, sample.token_ids)
     assert list(sample.logprobs) == pytest.approx(expected, abs=1e-4)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from charactertrain.runtime import engines
+from charactertrain.runtime import engine_broker, engines
 from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec, Latency
 from charactertrain.runtime.fake_engine import FakeEngine
 from charactertrain.runtime.fake_sampler import FakeSampler
@@ -205,8 +205,10 @@ def test_an_engine_can_be_loaded_rested_and_shut_down() -> None:
 
 CALLED = sorted(
     set(
-        re.findall(
-            r"(?:handle|engine)\.(\w+)\.remote\(", Path(inspect.getfile(engines)).read_text()
+        name
+        for module in (engine_broker, engines)
+        for name in re.findall(
+            r"(?:handle|engine)\.(\w+)\.remote\(", Path(inspect.getfile(module)).read_text()
         )
     )
 )
