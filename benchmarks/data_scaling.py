@@ -25,7 +25,8 @@ from rich.console import Console
 
 from charactertrain.config import RunConfig, validate
 from charactertrain.records import Prompt, Response, Trait
-from charactertrain.runtime.dataflow import ChunkJob, ComputedSource, run_chunks
+from charactertrain.runtime.chunks import ComputedSource
+from charactertrain.runtime.dataflow import ChunkJob, run_chunks
 from charactertrain.stages.responses import ResponseWriter
 from charactertrain.stages.start import open_session
 from charactertrain.storage import Directory, open_directory

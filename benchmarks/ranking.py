@@ -27,7 +27,7 @@ from rich.console import Console
 
 from charactertrain.config import RunConfig, validate
 from charactertrain.models import sources
-from charactertrain.records import Trait
+from charactertrain.records import Message, Trait
 from charactertrain.runtime.engines import LeasedSampler
 from charactertrain.runtime.sampling import Sample, SampleRequest, SamplingSettings
 from charactertrain.seeds import derive_seed
@@ -38,8 +38,9 @@ from charactertrain.stages.start import open_session
 from charactertrain.storage import open_directory
 from charactertrain.templates import (
     CHECK_MESSAGES,
+    Shown,
+    judge_conversation,
     response_conversation,
-    verdict_conversation,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,18 +163,22 @@ def compared(
     return [found for found in ranker(groups) if isinstance(found, Comparisons)]
 
 
+def verdict_conversation(traits: Sequence[Trait], prompt: str, first: str, second: str) -> Shown:
+    """The judge's question, to be answered with reasons before the letter."""
+    shown = judge_conversation(traits, prompt, first, second, ties=False, question=0)
+    (message,) = shown.messages
+    ask = 'Give your reasons in one or two sentences, and end with "Verdict: A" or "Verdict: B".'
+    return Shown((Message("user", f"{message.content} {ask}"),), "")
+
+
 def written_verdicts(sampler: LeasedSampler, groups: Sequence[Group]) -> list[str | None]:
     """The peer's letters for each pair, in both orders; None where there is none."""
     requests = []
     for group in groups:
         for pair in group.pairs:
             for first, second in (pair, pair[::-1]):
-                shown = verdict_conversation(
-                    group.traits,
-                    group.prompt,
-                    group.candidates[first].text,
-                    group.candidates[second].text,
-                )
+                texts = [group.candidates[index].text for index in (first, second)]
+                shown = verdict_conversation(group.traits, group.prompt, *texts)
                 seed = derive_seed("verdict", group.group_id, first, second)
                 requests.append(SampleRequest(group.group_id, shown, seed))
     letters = []

@@ -28,7 +28,8 @@ from charactertrain.artifacts import FileEntry
 from charactertrain.config import RunConfig, validate
 from charactertrain.models import sources
 from charactertrain.records import Prompt, Response, Trait, from_table, to_table
-from charactertrain.runtime.dataflow import ChunkJob, FileSource
+from charactertrain.runtime.chunks import FileSource
+from charactertrain.runtime.dataflow import ChunkJob
 from charactertrain.runtime.engine_spec import EngineSpec
 from charactertrain.runtime.engines import EngineSource
 from charactertrain.runtime.sampling import SampleRequest

@@ -529,6 +529,27 @@ def test_identity_of_an_endpoint_is_its_model_alone(recipe: Json) -> None:
     assert rankings(model="small") != rankings()
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "judge.example/v1",
+        "ftp://judge.example/v1",
+        "https:///v1",
+        "https://me:secret@judge.example/v1",
+        "https://secret@judge.example/v1",
+        "https://judge.example/v1?key=secret",
+        "https://judge.example/v1#secret",
+    ],
+)
+def test_an_endpoint_is_a_plain_url_and_is_not_shown_if_it_is_not(recipe: Json, url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(changed(recipe, {"rankings.endpoint": ENDPOINT | {"base_url": url}}))
+    said = str(caught.value)
+    assert "rankings.endpoint" in said
+    assert "base_url must be http://host/... or https://host/..." in said
+    assert "secret" not in said
+
+
 def test_identity_leaves_out_files_that_stages_name_by_their_contents(recipe: Json) -> None:
     settings = {"prompts.file": "mine.jsonl", "rankings.judge_model": "some/judge"}
     plain, moved = validate(recipe), validate(changed(recipe, settings))

@@ -7,11 +7,13 @@ import pytest
 
 from charactertrain.measures import distinct_n
 from charactertrain.statistics import (
+    MAX_RESAMPLED,
     Difference,
     Interval,
     cluster_bootstrap_difference,
     cluster_bootstrap_mean,
     cluster_jackknife_statistic,
+    resampled,
     values_by_cluster,
 )
 
@@ -56,6 +58,28 @@ def test_bootstrap_agrees_with_the_normal_interval_of_many_prompts() -> None:
     half_width = 1.96 * values.std() / math.sqrt(400)
     assert found.ci_low == pytest.approx(values.mean() - half_width, abs=0.1 * half_width)
     assert found.ci_high == pytest.approx(values.mean() + half_width, abs=0.1 * half_width)
+
+
+def test_bootstrap_of_very_many_prompts_is_of_groups_of_them() -> None:
+    # Prompts of one sign come together, as traits do: groups are not of neighbours.
+    num_prompts = 3 * MAX_RESAMPLED + 17
+    values = np.random.default_rng(1).normal(size=num_prompts)
+    values.sort()
+    found = cluster_bootstrap_mean(
+        {f"p{i:05d}": [value] for i, value in enumerate(values)}, num_resamples=2000, seed=0
+    )
+    half_width = 1.96 * values.std() / math.sqrt(num_prompts)
+    assert (found.num_clusters, found.estimate) == (num_prompts, pytest.approx(values.mean()))
+    assert found.ci_low == pytest.approx(values.mean() - half_width, abs=0.1 * half_width)
+    assert found.ci_high == pytest.approx(values.mean() + half_width, abs=0.1 * half_width)
+
+
+def test_resampled_groups_hold_every_cluster_once() -> None:
+    sums_2K = np.stack([np.arange(2.0 * MAX_RESAMPLED), np.ones(2 * MAX_RESAMPLED)])
+    sums_2R = resampled(sums_2K, num_resamples=50, seed=0)
+    assert sums_2R.shape == (2, 50)
+    # Each group holds two clusters, so every resample has as many as there are.
+    assert (sums_2R[1] == 2 * MAX_RESAMPLED).all()
 
 
 def test_more_copies_of_a_response_do_not_narrow_the_interval() -> None:

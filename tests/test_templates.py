@@ -23,7 +23,6 @@ from charactertrain.templates import (
     response_conversation,
     synthesis_chat,
     synthesis_completion,
-    verdict_conversation,
 )
 
 PROMPT = "Do you like my scarf?"
@@ -168,19 +167,11 @@ def test_a_rating_shows_one_response_and_asks_for_a_number(traits: list[Trait]) 
     assert (templates.RATING_CHOICES[0], templates.RATING_CHOICES[-1]) == ("1", "9")
 
 
-def test_a_verdict_asks_for_reasons_and_begins_no_reply(traits: list[Trait]) -> None:
-    shown = verdict_conversation(traits, PROMPT, *JUDGED[:2])
-    check_quotations(shown, traits, JUDGED[:2])
-    assert shown.text == ""
-    assert '"Verdict: A" or "Verdict: B"' in question_of(shown)
-
-
 Asking = Callable[[Sequence[Trait], str, Sequence[str], int], Shown]
 ASKINGS: dict[str, tuple[int, Asking]] = {
     "judge": (2, lambda t, p, r, q: judge_conversation(t, p, *r, ties=False, question=q)),
     "listwise": (3, lambda t, p, r, q: listwise_conversation(t, p, r, question=q)),
     "rating": (1, lambda t, p, r, q: rating_conversation(t, p, *r, question=q)),
-    "verdict": (2, lambda t, p, r, q: verdict_conversation(t, p, *r)),
 }
 
 

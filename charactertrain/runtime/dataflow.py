@@ -5,9 +5,10 @@ appears only when it is whole. So a chunk that is done is known by its file, a r
 overwrites nothing but itself, and no row is lost or doubled however often a run is killed.
 """
 
+import math
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -16,9 +17,9 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 from ray.exceptions import RayTaskError
 
-from charactertrain.artifacts import FileEntry
 from charactertrain.exceptions import CharacterTrainError, SamplingError
-from charactertrain.records import Reject, from_table, to_table
+from charactertrain.records import Reject, to_table
+from charactertrain.runtime.chunks import Chunk, Source
 from charactertrain.runtime.progress import Progress
 from charactertrain.runtime.sampling import Sampler, SamplerSource
 from charactertrain.storage import Directory
@@ -33,74 +34,6 @@ class Processor(Protocol):
 
     def process(self, rows: list[Any]) -> tuple[list[Any], list[Reject]]:
         """Result rows and rejects for the given rows. A result row has a `trait_id`."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A slice of a source: the unit of work, of writing and of resuming."""
-
-    index: int
-    part: str
-    """The file that the rows are in; empty where they are computed."""
-    start: int
-    stop: int
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the source."""
-        return self.stop - self.start
-
-
-class Source(Protocol):
-    """The rows to be worked on."""
-
-    def chunks(self, rows_per_chunk: int) -> Iterator[Chunk]:
-        """The source in slices, in order."""
-
-    def read(self, chunk: Chunk) -> list[Any]:
-        """The rows of a slice."""
-
-
-@dataclass(frozen=True)
-class FileSource:
-    """Parquet files of one record type."""
-
-    directory: Directory
-    files: tuple[FileEntry, ...]
-    row_type: type
-    whole_files: bool
-    """Each file is one chunk, so that rows which belong together stay together."""
-
-    def chunks(self, rows_per_chunk: int) -> Iterator[Chunk]:
-        """Slices of each file; none spans two."""
-        index = 0
-        for entry in self.files:
-            num_rows = entry.num_rows or 0
-            step = max(1, num_rows) if self.whole_files else rows_per_chunk
-            for start in range(0, num_rows, step):
-                yield Chunk(index, entry.name, start, min(start + step, num_rows))
-                index += 1
-
-    def read(self, chunk: Chunk) -> list[Any]:
-        """Records of the slice."""
-        table = self.directory.read_table(chunk.part).slice(chunk.start, chunk.num_rows)
-        return from_table(table, self.row_type)
-
-
-@dataclass(frozen=True)
-class ComputedSource:
-    """Rows that are computed from their index, so that none needs to be stored."""
-
-    rows: Sequence[Any]
-
-    def chunks(self, rows_per_chunk: int) -> Iterator[Chunk]:
-        """Slices of the sequence."""
-        for index, start in enumerate(range(0, len(self.rows), rows_per_chunk)):
-            yield Chunk(index, "", start, min(start + rows_per_chunk, len(self.rows)))
-
-    def read(self, chunk: Chunk) -> list[Any]:
-        """Rows of the slice."""
-        return [self.rows[index] for index in range(chunk.start, chunk.stop)]
 
 
 @dataclass(frozen=True)
@@ -131,13 +64,13 @@ class PoolSettings:
     max_num_seqs: int
     """Requests that an engine runs at a time."""
 
-    def chunks_in_flight(self, requests_per_row: float) -> int:
+    def chunks_in_flight(self, requests_per_chunk: float) -> int:
         """Chunks that a worker has under way, so that no chunk's tail leaves its engine idle.
 
         Twice what the engine runs at a time: while one half is at its tail, the other is waiting.
         """
-        per_chunk = max(1.0, requests_per_row * self.rows_per_chunk)
-        return min(_MAX_IN_FLIGHT, max(2, -(-2 * self.max_num_seqs // int(per_chunk))))
+        wanted = math.ceil(2 * self.max_num_seqs / max(1.0, requests_per_chunk))
+        return min(_MAX_IN_FLIGHT, max(2, wanted))
 
 
 _MAX_IN_FLIGHT = 64
@@ -183,13 +116,15 @@ def run_chunks(
     total = sum(chunk.num_rows for chunk in chunks)
     done = total - sum(chunk.num_rows for chunk in pending)
     tally = _Tally(job)
+    tally.add_files(chunks, existing)
     with progress.task(job.name, total=total, done=done) as advance:
         for result in _results(job, pending, pool):
             tally.add(pickle.loads(result["rows"]), pickle.loads(result["rejects"]))
             advance(result["num_source_rows"])
             tally.check(min_rows=_MIN_ROWS_TO_JUDGE)
             tick()
-    return _collect(job, chunks)
+    tally.check(min_rows=1)
+    return _produced(job, chunks, tally)
 
 
 class _Tally:
@@ -207,6 +142,31 @@ class _Tally:
         self._reasons.update(rejects)
         for (trait_id, _), count in rejects.items():
             self._rejects[trait_id] += count
+
+    def add_files(self, chunks: Sequence[Chunk], existing: Collection[str]) -> None:
+        """Count what earlier attempts wrote."""
+        job = self._job
+        done = [n for n in (chunk_name(job.table, c.index) for c in chunks) if n in existing]
+        for table in job.target.read_tables(done, ["trait_id"]):
+            self.add(Counter(table["trait_id"].to_pylist()), Counter())
+        rejects = set(job.target.files(f"rejects/{job.table}"))
+        found = [f"rejects/{name}" for name in done if f"rejects/{name}" in rejects]
+        for table in job.target.read_tables(found, ["trait_id", "reason"]):
+            columns = (table[name].to_pylist() for name in table.column_names)
+            self.add(Counter(), Counter(zip(*columns, strict=True)))
+
+    @property
+    def num_rows(self) -> int:
+        """Results of all traits."""
+        return self._rows.total()
+
+    @property
+    def rejects(self) -> dict[str, int]:
+        """Of all traits, by reason."""
+        by_reason: Counter[str] = Counter()
+        for (_, reason), count in self._reasons.items():
+            by_reason[reason] += count
+        return dict(by_reason)
 
     def check(self, *, min_rows: int) -> None:
         """Raise SamplingError if a trait with `min_rows` results or more has too many rejects."""
@@ -240,7 +200,9 @@ def _results(
     if not pending:
         return
     items = [asdict(chunk) for chunk in pending]
-    in_flight = pool.chunks_in_flight(job.requests_per_row)
+    # By the rows that are there: a chunk that is a whole file has as many as it has.
+    mean_rows = sum(chunk.num_rows for chunk in pending) / len(pending)
+    in_flight = pool.chunks_in_flight(job.requests_per_row * mean_rows)
     dataset: Dataset = ray.data.from_items(
         items, override_num_blocks=min(len(items), _MAX_BLOCKS)
     ).map_batches(
@@ -293,7 +255,7 @@ class _ChunkWorker:
         job = self._job
         rows, rejects = self._processor.process(job.source.read(chunk))
         # Rejects first: the chunk counts as done as soon as its rows are there.
-        name = chunk_name(f"rejects/{job.table}", chunk.index)
+        name = f"rejects/{chunk_name(job.table, chunk.index)}"
         if rejects:
             job.target.write_table(name, to_table(rejects, Reject))
         else:
@@ -316,36 +278,14 @@ def _pickled(error: CharacterTrainError) -> bytes:
     return pickle.dumps(error.cause if isinstance(error, RayTaskError) else error)
 
 
-def _collect(job: ChunkJob, chunks: Sequence[Chunk]) -> Produced:
-    """The job's files, and its rows and rejects, over all attempts."""
+def _produced(job: ChunkJob, chunks: Sequence[Chunk], tally: _Tally) -> Produced:
     existing = set(job.target.files(job.table)) | set(job.target.files(f"rejects/{job.table}"))
     files = [chunk_name(job.table, chunk.index) for chunk in chunks]
     missing = [name for name in files if name not in existing]
     if missing:
         raise SamplingError(f"{job.name}: {len(missing)} chunks were not written: {missing[:3]}")
-    reject_files = [
-        name
-        for name in (chunk_name(f"rejects/{job.table}", chunk.index) for chunk in chunks)
-        if name in existing
-    ]
-    tally = _Tally(job)
-    num_rows = 0
-    for table in job.target.read_tables(files, ["trait_id"]):
-        num_rows += table.num_rows
-        tally.add(Counter(_counts(table, "trait_id")), Counter())
-    rejects: Counter[str] = Counter()
-    for table in job.target.read_tables(reject_files, ["trait_id", "reason"]):
-        pairs = Counter(zip(*(table[c].to_pylist() for c in table.column_names), strict=True))
-        tally.add(Counter(), pairs)
-        for (_, reason), count in pairs.items():
-            rejects[reason] += count
-    tally.check(min_rows=1)
-    return Produced(tuple(files), tuple(reject_files), num_rows, dict(rejects), {})
-
-
-def _counts(table: pa.Table, column: str) -> dict[str, int]:
-    counted = table[column].value_counts().to_pylist()
-    return {entry["values"]: entry["counts"] for entry in counted}
+    reject_files = [f"rejects/{name}" for name in files if f"rejects/{name}" in existing]
+    return Produced(tuple(files), tuple(reject_files), tally.num_rows, tally.rejects, {})
 
 
 def count_reasons(target: Directory, names: Sequence[str]) -> dict[str, int]:
@@ -353,5 +293,5 @@ def count_reasons(target: Directory, names: Sequence[str]) -> dict[str, int]:
     rejects = [name for name in names if name.startswith("rejects/")]
     counts: Counter[str] = Counter()
     for table in target.read_tables(rejects, ["reason"]):
-        counts.update(_counts(table, "reason"))
+        counts.update(table["reason"].to_pylist())
     return dict(counts)

@@ -67,13 +67,17 @@ class EndpointSampler:
         """Read the key from this process's environment and start a thread for the requests."""
         self._spec = spec
         self._key = None if spec.api_key_variable is None else _read_key(spec.api_key_variable)
+        # By itself the client would send what it finds in OPENAI_API_KEY, OPENAI_ORG_ID,
+        # OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS, to whatever server this is.
+        key = self._key or "none"
         self._client = openai.AsyncOpenAI(
             base_url=spec.base_url,
-            # Without a value the client would send OPENAI_API_KEY, to whatever server this is.
-            api_key=self._key or "none",
+            api_key=key,
+            default_headers=_without_ambient_headers({"Authorization": f"Bearer {key}"}),
             timeout=spec.timeout_seconds,
             max_retries=spec.max_retries,
         )
+        self._client.organization = self._client.project = None
         self._free_slots = asyncio.Semaphore(spec.max_in_flight)
         self._closing = asyncio.Event()
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
@@ -218,6 +222,14 @@ class EndpointSampler:
         raise SamplingError(
             f"{self._name()} {what}, only the log-probabilities of letters: use a judge ranker"
         )
+
+
+def _without_ambient_headers(headers: dict[str, str]) -> dict[str, str]:
+    """These headers, and the removal of those that OPENAI_CUSTOM_HEADERS adds to them."""
+    ambient = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    names = {line.partition(":")[0].strip().title() for line in ambient if ":" in line}
+    # The client's own value for "leave this header out", which its type for headers lacks.
+    return dict.fromkeys(names - headers.keys(), cast(str, openai.Omit())) | headers
 
 
 def _read_key(variable: str) -> str:

@@ -19,7 +19,8 @@ from charactertrain.records import (
     from_table,
     to_table,
 )
-from charactertrain.runtime.dataflow import ChunkJob, FileSource, count_reasons
+from charactertrain.runtime.chunks import FileSource
+from charactertrain.runtime.dataflow import ChunkJob, count_reasons
 from charactertrain.runtime.sampling import (
     Sample,
     Sampler,

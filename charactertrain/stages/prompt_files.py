@@ -76,8 +76,9 @@ def read_prompts(
                 f"{given[prompt.family]!r}. A family is in one split: mend the one or the other."
             )
         if prompt.prompt_id in seen:
+            name = row.get("prompt_id") or prompt.prompt_id
             raise ConfigError(
-                f"{where}: prompt_id {prompt.prompt_id!r} comes twice. Leave the rows' prompt_id "
+                f"{where}: prompt_id {name!r} comes twice. Leave the rows' prompt_id "
                 "out, or make each its own; a text that comes twice is one row too many."
             )
         seen.add(prompt.prompt_id)

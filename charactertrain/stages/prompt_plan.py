@@ -208,11 +208,6 @@ class PromptPlan(Sequence[PromptCall]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @property
-    def num_messages(self) -> int:
-        """Messages that all calls together ask for."""
-        return sum(self._wanted)
-
     def __getitem__(self, index: int) -> PromptCall:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)

@@ -22,7 +22,8 @@ from charactertrain.records import (
     from_table,
     to_table,
 )
-from charactertrain.runtime.dataflow import ChunkJob, ComputedSource, Produced, count_reasons
+from charactertrain.runtime.chunks import ComputedSource
+from charactertrain.runtime.dataflow import ChunkJob, Produced, count_reasons
 from charactertrain.runtime.sampling import SamplerSource
 from charactertrain.stages import checks, prompt_files, prompt_plan, prompt_selection
 from charactertrain.stages.context import Context, response_settings

@@ -5,7 +5,7 @@ far the order can be trusted is measured with it.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, groupby
@@ -16,16 +16,19 @@ from charactertrain.config import RankingsSection
 from charactertrain.exceptions import ChoiceError, SamplingError
 from charactertrain.pipeline import Work
 from charactertrain.records import Opinion, Probe, Ranking, Reject, Response, Trait
-from charactertrain.runtime.dataflow import ChunkJob, FileSource
+from charactertrain.runtime.chunks import FileSource
+from charactertrain.runtime.dataflow import ChunkJob
 from charactertrain.runtime.sampling import Failure, Sampler, SamplerSource
 from charactertrain.seeds import derive_seed
 from charactertrain.stages import checks, ranking_summary
 from charactertrain.stages.comparisons import Candidate, Comparisons, Group, Ranker
 from charactertrain.stages.context import Context, traits_shown
 from charactertrain.stages.rankers import make_ranker
+from charactertrain.storage import Directory
 
 _JUDGES = ("judge", "judge_listwise", "rating")
 """Rankers that ask questions, in the order in which `auto` considers them."""
+_RANKER_CHECK = "ranker_check.json"
 
 
 def run(work: Work, context: Context) -> Outcome:
@@ -41,8 +44,11 @@ def run(work: Work, context: Context) -> Outcome:
         placement=config.model.trait_placement,
         seed=config.seed,
     )
-    qualities = _qualities(work, source, make, probes, traits, config.rankings)
-    chosen = choose_ranker(qualities, config.rankings)
+    qualities, chosen = check_and_choose(
+        work.directory,
+        partial(ranker_check, source, make, probes, traits, config.rankings),
+        config.rankings,
+    )
 
     files = tuple(response_manifest.table("responses"))
     num_candidates = response_manifest.rows["responses"] + sum(response_manifest.rejects.values())
@@ -120,23 +126,25 @@ def considered(settings: RankingsSection) -> list[str]:
     return list(dict.fromkeys([*names, *settings.second_opinions]))
 
 
-def _qualities(
-    work: Work,
-    source: SamplerSource,
-    make: "partial[Ranker]",
-    probes: Sequence[Probe],
-    traits: dict[str, Trait],
+def check_and_choose(
+    directory: Directory,
+    check: Callable[[], list[checks.RankerQuality]],
     settings: RankingsSection,
-) -> list[checks.RankerQuality]:
-    """How good each ranker is on known pairs; measured once, and kept for a resumed run."""
-    name = "ranker_check.json"
-    if work.directory.exists(name):
-        return checks.qualities_from_json(work.directory.read_bytes(name))
-    qualities = ranker_check(source, make, probes, traits, settings)
-    # A ranker that gave no answer may give one when what it runs on has been mended.
-    if all(quality.num_pairs for quality in qualities):
-        work.directory.write_bytes(name, checks.qualities_to_json(qualities))
-    return qualities
+) -> tuple[list[checks.RankerQuality], str]:
+    """How good each ranker is, and the one that ranks: once, so that a resumed run has no other.
+
+    A check that leads to no choice is not kept: what the rankers run on may be mended.
+
+    Raises:
+        SamplingError: See `choose_ranker`.
+    """
+    if directory.exists(_RANKER_CHECK):
+        qualities = checks.qualities_from_json(directory.read_bytes(_RANKER_CHECK))
+        return qualities, choose_ranker(qualities, settings)
+    qualities = check()
+    chosen = choose_ranker(qualities, settings)
+    directory.write_bytes(_RANKER_CHECK, checks.qualities_to_json(qualities))
+    return qualities, chosen
 
 
 def ranker_check(

@@ -8,7 +8,8 @@ from charactertrain.artifacts import Outcome, read_rows
 from charactertrain.config import ResponsesSection
 from charactertrain.pipeline import Work
 from charactertrain.records import Prompt, Reject, Response, Trait
-from charactertrain.runtime.dataflow import ChunkJob, FileSource
+from charactertrain.runtime.chunks import FileSource
+from charactertrain.runtime.dataflow import ChunkJob
 from charactertrain.runtime.sampling import Failure, Sample, Sampler, SampleRequest
 from charactertrain.seeds import derive_seed, stable_id
 from charactertrain.stages.context import Context, response_settings, traits_shown

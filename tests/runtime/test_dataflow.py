@@ -19,9 +19,9 @@ from charactertrain.exceptions import (
     SamplingError,
 )
 from charactertrain.records import Prompt, Reject, Reply, from_table, to_table
+from charactertrain.runtime.chunks import FileSource
 from charactertrain.runtime.dataflow import (
     ChunkJob,
-    FileSource,
     PoolSettings,
     Produced,
     count_reasons,
@@ -209,6 +209,32 @@ def test_run_chunks_keeps_no_rejects_of_an_attempt_that_was_killed(make_job: Mak
         f"rejects/replies/part-{index:06d}.parquet" for index in (0, 1, 3)
     ]
     assert count_reasons(job.target, produced.reject_files) == {"unlucky": 3}
+
+
+def test_run_chunks_judges_a_resumed_run_by_all_of_its_rows(make_job: MakeJob) -> None:
+    # A quarter of all, and of the one row that is left to do.
+    job = make_job(reject_every=4, share=0.25)
+    with pytest.raises(SamplingError, match="3 of 10 rows of trait 'warm'"):
+        run(job)
+    job.target.delete("replies/part-000002.parquet")
+    with pytest.raises(SamplingError, match="3 of 10 rows of trait 'warm'"):
+        run(job)
+    produced = run(replace(job, max_reject_share=0.3))
+    assert (produced.num_rows, produced.rejects) == (7, {"unlucky": 3})
+
+
+@pytest.mark.parametrize(
+    ("requests_per_chunk", "expected"),
+    [(8, 4), (16, 2), (1000, 2), (5, 7), (0.1, 32), (0, 32)],
+)
+def test_chunks_in_flight_are_twice_what_an_engine_runs(
+    requests_per_chunk: float, expected: int
+) -> None:
+    assert replace(POOL, max_num_seqs=16).chunks_in_flight(requests_per_chunk) == expected
+
+
+def test_chunks_in_flight_have_a_limit() -> None:
+    assert replace(POOL, max_num_seqs=4096).chunks_in_flight(8) == 64
 
 
 class Refuser:

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from email.message import Message as HttpHeaders
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -45,7 +46,7 @@ class Endpoint(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.lock = threading.Lock()
         self.bodies: list[dict[str, Any]] = []
-        self.authorizations: list[str] = []
+        self.headers: list[HttpHeaders] = []
         self.in_flight = 0
         self.most_in_flight = 0
         self.reply: Callable[[dict[str, Any]], Reply] = lambda body: (
@@ -68,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             server.bodies.append(body)
-            server.authorizations.append(self.headers["Authorization"])
+            server.headers.append(self.headers)
             server.in_flight += 1
             server.most_in_flight = max(server.most_in_flight, server.in_flight)
         if self.path == "/v1/chat/completions":
@@ -137,7 +138,6 @@ def running_endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     """A server on this machine, and a key for it in the environment."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv(VARIABLE, KEY + "\n")
-    monkeypatch.delenv("OPENAI_CUSTOM_HEADERS", raising=False)
     with Endpoint() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -189,7 +189,7 @@ def test_request_has_the_conversation_without_the_reply_and_asks_for_one_token(
             "top_logprobs": 20,
         }
     ]
-    assert endpoint.authorizations == [f"Bearer {KEY}"]
+    assert [sent["Authorization"] for sent in endpoint.headers] == [f"Bearer {KEY}"]
 
 
 def test_choice_sums_the_variants_with_white_space(
@@ -355,7 +355,27 @@ def test_endpoint_that_wants_a_key_says_so_where_none_is_named(
     endpoint.reply = lambda body: error(401, "who are you?")
     with pytest.raises(SamplingError, match="in api_key_variable"):
         opened(replace(spec, api_key_variable=None)).choose(asked(1))
-    assert endpoint.authorizations == ["Bearer none"]
+    assert [sent["Authorization"] for sent in endpoint.headers] == ["Bearer none"]
+
+
+def test_nothing_of_the_environment_is_sent_but_the_key_that_is_named(
+    endpoint: Endpoint, spec: EndpointSpec, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ambient = {
+        "OPENAI_API_KEY": "other-key",
+        "OPENAI_ADMIN_KEY": "admin-key",
+        "OPENAI_ORG_ID": "my-organization",
+        "OPENAI_PROJECT_ID": "my-project",
+        "OPENAI_CUSTOM_HEADERS": "X-Mine: my-header\nauthorization: Bearer mine\nno header",
+    }
+    for name, value in ambient.items():
+        monkeypatch.setenv(name, value)
+    opened(spec).choose(asked(1))
+    opened(replace(spec, api_key_variable=None)).choose(asked(1))
+    keys = [sent["Authorization"] for sent in endpoint.headers]
+    assert keys == [f"Bearer {KEY}", "Bearer none"]
+    for secret in ("other-key", "admin-key", "my-organization", "my-project", "my-header", "mine"):
+        assert not [sent for sent in endpoint.headers if secret in str(sent)]
 
 
 def test_endpoint_that_is_not_there_is_named(spec: EndpointSpec, opened: Opener) -> None:

@@ -204,13 +204,13 @@ def test_an_engine_can_be_loaded_rested_and_shut_down() -> None:
 
 
 CALLED = sorted(
-    set(
+    {
         name
         for module in (engine_broker, engines)
         for name in re.findall(
             r"(?:handle|engine)\.(\w+)\.remote\(", Path(inspect.getfile(module)).read_text()
         )
-    )
+    }
 )
 """Methods that the broker and its samplers call on an engine."""
 

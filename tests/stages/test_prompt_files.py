@@ -13,6 +13,7 @@ import pytest
 
 from charactertrain.exceptions import ConfigError
 from charactertrain.records import NO_TRAIT, Prompt
+from charactertrain.seeds import stable_id
 from charactertrain.stages.prompt_files import checksum, read_prompts
 
 Row = Mapping[str, Any]
@@ -103,8 +104,9 @@ WRITERS = {"own.jsonl": write_jsonl, "own.parquet": write_parquet, "own": write_
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_form_of_file_gives_the_same_prompts(name: str, tmp_path: Path) -> None:
     first, second, third = read(WRITERS[name](tmp_path / name, ROWS))
+    # Not as given: it might be the id of a message that the model is to write.
     assert first == Prompt(
-        prompt_id="own1",
+        prompt_id=stable_id("own", "own1"),
         trait_id="honest",
         family="honest/a-gift",
         kind="values",
@@ -373,7 +375,7 @@ def test_a_line_that_is_no_object_is_named(line: str, message: str, tmp_path: Pa
         ("own.parquet", b"no parquet"),
         ("own.parquet", b""),
         ("own.jsonl", b'{"text": "\xff"}'),
-        ("data.arrow", b"no arrow"),
+        ("data-00000-of-00001.arrow", b"no arrow"),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says_is_named(
@@ -381,7 +383,7 @@ def test_a_file_that_is_not_what_its_name_says_is_named(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(data)
-    location = tmp_path if name == "data.arrow" else path
+    location = tmp_path if path.suffix == ".arrow" else path
     with pytest.raises(ConfigError, match=re.escape(f"prompts.file: {path} cannot be read: ")):
         read(location)
 
@@ -405,7 +407,9 @@ def test_a_file_that_cannot_be_one_is_refused_with_advice(
     write_arrow(tmp_path / "train", ROWS)
     with pytest.raises(ConfigError) as caught:
         function(tmp_path)
-    assert str(caught.value).startswith(f"prompts.file: {tmp_path} holds no *.arrow or *.parquet;")
+    assert str(caught.value).startswith(
+        f"prompts.file: {tmp_path} holds no data-*.arrow or *.parquet;"
+    )
     assert "a DatasetDict has one per split: name one of them" in str(caught.value)
 
 

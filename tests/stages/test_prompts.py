@@ -548,12 +548,19 @@ def test_topics_are_the_models_alone_where_it_named_enough(traits: list[Trait]) 
 )
 def test_shortfall(wanted: int, asked: int, kept: int, expected: int) -> None:
     counts = Counter({("trait", GIFT.family): kept, ("values", GIFT.family): 99})
-    assert shortfall([GIFT], [wanted], [asked], counts) == [expected]
+    assert shortfall([GIFT], [wanted], [asked], counts, Counter()) == [expected]
 
 
 def test_shortfall_is_counted_by_facet_and_kind() -> None:
     counts = Counter({("trait", GIFT.family): 4, ("general", SUM.family): 1})
-    assert shortfall([GIFT, SUM], [4, 4], [8, 2], counts) == [0, 6]
+    assert shortfall([GIFT, SUM], [4, 4], [8, 2], counts, Counter()) == [0, 6]
+
+
+def test_what_the_researcher_brought_is_no_yield_of_the_model() -> None:
+    key = ("trait", GIFT.family)
+    # Two of the four asked for were kept, beside three of the researcher's own.
+    assert shortfall([GIFT], [10], [4], Counter({key: 5}), Counter({key: 3})) == [10]
+    assert shortfall([GIFT], [10], [0], Counter({key: 3}), Counter({key: 3})) == [7]
 
 
 def test_too_few_prompts_for_an_interval_are_refused(traits: list[Trait], tmp_path: Any) -> None:
@@ -596,6 +603,6 @@ def test_a_run_that_wants_what_its_facets_give_asks_for_no_more(traits: list[Tra
     counts = Counter(
         {(each.kind, each.family): number for each, number in zip(found, wanted, strict=True)}
     )
-    assert shortfall(found, wanted, wanted, counts) == [0] * len(found)
+    assert shortfall(found, wanted, wanted, counts, Counter()) == [0] * len(found)
     counts["trait", found[0].family] -= 1
-    assert shortfall(found, wanted, wanted, counts)[0] == 2
+    assert shortfall(found, wanted, wanted, counts, Counter())[0] == 2

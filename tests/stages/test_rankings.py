@@ -28,6 +28,7 @@ from charactertrain.stages.rankers import make_ranker
 from charactertrain.stages.rankings import (
     Method,
     RankingWriter,
+    check_and_choose,
     choose_ranker,
     considered,
     ranker_check,
@@ -224,6 +225,11 @@ def check(
     return ranker_check(cast(SamplerSource, source), make, PROBES, by_id, settings)
 
 
+def without_reasons(qualities: Sequence[RankerQuality]) -> list[RankerQuality]:
+    """What was found, without what rankers that did not answer said."""
+    return [replace(quality, failure="") for quality in qualities]
+
+
 def test_rankers_are_checked_on_probes_of_known_truth(
     traits: list[Trait], section: RankingsSection
 ) -> None:
@@ -247,8 +253,12 @@ def test_a_judge_that_cannot_answer_leaves_the_choice_to_others(
     traits: list[Trait], section: RankingsSection
 ) -> None:
     found = check(Opened(merged), traits, section, ranker="auto")
-    silent = [unsure(name, 0.0, 0) for name in ("judge", "judge_listwise", "rating")]
-    assert found == [*silent, unsure("contrast", 1.0, 1)]
+    judges = ("judge", "judge_listwise", "rating")
+    assert without_reasons(found) == [
+        *(unsure(name, 0.0, 0) for name in judges),
+        unsure("contrast", 1.0, 1),
+    ]
+    assert all("are not single tokens" in quality.failure for quality in found[:3])
     assert choose_ranker(found, section.model_copy(update={"ranker": "auto"})) == "contrast"
 
 
@@ -258,7 +268,7 @@ def test_a_second_opinion_that_cannot_answer_stops_nothing(
     found = check(
         Opened(merged_digits), traits, section, ranker="judge", second_opinions=("rating",)
     )
-    assert found == [unsure("judge", 1.0, 1), unsure("rating", 0.0, 0)]
+    assert without_reasons(found) == [unsure("judge", 1.0, 1), unsure("rating", 0.0, 0)]
 
 
 @pytest.mark.parametrize(
@@ -286,7 +296,7 @@ def test_an_ensembles_members_that_are_not_asked_stop_nothing(
         ranker="auto",
         ensemble=("judge", "rating"),
     )
-    assert found[2] == unsure("rating", 0.0, 0)
+    assert without_reasons(found)[2] == unsure("rating", 0.0, 0)
 
 
 def test_an_engine_that_fails_is_no_judge_that_fails(
@@ -301,9 +311,23 @@ def test_pairs_that_a_ranker_fails_on_are_not_counted(
 ) -> None:
     failing = Opened(lambda request: Failure(request.request_id, "too_long", "9 of 8"))
     found = check(failing, traits, section, ranker="judge")
-    assert found == [unsure("judge", 0.0, 0)]
-    with pytest.raises(SamplingError, match="judge tells"):
+    assert found == [replace(unsure("judge", 0.0, 0), failure="too_long: 9 of 8")]
+    with pytest.raises(SamplingError, match=r"judge tells.*judge said: too_long: 9 of 8"):
         choose_ranker(found, section.model_copy(update={"ranker": "judge"}))
+
+
+def test_a_check_is_kept_once_it_has_led_to_a_choice(
+    section: RankingsSection, tmp_path: Path
+) -> None:
+    directory = open_directory(str(tmp_path))
+    settings = section.model_copy(update={"ranker": "rating"})
+    good = RankerQuality("rating", 0.9, 0.8, 1.0, 16)
+    # What the judge runs on fails, and is mended.
+    for bad in (replace(good, accuracy=0.0, failure="refused"), replace(good, accuracy=0.4)):
+        with pytest.raises(SamplingError, match="ranker check: rating tells"):
+            check_and_choose(directory, lambda bad=bad: [bad], settings)  # type: ignore[misc]
+    assert check_and_choose(directory, lambda: [good], settings) == ([good], "rating")
+    assert check_and_choose(directory, pytest.fail, settings) == ([good], "rating")
 
 
 # From comparisons to rankings.
