@@ -293,8 +293,8 @@ def test_run_chunks_with_too_many_rejects_stops_early_and_keeps_what_is_done(
         run(job, one_at_a_time)
     kept = changed(job.target)
     assert 8 <= len(kept) < 51
-    # Somebody finds half of them acceptable after all.
-    produced = run(replace(job, max_reject_share=0.5), one_at_a_time)
+    # Somebody finds so many acceptable after all; of odd chunks there is a little more than half.
+    produced = run(replace(job, max_reject_share=0.55), one_at_a_time)
     assert (produced.num_rows, produced.rejects) == (200, {"unlucky": 200})
     assert len({row.prompt_id for row in replies(job.target, produced.files)}) == 200
     after = changed(job.target)
