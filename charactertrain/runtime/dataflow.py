@@ -227,7 +227,11 @@ def _results(
 
 
 class _ChunkWorker:
-    """The Ray Data actor: reads a chunk, works on it, writes it, and reports counts."""
+    """The Ray Data actor: reads a chunk, works on it, writes it, and reports counts.
+
+    It never gives its lease back, the session ends all of them after the job: Ray ends a worker in
+    the middle of whatever it calls, and Ray 2.60 ends the called actor with it, if that is async.
+    """
 
     def __init__(self, job: ChunkJob) -> None:
         self._job = job
@@ -267,10 +271,6 @@ class _ChunkWorker:
             "rows": pickle.dumps(Counter(row.trait_id for row in rows)),
             "rejects": pickle.dumps(Counter((row.trait_id, row.reason) for row in rejects)),
         }
-
-    def __del__(self) -> None:
-        if hasattr(self, "_sampler"):
-            self._sampler.close()
 
 
 def _pickled(error: CharacterTrainError) -> bytes:
