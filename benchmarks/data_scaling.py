@@ -56,7 +56,7 @@ def main() -> None:
     arguments = _arguments()
     measured = {}
     for num_engines in arguments.engines:
-        config = _config(num_engines)
+        config = simulated_config(num_engines, max_tokens=300)
         with tempfile.TemporaryDirectory() as scratch:
             measured[num_engines] = _measure(
                 config,
@@ -120,7 +120,8 @@ def _measure(
     }
 
 
-def _config(num_engines: int) -> RunConfig:
+def simulated_config(num_engines: int, *, max_tokens: int) -> RunConfig:
+    """A run on simulated engines, whose responses all have so many tokens."""
     overrides = [
         "sampler=fake",
         "run.until=responses",
@@ -128,8 +129,8 @@ def _config(num_engines: int) -> RunConfig:
         f"sampler.resources.num_engines=[{num_engines},{num_engines}]",
         "sampler.resources.max_num_seqs=256",
         "sampler.resources.rows_per_chunk=8",
-        "responses.max_tokens=300",
-        "policy.max_tokens=300",
+        f"responses.max_tokens={max_tokens}",
+        f"policy.max_tokens={max_tokens}",
         "responses.ending=fixed",
         "policy.ending=fixed",
         "responses.max_repetition=1.0",

@@ -4,7 +4,7 @@ All compare the same responses on one engine, the prefix cache empty at the star
 same question in both orders, answered in words (up to 64 tokens) that end with a letter. Prints one
 JSON line; `ratio`: comparisons a second of the slowest of our rankers by the peer's.
 
-python benchmarks/ranking.py [--prompts 12] [--candidates 4] [overrides ...]
+python benchmarks/ranking.py [--prompts 8] [--candidates 6] [overrides ...]
 """
 
 import argparse
@@ -200,8 +200,8 @@ def versions() -> dict[str, str]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=12)
-    parser.add_argument("--candidates", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--candidates", type=int, default=6)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("overrides", nargs="*", help="of the config, such as model=qwen3_0_6b")
     return parser.parse_args()

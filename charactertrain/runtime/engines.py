@@ -23,7 +23,8 @@ from charactertrain.runtime.sampling import (
 )
 
 _MAX_ENGINE_LOSSES = 3
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = (0.05, 2.0)
+"""At first, and at most: a thousand workers may wait for their engines at a time."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class LeasedSampler:
     def _claimed(self) -> tuple[str, Any]:
         """A lease, and the handle of its engine, which can be used."""
         lease, claim, handle = "", "gone", None
+        wait, longest = _POLL_SECONDS
         while claim != "ready":
             if claim == "gone":
                 lease = ray.get(self._broker.acquire.remote(self._spec, self._weights))
@@ -85,7 +87,8 @@ class LeasedSampler:
                     "runs on it. Where another model judges, both must have room."
                 )
             else:
-                time.sleep(_POLL_SECONDS)
+                time.sleep(wait)
+                wait = min(1.5 * wait, longest)
             claim, handle = ray.get(self._broker.claim.remote(lease))
         return lease, handle
 

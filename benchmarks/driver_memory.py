@@ -1,0 +1,122 @@
+"""How much memory does the driver take for a million rows, and how fast do they pass?
+
+The responses stage as a run has it, with samplers that draw words inside the workers in place of
+engines: Ray Data, filters, parquet, counts. Prints one JSON line; `ratio`: the driver's peak memory
+by the 2 GiB that it must stay under. `growth_kib_per_chunk` is what a chunk adds to it, from which
+follows the peak for any number of rows.
+
+python benchmarks/driver_memory.py [--rows 1000000] [--rows-per-chunk 256] [--workers 2]
+"""
+
+import argparse
+import json
+import platform
+import resource
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import psutil
+import ray
+from data_scaling import TRAIT, Prompts, simulated_config
+from rich.console import Console
+
+from charactertrain.config import RunConfig
+from charactertrain.records import Response
+from charactertrain.runtime.chunks import ComputedSource
+from charactertrain.runtime.dataflow import ChunkJob, PoolSettings, run_chunks
+from charactertrain.runtime.fake_sampler import FakeSampler
+from charactertrain.runtime.progress import Progress
+from charactertrain.stages.responses import ResponseWriter
+from charactertrain.stages.start import open_session
+from charactertrain.storage import Directory, open_directory
+
+LIMIT_GIB = 2.0
+
+
+@dataclass(frozen=True)
+class DrawnSource:
+    """A sampler in the worker's own process."""
+
+    def open(self) -> "DrawnSampler":
+        """A new one."""
+        return DrawnSampler()
+
+
+class DrawnSampler(FakeSampler):
+    """Holds nothing, so nothing is to be closed."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def main() -> None:
+    """Run the stage and print the line."""
+    arguments = _arguments()
+    config = simulated_config(arguments.workers, max_tokens=24)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = open_directory(scratch)
+        with open_session(config, directory.child("session"), Console(quiet=True)) as session:
+            session.connect()
+            before = psutil.Process().memory_info().rss / 2**30
+            seconds, num_rows = _run(arguments, config, directory, session.progress)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    num_chunks = -(-arguments.rows // arguments.rows_per_chunk)
+    line = {
+        "name": "driver_memory",
+        "ours": round(peak, 3),
+        "peer": LIMIT_GIB,
+        "peer_name": "the limit",
+        "unit": "GiB of the driver at its peak",
+        "ratio": round(peak / LIMIT_GIB, 3),
+        "rows": num_rows,
+        "rows_per_second": round(num_rows / seconds),
+        "chunks_per_second": round(num_chunks / seconds, 1),
+        "growth_kib_per_chunk": round((peak - before) * 2**20 / num_chunks, 2),
+        "workers": arguments.workers,
+        "versions": {"python": platform.python_version(), "ray": ray.__version__},
+    }
+    print(json.dumps(line))
+
+
+def _run(
+    arguments: argparse.Namespace, config: RunConfig, directory: Directory, progress: Progress
+) -> tuple[float, int]:
+    """Seconds, and the rows that were written or rejected."""
+    job = ChunkJob(
+        name="responses",
+        source=ComputedSource(Prompts(arguments.rows)),  # type: ignore[arg-type]
+        target=directory,
+        table="responses",
+        result_type=Response,
+        make_processor=partial(
+            ResponseWriter,
+            traits={TRAIT.trait_id: TRAIT},
+            section=config.responses.model_copy(update={"variants": {"strong": 1}}),
+            placement="user_turn",
+            shown="at_stake",
+            seed=1,
+        ),
+        sampler=DrawnSource(),
+        max_reject_share=1.0,
+        requests_per_row=1,
+    )
+    pool = PoolSettings(
+        (arguments.workers, arguments.workers), arguments.rows_per_chunk, max_num_seqs=256
+    )
+    started = time.perf_counter()
+    produced = run_chunks(job, pool, progress, lambda: None)
+    return time.perf_counter() - started, produced.num_rows + sum(produced.rejects.values())
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rows-per-chunk", type=int, default=256)
+    parser.add_argument("--workers", type=int, default=2)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
