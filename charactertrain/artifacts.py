@@ -203,8 +203,9 @@ def require(directory: Directory, stage: str) -> Manifest:
         raise ArtifactError(
             f"{directory.uri} holds a {manifest.identity.stage} artifact, expected {stage}."
         )
-    for entry in manifest.files:
-        found = directory.size(entry.name) if directory.exists(entry.name) else None
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        sizes = list(pool.map(partial(_size, directory), [entry.name for entry in manifest.files]))
+    for entry, found in zip(manifest.files, sizes, strict=True):
         if found != entry.size_bytes:
             state = "is missing" if found is None else f"has {found} bytes"
             raise ArtifactError(
@@ -214,10 +215,15 @@ def require(directory: Directory, stage: str) -> Manifest:
     return manifest
 
 
+def _size(directory: Directory, name: str) -> int | None:
+    return directory.size(name) if directory.exists(name) else None
+
+
 def verify_checksums(directory: Directory, manifest: Manifest) -> None:
     """Read every file and compare its checksum; raises ArtifactError at the first difference."""
-    for entry in manifest.files:
-        found = directory.checksum(entry.name)
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        checksums = list(pool.map(directory.checksum, [entry.name for entry in manifest.files]))
+    for entry, found in zip(manifest.files, checksums, strict=True):
         if found != entry.checksum:
             raise ArtifactError(
                 f"{directory.uri}/{entry.name}: checksum {found}, the manifest says "
