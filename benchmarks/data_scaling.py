@@ -1,8 +1,9 @@
 """How does the responses stage scale with the number of engines, on one machine?
 
-Simulated engines (`FakeEngine`) with the rates of a 70B model on a few GPUs, as many rows for each; everything else is the stage as a run has it: Ray Data, leases, remote calls, filters,
-parquet. Efficiency is rows a second at the most engines by those at one times their number, over
-the part of the run in which all workers are at work. Prints one JSON line; `ratio`: efficiency.
+Simulated engines (`FakeEngine`) with the rates of a 70B model on a few GPUs, as many rows for each;
+everything else is the stage as a run has it: Ray Data, leases, remote calls, filters, parquet.
+Efficiency is rows a second at the most engines by those at one times their number, over the part of
+the run in which all workers are at work. Prints one JSON line; `ratio`: efficiency.
 
 python benchmarks/data_scaling.py [--engines 1 8 64] [--rows-per-engine 64]
 """
