@@ -124,6 +124,11 @@ def perturbed(model: PreTrainedModel, directory: Path, *, seed: int) -> PreTrain
     return other
 
 
+def engine_of(sampler: LeasedSampler) -> str:
+    """The name of the engine that the sampler has a lease on."""
+    return sampler.lease.partition("/")[0]
+
+
 def draw(
     sampler: LeasedSampler,
     seeds: Sequence[int],
@@ -340,7 +345,7 @@ def test_engine_with_other_weights_is_given_those_asked_for(
         assert sample.weight_version == str(weights)
         expected = expected_logprobs(expected_model, sample.prompt_token_ids, ids)
         assert score(sampler, ids) == pytest.approx(expected, abs=1e-4)
-        keys.append(sampler.lease)
+        keys.append(engine_of(sampler))
         sampler.close()
     assert keys[0] == keys[1]
 
@@ -439,9 +444,11 @@ def test_damaged_buffer_is_refused_and_the_engine_takes_whole_weights_again(
     sampler = engines.open(tiny_model)
     ray.get(engines.broker.rename_weights.remote(sampler.lease, "in training"))
     trained = perturbed(model, tiny_model, seed=3)
+    # Those of runs that were killed, if any.
+    others = set(Path("/dev/shm").glob("charactertrain-*"))
     with pytest.raises(RayError, match="the engine reads checksum"):
         send_in_small_buffers(trained, sampler.handle, damaged=2)
-    assert not list(Path("/dev/shm").glob("charactertrain-*"))
+    assert set(Path("/dev/shm").glob("charactertrain-*")) <= others
     if recovery == "send":
         send_in_small_buffers(trained, sampler.handle, damaged=-1)
     sampler.close()
@@ -662,13 +669,13 @@ def test_engine_that_never_takes_weights_is_replaced(
 def test_engine_whose_own_process_dies_is_replaced(
     sampler: LeasedSampler, model: PreTrainedModel
 ) -> None:
-    lost = sampler.lease
+    lost = engine_of(sampler)
     actor = psutil.Process(ray.get(sampler.handle.__ray_call__.remote(lambda _: os.getpid())))
     for process in actor.children(recursive=True):
         process.kill()
     with pytest.raises(RayActorError):
         ray.get(sampler.handle.start_weight_update.remote())
     (sample,) = draw(sampler, [1])
-    assert sampler.lease != lost
+    assert engine_of(sampler) != lost
     expected = expected_logprobs(model, sample.prompt_token_ids, sample.token_ids)
     assert list(sample.logprobs) == pytest.approx(expected, abs=1e-4)
