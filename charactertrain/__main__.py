@@ -21,6 +21,7 @@ from charactertrain.constitution import Constitution
 from charactertrain.exceptions import CharacterTrainError
 from charactertrain.models.sources import model_identity
 from charactertrain.pipeline import Action, Step, Work
+from charactertrain.stages import prompt_files
 from charactertrain.storage import Directory, open_directory, without_keys
 from charactertrain.trait_file import load_constitution
 
@@ -58,11 +59,14 @@ def run(config: RunConfig, console: Console) -> float | None:
     definitions = stages.define(config, constitution, model_identity)
     steps = pipeline.make_plan(definitions, directory, only=config.run.only, until=config.run.until)
     _print_plan(console, config, steps, directory)
-    if config.run.dry:
-        console.print(pipeline.refusal(steps, directory) or "nothing refuses", markup=False)
-        return None
     pipeline.check_plan(steps, directory)
     pipeline.check_inputs(steps, directory)
+    if any(step.stage.name == "prompts" and step.action is not Action.SKIP for step in steps):
+        trait_ids = [trait.id for trait in constitution.traits]
+        prompt_files.check(config.prompts, trait_ids=trait_ids, seed=config.seed)
+    if config.run.dry:
+        console.print("nothing refuses")
+        return None
     if any(step.action is not Action.SKIP for step in steps):
         _check_model(config)
         directory.write_bytes("config.yaml", _resolved_yaml(config))

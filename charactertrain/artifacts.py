@@ -23,6 +23,8 @@ from charactertrain.storage import Directory
 MANIFEST_NAME = "manifest.json"
 UNFINISHED_NAME = "unfinished.json"
 _NUM_READERS = 16
+_MAX_SHOWN = 100
+"""Characters of a value in a message."""
 
 Json = dict[str, Any]
 Row = TypeVar("Row")
@@ -272,8 +274,13 @@ def differences(ours: Identity, theirs: Identity) -> list[str]:
     for key in sorted(left.keys() | right.keys()):
         asked, found = left.get(key, "(absent)"), right.get(key, "(absent)")
         if canonical_json(asked) != canonical_json(found):
-            lines.append(f"{key}: this run asks for {asked!r}, the artifact has {found!r}")
+            lines.append(f"{key}: this run asks for {_short(asked)}, there is {_short(found)}")
     return lines
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _flatten(value: object, prefix: str = "") -> dict[str, object]:

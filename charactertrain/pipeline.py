@@ -125,27 +125,20 @@ def _step(stage: Stage, identity: Identity, directory: Directory) -> Step:
     return Step(stage, identity, Action.REFUSE, tuple(artifacts.differences(identity, found)))
 
 
-def refusal(steps: Sequence[Step], run_directory: Directory) -> str | None:
-    """What differs where a stage refuses, and the ways out; None if none does."""
+def check_plan(steps: Sequence[Step], run_directory: Directory) -> None:
+    """Raise ArtifactError if any stage refuses, saying what differs and the ways out."""
     refused = [step for step in steps if step.action is Action.REFUSE]
     if not refused:
-        return None
+        return
     first = refused[0]
     reasons = "\n".join(f"  {reason}" for reason in first.reasons)
     names = ", ".join(step.stage.name for step in refused)
-    return (
+    raise ArtifactError(
         f"{run_directory.uri}/{first.stage.name} was made with other settings or of other "
         f"inputs:\n{reasons}\nNothing was changed. Stages that would not match: {names}. Ways out: "
         "give the settings and put back the inputs that it was made with; choose another run.dir; "
         "or move those directories away, all of them, to make them anew."
     )
-
-
-def check_plan(steps: Sequence[Step], run_directory: Directory) -> None:
-    """Raise ArtifactError if any stage refuses, saying what differs and the ways out."""
-    message = refusal(steps, run_directory)
-    if message is not None:
-        raise ArtifactError(message)
 
 
 def check_inputs(steps: Sequence[Step], run_directory: Directory) -> None:

@@ -289,9 +289,9 @@ def test_differences_name_each_setting_with_both_values() -> None:
         inputs={"prompts": "1" * 32},
     )
     assert artifacts.differences(IDENTITY, theirs) == [
-        "config.model.path: this run asks for 'tiny', the artifact has 'large'",
-        "config.steps: this run asks for '(absent)', the artifact has 3",
-        f"inputs.prompts: this run asks for '{'0' * 32}', the artifact has '{'1' * 32}'",
+        "config.model.path: this run asks for 'tiny', there is 'large'",
+        "config.steps: this run asks for '(absent)', there is 3",
+        f"inputs.prompts: this run asks for '{'0' * 32}', there is '{'1' * 32}'",
     ]
     assert artifacts.differences(IDENTITY, IDENTITY) == []
 
@@ -300,8 +300,8 @@ def test_differences_point_into_lists_of_mappings() -> None:
     ours = Identity("traits", {"traits": [{"id": "a", "weight": 1.0}, {"id": "b"}]}, {})
     theirs = Identity("traits", {"traits": [{"id": "a", "weight": 2.0}]}, {})
     assert artifacts.differences(ours, theirs) == [
-        "config.traits[0].weight: this run asks for 1.0, the artifact has 2.0",
-        "config.traits[1].id: this run asks for 'b', the artifact has '(absent)'",
+        "config.traits[0].weight: this run asks for 1.0, there is 2.0",
+        "config.traits[1].id: this run asks for 'b', there is '(absent)'",
     ]
 
 

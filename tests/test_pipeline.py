@@ -146,7 +146,7 @@ def test_a_change_refuses_the_stage_and_all_below_it(run_directory: Directory) -
         "prompts": Action.REFUSE,
         "pairs": Action.REFUSE,
     }
-    assert steps[1].reasons == ("config.seed: this run asks for 2, the artifact has 1",)
+    assert steps[1].reasons == ("config.seed: this run asks for 2, there is 1",)
     assert [reason.split(":")[0] for reason in steps[2].reasons] == ["inputs.prompts"]
 
 
@@ -163,7 +163,7 @@ def test_a_refusal_names_stage_setting_values_and_ways_out(run_directory: Direct
         run(run_directory, CHANGED, fail)
     said = str(caught.value)
     assert f"{run_directory.uri}/prompts was made with other settings" in said
-    assert "config.seed: this run asks for 2, the artifact has 1" in said
+    assert "config.seed: this run asks for 2, there is 1" in said
     assert "Stages that would not match: prompts, pairs." in said
     assert "Nothing was changed." in said
     for way_out in ("that it was made with", "another run.dir", "move those directories"):
@@ -192,7 +192,7 @@ def test_unfinished_work_of_other_settings_is_refused(run_directory: Directory) 
         run(run_directory, implementation=fail)
     steps = make_plan(run_directory, CHANGED)
     assert actions(steps)["prompts"] is Action.REFUSE
-    assert steps[1].reasons == ("config.seed: this run asks for 2, the artifact has 1",)
+    assert steps[1].reasons == ("config.seed: this run asks for 2, there is 1",)
 
 
 def test_a_skipped_stage_is_not_run_again(run_directory: Directory) -> None:
@@ -227,7 +227,7 @@ def test_an_artifact_of_another_run_that_appeared_since_the_plan_is_not_overwrit
         pipeline.execute(steps[1], run_directory, fail, code_version="0.1.0")
     said = str(caught.value)
     assert f"{run_directory.uri}/prompts: expected no artifact or the one of this run" in said
-    assert "config.seed: this run asks for 2, the artifact has 1" in said
+    assert "config.seed: this run asks for 2, there is 1" in said
     assert "another run.dir" in said
     assert snapshot(run_directory.local_path) == before
 

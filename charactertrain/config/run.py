@@ -25,7 +25,7 @@ from charactertrain.exceptions import ConfigError
 class RunSection(Section):
     """What this invocation does; none of it is identity."""
 
-    dir: str
+    dir: Annotated[str, Field(min_length=1)]
     """Run directory: a local path or a URI that pyarrow opens."""
     only: str | None
     """Run this stage alone."""

@@ -68,7 +68,7 @@ def _data_stages(
         **seed,
         "model": asked | synthesis,
         "responses": drawn,
-        "own_prompts": None if own is None else prompt_files.checksum(own),
+        "contents of prompts.file": None if own is None else prompt_files.checksum(own),
     }
     return [
         _stage("prompts", ("traits",), prompts, {"prompts": config.prompts}, sizes),

@@ -5,6 +5,7 @@ is wrong.
 """
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -13,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from charactertrain.config import PromptsSection
 from charactertrain.exceptions import ConfigError
 from charactertrain.records import NO_TRAIT, Prompt, PromptKind, Split
 from charactertrain.seeds import derive_seed, stable_id
+from charactertrain.stages.prompt_plan import MIN_PROMPTS
 
 _KEYS = {"text", "prompt", "trait_id", "kind", "family", "facet", "split", "language", "prompt_id"}
 _MAX_CHARACTERS = 20_000
@@ -34,6 +37,38 @@ def checksum(location: str) -> str:
             while chunk := stream.read(2**23):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def check(section: PromptsSection, *, trait_ids: Collection[str], seed: int) -> None:
+    """Read the section's file to the end, for what is wrong in it.
+
+    Raises:
+        ConfigError: A row is not as `read_prompts` describes, or the file is to replace the model's
+            prompts and has too few.
+    """
+    if section.file is None:
+        return
+    counts: Counter[tuple[str, str]] = Counter()
+    for batch in read_prompts(
+        section.file,
+        trait_ids=trait_ids,
+        splits={},
+        validation_share=section.validation_share,
+        test_share=section.test_share,
+        seed=seed,
+    ):
+        counts.update((prompt.trait_id, prompt.split) for prompt in batch)
+    if section.file_use == "join":
+        return
+    for trait_id in trait_ids:
+        for split, fewest in MIN_PROMPTS.items():
+            if counts[trait_id, split] < fewest:
+                raise ConfigError(
+                    f"prompts.file: {section.file} has {counts[trait_id, split]} {split} prompts "
+                    f"of trait {trait_id!r}; expected {fewest} or more where it replaces the "
+                    "model's. Add rows, say in their `split` where they belong, or let them join "
+                    "(prompts.file_use=join)."
+                )
 
 
 def read_prompts(

@@ -39,9 +39,6 @@ _MIN_YIELD = 0.2
 def run(work: Work, context: Context) -> Outcome:
     """Check that the character shows, then write, filter and split the prompts."""
     traits = read_rows(*work.inputs["traits"], "traits", Trait)
-    # Read to the end before anything is started, for the errors in it.
-    for _ in _own_prompts(context, traits, ()):
-        pass
     model = str(context.model_directory)
     sampler = context.session.sampler(model, model)
     shifts = _template_check(work, context, sampler, traits)
@@ -286,5 +283,6 @@ def _check_splits(work: Work, names: Sequence[str], traits: Sequence[Trait]) -> 
                 raise SamplingError(
                     f"trait {trait.trait_id!r}: expected {fewest} {split} prompts or more after "
                     f"the filters, found {found}. Raise prompts.per_trait or prompts.max_top_ups, "
-                    "loosen the filters of prompts, or see rejects/."
+                    "loosen the filters of prompts, bring more rows in prompts.file, or see "
+                    "rejects/."
                 )

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from charactertrain.config import RunConfig
 from charactertrain.exceptions import ConfigError
 from charactertrain.records import NO_TRAIT, Prompt
 from charactertrain.seeds import stable_id
-from charactertrain.stages.prompt_files import checksum, read_prompts
+from charactertrain.stages.prompt_files import check, checksum, read_prompts
 
 Row = Mapping[str, Any]
 TRAITS = ("honest", "curious")
@@ -461,3 +462,34 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write_jsonl(tmp_path / "own.jsonl", [GOOD])
     assert len(read(Path("~/own.jsonl"))) == 1
     assert checksum("~/own.jsonl") == checksum(str(tmp_path / "own.jsonl"))
+
+
+@pytest.mark.parametrize(("use", "is_enough"), [("join", True), ("replace", False)])
+def test_a_file_that_stands_alone_needs_prompts_in_every_split(
+    smoke_config: RunConfig, tmp_path: Path, use: str, is_enough: bool
+) -> None:
+    path = tmp_path / "own.jsonl"
+    section = smoke_config.prompts.model_copy(update={"file": str(path), "file_use": use})
+    rows = [
+        {"text": f"Hi {split} {index}?", "trait_id": "honest", "split": split}
+        for split, count in (("train", 1), ("validation", 2), ("test", 2))
+        for index in range(count)
+    ]
+    write_jsonl(path, rows)
+    check(section, trait_ids=["honest"], seed=1)
+    write_jsonl(path, rows[:-1])
+    if is_enough:
+        check(section, trait_ids=["honest"], seed=1)
+        return
+    message = r"own\.jsonl has 1 test prompts of trait 'honest'; expected 2 or more where it repl"
+    with pytest.raises(ConfigError, match=message):
+        check(section, trait_ids=["honest"], seed=1)
+
+
+def test_a_file_is_checked_to_its_last_row(smoke_config: RunConfig, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    section = smoke_config.prompts.model_copy(update={"file": str(path)})
+    write_jsonl(path, [{**GOOD, "text": "Hm?"}, {**GOOD, "trait_id": "warm"}])
+    with pytest.raises(ConfigError, match="line 2: trait_id is 'warm'"):
+        check(section, trait_ids=["honest"], seed=1)
+    check(smoke_config.prompts, trait_ids=["honest"], seed=1)
