@@ -13,7 +13,6 @@ import json
 import platform
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,10 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from charactertrain.config import RunConfig, validate
-from charactertrain.records import Prompt, Response, Trait
+from charactertrain.records import Prompt, Trait
 from charactertrain.runtime.chunks import ComputedSource
-from charactertrain.runtime.dataflow import ChunkJob, run_chunks
-from charactertrain.stages.responses import ResponseWriter
+from charactertrain.runtime.dataflow import run_chunks
+from charactertrain.stages.responses import response_job
 from charactertrain.stages.start import open_session
 from charactertrain.storage import Directory, open_directory
 
@@ -88,23 +87,12 @@ def _measure(
         # Engines start first: a run's engines serve several stages.
         samplers = [source.open() for _ in range(num_engines)]
         session.end_leases()
-        job = ChunkJob(
-            name="responses",
-            source=ComputedSource(Prompts(num_prompts)),  # type: ignore[arg-type]
-            target=directory,
-            table="responses",
-            result_type=Response,
-            make_processor=partial(
-                ResponseWriter,
-                traits={TRAIT.trait_id: TRAIT},
-                section=config.responses,
-                placement="user_turn",
-                shown="at_stake",
-                seed=1,
-            ),
+        job = response_job(
+            config,
+            [TRAIT],
+            prompts=ComputedSource(Prompts(num_prompts)),  # type: ignore[arg-type]
             sampler=source,
-            max_reject_share=1.0,
-            requests_per_row=config.responses.per_prompt,
+            target=directory,
         )
         started = time.perf_counter()
         run_chunks(job, session.pool, session.progress, lambda: moments.append(time.perf_counter()))
@@ -120,7 +108,7 @@ def _measure(
     }
 
 
-def simulated_config(num_engines: int, *, max_tokens: int) -> RunConfig:
+def simulated_config(num_engines: int, *more: str, max_tokens: int) -> RunConfig:
     """A run on simulated engines, whose responses all have so many tokens."""
     overrides = [
         "sampler=fake",
@@ -134,10 +122,12 @@ def simulated_config(num_engines: int, *, max_tokens: int) -> RunConfig:
         "responses.ending=fixed",
         "policy.ending=fixed",
         "responses.max_repetition=1.0",
+        "responses.max_reject_share=1.0",
         # 64 sequences at 53 ms a step: 1,200 tokens/s. Faster engines, and two cores could not draw
         # and filter what 64 of them write.
         "+sampler.latency={prefill_tokens_per_second: 10000, seconds_per_step: 0.04, "
         "seconds_per_sequence: 0.0002}",
+        *more,
     ]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composed = compose("config", overrides=overrides)

@@ -1,9 +1,9 @@
 """How much memory does the driver take for a million rows, and how fast do they pass?
 
 The responses stage as a run has it, with samplers that draw words inside the workers in place of
-engines: Ray Data, filters, parquet, counts. Prints one JSON line; `ratio`: the driver's peak memory
-by the 2 GiB that it must stay under. `growth_kib_per_chunk` is what a finished chunk leaves in it,
-from which follows the peak for any number of rows.
+engines: Ray Data, filters, parquet, counts. A row is a response. Prints one JSON line; `ratio`: the
+driver's peak memory by the 2 GiB that it must stay under. `growth_kib_per_chunk` is what a finished
+chunk leaves in it, from which follows the peak for any number of rows.
 
 python benchmarks/driver_memory.py [--rows 1000000] [--rows-per-chunk 256] [--workers 2]
 """
@@ -14,7 +14,6 @@ import platform
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import partial
 
 import psutil
 import ray
@@ -22,12 +21,11 @@ from data_scaling import TRAIT, Prompts, simulated_config
 from rich.console import Console
 
 from charactertrain.config import RunConfig
-from charactertrain.records import Response
 from charactertrain.runtime.chunks import ComputedSource
-from charactertrain.runtime.dataflow import ChunkJob, PoolSettings, run_chunks
+from charactertrain.runtime.dataflow import PoolSettings, run_chunks
 from charactertrain.runtime.fake_sampler import FakeSampler
 from charactertrain.runtime.progress import Progress
-from charactertrain.stages.responses import ResponseWriter
+from charactertrain.stages.responses import response_job
 from charactertrain.stages.start import open_session
 from charactertrain.storage import Directory, open_directory
 
@@ -53,7 +51,9 @@ class DrawnSampler(FakeSampler):
 def main() -> None:
     """Run the stage and print the line."""
     arguments = _arguments()
-    config = simulated_config(arguments.workers, max_tokens=24)
+    # Two responses to a prompt, the fewest.
+    two = "responses.variants={none: 0, mild: 0, strong: 2}"
+    config = simulated_config(arguments.workers, two, max_tokens=24)
     with tempfile.TemporaryDirectory() as scratch:
         directory = open_directory(scratch)
         with open_session(config, directory.child("session"), Console(quiet=True)) as session:
@@ -90,26 +90,15 @@ def _run(
     memory: list[int],
 ) -> tuple[float, int]:
     """Seconds, and the rows that were written or rejected; bytes of memory after each chunk."""
-    job = ChunkJob(
-        name="responses",
-        source=ComputedSource(Prompts(arguments.rows)),  # type: ignore[arg-type]
-        target=directory,
-        table="responses",
-        result_type=Response,
-        make_processor=partial(
-            ResponseWriter,
-            traits={TRAIT.trait_id: TRAIT},
-            section=config.responses.model_copy(update={"variants": {"strong": 1}}),
-            placement="user_turn",
-            shown="at_stake",
-            seed=1,
-        ),
+    job = response_job(
+        config,
+        [TRAIT],
+        prompts=ComputedSource(Prompts(arguments.rows // 2)),  # type: ignore[arg-type]
         sampler=DrawnSource(),
-        max_reject_share=1.0,
-        requests_per_row=1,
+        target=directory,
     )
     pool = PoolSettings(
-        (arguments.workers, arguments.workers), arguments.rows_per_chunk, max_num_seqs=256
+        (arguments.workers, arguments.workers), arguments.rows_per_chunk // 2, max_num_seqs=256
     )
     driver = psutil.Process()
     started = time.perf_counter()

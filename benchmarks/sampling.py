@@ -29,13 +29,12 @@ from charactertrain.config import RunConfig, validate
 from charactertrain.models import sources
 from charactertrain.records import Prompt, Response, Trait, from_table, to_table
 from charactertrain.runtime.chunks import FileSource
-from charactertrain.runtime.dataflow import ChunkJob
 from charactertrain.runtime.engine_spec import EngineSpec
 from charactertrain.runtime.engines import EngineSource
 from charactertrain.runtime.sampling import SampleRequest
 from charactertrain.runtime.session import Session
 from charactertrain.stages.context import response_settings
-from charactertrain.stages.responses import ResponseWriter
+from charactertrain.stages.responses import response_job
 from charactertrain.stages.start import open_session
 from charactertrain.storage import Directory, open_directory
 from charactertrain.templates import CHECK_MESSAGES
@@ -95,44 +94,16 @@ def _ours(
     num_prompts: int,
 ) -> tuple[int, float]:
     """Tokens written by the stage's own job, and the seconds that it took."""
-    job = ChunkJob(
-        name="responses",
-        source=FileSource(
-            root, (FileEntry("prompts/part-000000.parquet", 0, "", num_prompts),), Prompt, False
-        ),
-        target=target,
-        table="responses",
-        result_type=Response,
-        make_processor=_Writers(config),
-        sampler=source,
-        max_reject_share=1.0,
-        requests_per_row=config.responses.per_prompt,
-    )
+    files = (FileEntry("prompts/part-000000.parquet", 0, "", num_prompts),)
+    prompts = FileSource(root, files, Prompt, whole_files=False)
+    job = response_job(config, [TRAIT], prompts=prompts, sampler=source, target=target)
     started = time.perf_counter()
     produced = session.run(job)
     spent = time.perf_counter() - started
-    session.end_leases()
     written = [
         row for name in produced.files for row in from_table(target.read_table(name), Response)
     ]
     return sum(len(row.token_ids) for row in written), spent
-
-
-class _Writers:
-    """Makes the stage's processor, with nothing rejected: rejects hold no tokens to count."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
-
-    def __call__(self, sampler: Any) -> ResponseWriter:
-        return ResponseWriter(
-            sampler,
-            traits={TRAIT.trait_id: TRAIT},
-            section=self._config.responses,
-            placement=self._config.model.trait_placement,
-            shown=self._config.model.traits_shown,
-            seed=self._config.seed,
-        )
 
 
 def _requests(config: RunConfig, prompts: list[Prompt]) -> list[SampleRequest]:
@@ -146,8 +117,10 @@ def _requests(config: RunConfig, prompts: list[Prompt]) -> list[SampleRequest]:
             seen.extend(requests)
             raise StopIteration
 
+    nowhere: Any = None
+    job = response_job(config, [TRAIT], prompts=nowhere, sampler=nowhere, target=nowhere)
     with contextlib.suppress(StopIteration):
-        _Writers(config)(Recorder()).process(prompts)
+        job.make_processor(Recorder()).process(prompts)  # type: ignore[arg-type]
     return seen
 
 
@@ -208,7 +181,9 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
         # Every reply has as many tokens, so that both write the same number.
         "responses.ending=fixed",
         "policy.ending=fixed",
+        # Nothing is rejected: rejects hold no tokens to count.
         "responses.max_repetition=1.0",
+        "responses.max_reject_share=1.0",
         *arguments.overrides,
     ]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

@@ -222,7 +222,7 @@ def _size(directory: Directory, name: str) -> int | None:
 
 
 def verify_checksums(directory: Directory, manifest: Manifest) -> None:
-    """Read every file and compare its checksum; raises ArtifactError at the first difference."""
+    """Read every file and compare its checksum; raises ArtifactError for the first that differs."""
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         checksums = list(pool.map(directory.checksum, [entry.name for entry in manifest.files]))
     for entry, found in zip(manifest.files, checksums, strict=True):
@@ -274,13 +274,23 @@ def differences(ours: Identity, theirs: Identity) -> list[str]:
     for key in sorted(left.keys() | right.keys()):
         asked, found = left.get(key, "(absent)"), right.get(key, "(absent)")
         if canonical_json(asked) != canonical_json(found):
-            lines.append(f"{key}: this run asks for {_short(asked)}, there is {_short(found)}")
+            ours_shown, theirs_shown = _shown(repr(asked), repr(found))
+            lines.append(f"{key}: this run asks for {ours_shown}, there is {theirs_shown}")
     return lines
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+def _shown(ours: str, theirs: str) -> tuple[str, str]:
+    """The two values; long ones from a little before where they begin to differ."""
+    common = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), 0)
+    start = max(0, common - _MAX_SHOWN // 4)
+    return _cut(ours, start), _cut(theirs, start)
+
+
+def _cut(value: str, start: int) -> str:
+    if len(value) <= _MAX_SHOWN:
+        return value
+    end = "..." if len(value) > start + _MAX_SHOWN else ""
+    return f"{'...' if start else ''}{value[start : start + _MAX_SHOWN]}{end}"
 
 
 def _flatten(value: object, prefix: str = "") -> dict[str, object]:

@@ -296,6 +296,20 @@ def test_differences_name_each_setting_with_both_values() -> None:
     assert artifacts.differences(IDENTITY, IDENTITY) == []
 
 
+def test_differences_of_long_values_are_shown_where_they_begin() -> None:
+    long = [f"facet {index}" for index in range(100)]
+    ours = Identity("traits", {"facets": long, "short": 1}, {})
+    theirs = Identity("traits", {"facets": [*long[:60], "another", *long[61:]], "short": 2}, {})
+    facets, short = artifacts.differences(ours, theirs)
+    asked, found = facets.removeprefix("config.facets: this run asks for ").split(", there is ")
+    for shown, item in ((asked, "'facet 60'"), (found, "'another'")):
+        assert shown.startswith("...")
+        assert shown.endswith("...")
+        assert f"'facet 59', {item}, 'facet 61'" in shown
+        assert len(shown) <= 106
+    assert short == "config.short: this run asks for 1, there is 2"
+
+
 def test_differences_point_into_lists_of_mappings() -> None:
     ours = Identity("traits", {"traits": [{"id": "a", "weight": 1.0}, {"id": "b"}]}, {})
     theirs = Identity("traits", {"traits": [{"id": "a", "weight": 2.0}]}, {})

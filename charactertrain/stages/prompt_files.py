@@ -7,6 +7,7 @@ is wrong.
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -46,19 +47,10 @@ def check(section: PromptsSection, *, trait_ids: Collection[str], seed: int) -> 
         ConfigError: A row is not as `read_prompts` describes, or the file is to replace the model's
             prompts and has too few.
     """
-    if section.file is None:
-        return
     counts: Counter[tuple[str, str]] = Counter()
-    for batch in read_prompts(
-        section.file,
-        trait_ids=trait_ids,
-        splits={},
-        validation_share=section.validation_share,
-        test_share=section.test_share,
-        seed=seed,
-    ):
+    for batch in read_prompts(section, trait_ids=trait_ids, splits={}, seed=seed):
         counts.update((prompt.trait_id, prompt.split) for prompt in batch)
-    if section.file_use == "join":
+    if section.file is None or section.file_use == "join":
         return
     for trait_id in trait_ids:
         for split, fewest in MIN_PROMPTS.items():
@@ -72,39 +64,36 @@ def check(section: PromptsSection, *, trait_ids: Collection[str], seed: int) -> 
 
 
 def read_prompts(
-    location: str,
+    section: PromptsSection,
     *,
     trait_ids: Collection[str],
     splits: Mapping[str, Split],
-    validation_share: float,
-    test_share: float,
     seed: int,
 ) -> Iterator[list[Prompt]]:
-    """The prompts of a file, a few thousand at a time.
+    """The prompts of the section's file, a few thousand at a time; none where it names no file.
 
     A row has `text` (or `prompt`: a text, or one user's turn), `trait_id` and, if it likes, `kind`,
     `family`, `facet`, `split`, `language` and `prompt_id`. A row without a split gets that of its
     family; a row without a family is a family of its own.
 
     Args:
-        location: A parquet or JSONL file, or a directory of Arrow files.
+        section: Its shares of families are those of rows that name no split.
         trait_ids: Of the constitution.
         splits: Of the families that the model writes messages for.
-        validation_share: Share of families, where a row names no split.
-        test_share: The same.
         seed: Of the run.
 
     Raises:
         ConfigError: A row is not as described.
     """
+    if section.file is None:
+        return
     seen: set[str] = set()
     given: dict[str, Split] = dict(splits)
     batch: list[Prompt] = []
-    for where, row in _rows(location):
+    for where, row in _rows(section.file):
         prompt = _prompt(row, where, trait_ids)
         split = row.get("split") or given.get(prompt.family)
-        if split is None:
-            split = _drawn_split(prompt.family, validation_share, test_share, seed)
+        split = split or _drawn_split(prompt.family, section, seed)
         if given.setdefault(prompt.family, split) != split:
             raise ConfigError(
                 f"{where}: split is {split!r}, and family {prompt.family!r} is in "
@@ -117,21 +106,21 @@ def read_prompts(
                 "out, or make each its own; a text that comes twice is one row too many."
             )
         seen.add(prompt.prompt_id)
-        batch.append(Prompt(**{**vars(prompt), "split": split}))
+        batch.append(replace(prompt, split=split))
         if len(batch) == _BATCH_ROWS:
             yield batch
             batch = []
     if not seen:
-        raise ConfigError(f"prompts.file: {location} holds no rows; expected at least one")
+        raise ConfigError(f"prompts.file: {section.file} holds no rows; expected at least one")
     if batch:
         yield batch
 
 
-def _drawn_split(family: str, validation_share: float, test_share: float, seed: int) -> Split:
+def _drawn_split(family: str, section: PromptsSection, seed: int) -> Split:
     draw = derive_seed(seed, "split", family) / 2**31
-    if draw < test_share:
+    if draw < section.test_share:
         return "test"
-    return "validation" if draw < test_share + validation_share else "train"
+    return "validation" if draw < section.test_share + section.validation_share else "train"
 
 
 def _prompt(row: Mapping[str, Any], where: str, trait_ids: Collection[str]) -> Prompt:

@@ -6,7 +6,7 @@ facets: a facet is in one split, whichever traits share it.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +17,6 @@ from charactertrain.records import (
     Draft,
     Facet,
     Probe,
-    Prompt,
     Trait,
     from_table,
     to_table,
@@ -135,28 +134,19 @@ def _own_drafts(
     work: Work, context: Context, traits: Sequence[Trait], facets: Sequence[Facet]
 ) -> list[str]:
     """Files of drafts that the researcher's own prompts become."""
+    config = context.config
     names = []
-    for index, batch in enumerate(_own_prompts(context, traits, facets)):
-        names.append(f"drafts_own/part-{index:06d}.parquet")
-        rows = drafts(batch, threshold=context.config.prompts.max_similarity)
-        work.directory.write_table(names[-1], to_table(rows, Draft))
-    return names
-
-
-def _own_prompts(
-    context: Context, traits: Sequence[Trait], facets: Sequence[Facet]
-) -> Iterator[list[Prompt]]:
-    section = context.config.prompts
-    if section.file is None:
-        return iter(())
-    return prompt_files.read_prompts(
-        section.file,
+    batches = prompt_files.read_prompts(
+        config.prompts,
         trait_ids=[trait.trait_id for trait in traits],
         splits={facet.family: facet.split for facet in facets},
-        validation_share=section.validation_share,
-        test_share=section.test_share,
-        seed=context.config.seed,
+        seed=config.seed,
     )
+    for index, batch in enumerate(batches):
+        names.append(f"drafts_own/part-{index:06d}.parquet")
+        rows = drafts(batch, threshold=config.prompts.max_similarity)
+        work.directory.write_table(names[-1], to_table(rows, Draft))
+    return names
 
 
 def _wanted(context: Context, traits: Sequence[Trait], facets: Sequence[Facet]) -> list[int]:

@@ -4,16 +4,13 @@ A ranker gives pair probabilities; utilities and the order follow from them by B
 far the order can be trusted is measured with it.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, groupby
 
 from charactertrain import ranking, reliability
-from charactertrain.artifacts import Json, Outcome, read_rows
-from charactertrain.config import RankingsSection
-from charactertrain.exceptions import ChoiceError, SamplingError
+from charactertrain.artifacts import Json, Manifest, Outcome, read_rows
 from charactertrain.pipeline import Work
 from charactertrain.records import Opinion, Probe, Ranking, Reject, Response, Trait
 from charactertrain.runtime.chunks import FileSource
@@ -23,12 +20,8 @@ from charactertrain.seeds import derive_seed
 from charactertrain.stages import checks, ranking_summary
 from charactertrain.stages.comparisons import Candidate, Comparisons, Group, Ranker
 from charactertrain.stages.context import Context, traits_shown
+from charactertrain.stages.ranker_choice import check_and_choose, ranker_check
 from charactertrain.stages.rankers import make_ranker
-from charactertrain.storage import Directory
-
-_JUDGES = ("judge", "judge_listwise", "rating")
-"""Rankers that ask questions, in the order in which `auto` considers them."""
-_RANKER_CHECK = "ranker_check.json"
 
 
 def run(work: Work, context: Context) -> Outcome:
@@ -36,7 +29,7 @@ def run(work: Work, context: Context) -> Outcome:
     config = context.config
     traits = {trait.trait_id: trait for trait in read_rows(*work.inputs["traits"], "traits", Trait)}
     probes = read_rows(*work.inputs["prompts"], "probes", Probe)
-    response_source, response_manifest = work.inputs["responses"]
+    response_source, manifest = work.inputs["responses"]
     source = _sampler_source(context)
     make = partial(
         make_ranker,
@@ -50,14 +43,13 @@ def run(work: Work, context: Context) -> Outcome:
         config.rankings,
     )
 
-    files = tuple(response_manifest.table("responses"))
-    num_candidates = response_manifest.rows["responses"] + sum(response_manifest.rejects.values())
-    num_prompts = num_candidates / config.responses.per_prompt
     answered = {quality.ranker for quality in qualities if quality.num_pairs}
     others = [name for name in config.rankings.second_opinions if name in answered - {chosen}]
     job = ChunkJob(
         name=f"rankings ({chosen})",
-        source=FileSource(response_source, files, Response, whole_files=True),
+        source=FileSource(
+            response_source, tuple(manifest.table("responses")), Response, whole_files=True
+        ),
         target=work.directory,
         table="rankings",
         result_type=Ranking,
@@ -66,7 +58,7 @@ def run(work: Work, context: Context) -> Outcome:
             method=Method(
                 ranker=chosen,
                 others=tuple(others),
-                other_share=min(1.0, config.rankings.second_opinion_prompts / max(1, num_prompts)),
+                other_share=_other_share(context, manifest),
                 utility_prior=config.rankings.utility_prior,
             ),
             make=make,
@@ -88,6 +80,13 @@ def run(work: Work, context: Context) -> Outcome:
         ),
     }
     return Outcome((*produced.files, *produced.reject_files), produced.rejects, summary)
+
+
+def _other_share(context: Context, responses: Manifest) -> float:
+    """Share of the prompts on which other rankers are asked, too."""
+    num_candidates = responses.rows["responses"] + sum(responses.rejects.values())
+    num_prompts = num_candidates / context.config.responses.per_prompt
+    return min(1.0, context.config.rankings.second_opinion_prompts / max(1, num_prompts))
 
 
 def _judge_name(context: Context) -> str:
@@ -113,99 +112,6 @@ def _sampler_source(context: Context) -> SamplerSource:
         judge = str(sources.resolve(settings.judge_model))
         return JudgedSource(own, context.session.sampler(judge, judge))
     return own
-
-
-def considered(settings: RankingsSection) -> list[str]:
-    """Names of the rankers that are checked: those that may be chosen or asked besides."""
-    if settings.ranker == "auto":
-        names = [*_JUDGES, "contrast"]
-    elif settings.ranker == "ensemble":
-        names = ["ensemble", *settings.ensemble]
-    else:
-        names = [settings.ranker]
-    return list(dict.fromkeys([*names, *settings.second_opinions]))
-
-
-def check_and_choose(
-    directory: Directory,
-    check: Callable[[], list[checks.RankerQuality]],
-    settings: RankingsSection,
-) -> tuple[list[checks.RankerQuality], str]:
-    """How good each ranker is, and the one that ranks: once, so that a resumed run has no other.
-
-    A check that leads to no choice is not kept: what the rankers run on may be mended.
-
-    Raises:
-        SamplingError: See `choose_ranker`.
-    """
-    if directory.exists(_RANKER_CHECK):
-        qualities = checks.qualities_from_json(directory.read_bytes(_RANKER_CHECK))
-        return qualities, choose_ranker(qualities, settings)
-    qualities = check()
-    chosen = choose_ranker(qualities, settings)
-    directory.write_bytes(_RANKER_CHECK, checks.qualities_to_json(qualities))
-    return qualities, chosen
-
-
-def ranker_check(
-    source: SamplerSource,
-    make: "partial[Ranker]",
-    probes: Sequence[Probe],
-    traits: dict[str, Trait],
-    settings: RankingsSection,
-) -> list[checks.RankerQuality]:
-    """How good the rankers are that the settings may choose or ask.
-
-    Raises:
-        ChoiceError: The ranker that the settings name cannot read its letters.
-    """
-    qualities = []
-    with contextlib.ExitStack() as opened:
-        sampler: Sampler | None = None
-        for name in considered(settings):
-            if name == "contrast":
-                qualities.append(checks.contrast_quality(probes))
-                continue
-            if sampler is None:
-                sampler = opened.enter_context(contextlib.closing(source.open()))
-            try:
-                qualities.append(checks.ranker_quality(name, make(name, sampler), probes, traits))
-            except ChoiceError as error:
-                if name in (settings.ranker, *settings.ensemble) and settings.ranker != "auto":
-                    raise
-                # There are other rankers; the manifest says that this one gave no answer.
-                qualities.append(checks.no_quality(name, str(error)))
-    return qualities
-
-
-def choose_ranker(qualities: Sequence[checks.RankerQuality], settings: RankingsSection) -> str:
-    """The ranker to use; raises SamplingError when none is good enough on known pairs.
-
-    `auto` takes the first judge whose accuracy is high enough at the lower end of its interval, so
-    that it is no accident of few pairs; where there is none, the contrast.
-    """
-    accuracy = {quality.ranker: quality.accuracy for quality in qualities if quality.num_pairs}
-    chosen: str = settings.ranker
-    if settings.ranker == "auto":
-        able = [
-            quality.ranker
-            for quality in qualities
-            if quality.ranker in _JUDGES
-            and quality.num_pairs
-            and quality.ci_low >= settings.min_judge_accuracy
-        ]
-        chosen = able[0] if able else "contrast"
-    if accuracy.get(chosen, 0.0) < settings.min_accuracy:
-        numbers = ", ".join(f"{q.ranker} {q.accuracy:.2f} of {q.num_pairs}" for q in qualities)
-        failures = {q.ranker: q.failure for q in qualities if q.failure}
-        because = f" {chosen} said: {failures[chosen]}" if chosen in failures else ""
-        raise SamplingError(
-            f"ranker check: {chosen} tells responses written with a trait from those without in "
-            f"too few cases ({numbers}; expected {settings.min_accuracy:.2f}).{because} Labels "
-            "from it would be noise. Use a more capable model, reword the traits, or show them "
-            "elsewhere (model.trait_placement)."
-        )
-    return chosen
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,21 @@ from functools import partial
 
 from charactertrain import measures, text_filters
 from charactertrain.artifacts import Outcome, read_rows
-from charactertrain.config import ResponsesSection
+from charactertrain.config import ResponsesSection, RunConfig
 from charactertrain.pipeline import Work
 from charactertrain.records import Prompt, Reject, Response, Trait
-from charactertrain.runtime.chunks import FileSource
+from charactertrain.runtime.chunks import FileSource, Source
 from charactertrain.runtime.dataflow import ChunkJob
-from charactertrain.runtime.sampling import Failure, Sample, Sampler, SampleRequest
+from charactertrain.runtime.sampling import (
+    Failure,
+    Sample,
+    Sampler,
+    SampleRequest,
+    SamplerSource,
+)
 from charactertrain.seeds import derive_seed, stable_id
 from charactertrain.stages.context import Context, response_settings, traits_shown
+from charactertrain.storage import Directory
 from charactertrain.templates import NUM_PHRASINGS, response_conversation
 
 _LOOP_NGRAM = 4
@@ -20,15 +27,36 @@ _LOOP_NGRAM = 4
 
 def run(work: Work, context: Context) -> Outcome:
     """Sample the candidates of every training and validation prompt."""
-    config = context.config
-    prompt_source, prompt_manifest = work.inputs["prompts"]
-    traits = read_rows(*work.inputs["traits"], "traits", Trait)
+    directory, manifest = work.inputs["prompts"]
     model = str(context.model_directory)
-    files = tuple(prompt_manifest.table("prompts"))
-    job = ChunkJob(
-        name="responses",
-        source=FileSource(prompt_source, files, Prompt, whole_files=False),
+    job = response_job(
+        context.config,
+        read_rows(*work.inputs["traits"], "traits", Trait),
+        prompts=FileSource(directory, tuple(manifest.table("prompts")), Prompt, whole_files=False),
+        sampler=context.session.sampler(model, model),
         target=work.directory,
+    )
+    produced = context.session.run(job)
+    return Outcome(
+        files=(*produced.files, *produced.reject_files),
+        rejects=produced.rejects,
+        summary={"engines": produced.engines},
+    )
+
+
+def response_job(
+    config: RunConfig,
+    traits: Sequence[Trait],
+    *,
+    prompts: Source,
+    sampler: SamplerSource,
+    target: Directory,
+) -> ChunkJob:
+    """The stage's pass over the prompts."""
+    return ChunkJob(
+        name="responses",
+        source=prompts,
+        target=target,
         table="responses",
         result_type=Response,
         make_processor=partial(
@@ -39,15 +67,9 @@ def run(work: Work, context: Context) -> Outcome:
             shown=config.model.traits_shown,
             seed=config.seed,
         ),
-        sampler=context.session.sampler(model, model),
+        sampler=sampler,
         max_reject_share=config.responses.max_reject_share,
         requests_per_row=config.responses.per_prompt,
-    )
-    produced = context.session.run(job)
-    return Outcome(
-        files=(*produced.files, *produced.reject_files),
-        rejects=produced.rejects,
-        summary={"engines": produced.engines},
     )
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from charactertrain.config import RunConfig
+from charactertrain.config import PromptsSection, RunConfig
 from charactertrain.exceptions import ConfigError
 from charactertrain.records import NO_TRAIT, Prompt
 from charactertrain.seeds import stable_id
@@ -46,15 +46,13 @@ def write_arrow(path: Path, rows: Sequence[Row]) -> Path:
 
 
 def read(path: Path, **changes: Any) -> list[Prompt]:
-    options: dict[str, Any] = {
-        "trait_ids": TRAITS,
-        "splits": {},
-        "validation_share": 0.2,
-        "test_share": 0.3,
-        "seed": 1,
-    }
-    batches = read_prompts(str(path), **(options | changes))
-    return [prompt for batch in batches for prompt in batch]
+    settings: dict[str, Any] = {"file": str(path), "validation_share": 0.2, "test_share": 0.3}
+    options: dict[str, Any] = {"trait_ids": TRAITS, "splits": {}, "seed": 1}
+    # No other setting is read.
+    section = PromptsSection.model_construct(
+        **{name: changes.pop(name, value) for name, value in settings.items()}
+    )
+    return [prompt for batch in read_prompts(section, **(options | changes)) for prompt in batch]
 
 
 @pytest.fixture(name="read_rows")
@@ -231,18 +229,11 @@ def test_a_split_that_a_row_names_is_that_of_its_family(
         assert [prompt.split for prompt in prompts] == [split, split]
 
 
-def test_many_rows_come_in_batches(tmp_path: Path) -> None:
+def test_many_rows_come_in_batches(smoke_config: RunConfig, tmp_path: Path) -> None:
     rows = [{"text": f"Hi {index}?"} for index in range(5000)]
-    batches = list(
-        read_prompts(
-            str(write_parquet(tmp_path / "own.parquet", rows)),
-            trait_ids=["honest"],
-            splits={},
-            validation_share=0.2,
-            test_share=0.2,
-            seed=1,
-        )
-    )
+    path = write_parquet(tmp_path / "own.parquet", rows)
+    section = smoke_config.prompts.model_copy(update={"file": str(path)})
+    batches = list(read_prompts(section, trait_ids=["honest"], splits={}, seed=1))
     assert [len(batch) for batch in batches] == [4096, 904]
     assert [p.text for batch in batches for p in batch] == [row["text"] for row in rows]
 

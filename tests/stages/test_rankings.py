@@ -24,15 +24,14 @@ from charactertrain.runtime.sampling import (
 from charactertrain.stages import ranking_summary
 from charactertrain.stages.checks import RankerQuality
 from charactertrain.stages.comparisons import Comparisons, Group, Ranker
-from charactertrain.stages.rankers import make_ranker
-from charactertrain.stages.rankings import (
-    Method,
-    RankingWriter,
+from charactertrain.stages.ranker_choice import (
     check_and_choose,
     choose_ranker,
     considered,
     ranker_check,
 )
+from charactertrain.stages.rankers import make_ranker
+from charactertrain.stages.rankings import Method, RankingWriter
 from charactertrain.storage import Directory, open_directory
 from charactertrain.templates import REFERENCE_VARIANT
 
