@@ -136,6 +136,10 @@ class RankerCheck:
     """Name of the ranker."""
     accuracy: float | None
     """Share of known pairs ordered right, 0 to 1; None when it was not run."""
+    ci_low: float
+    """Lower end of its 95 % interval over messages."""
+    ci_high: float
+    """Upper end of the interval."""
     num_pairs: int
     """Known pairs."""
     is_chosen: bool

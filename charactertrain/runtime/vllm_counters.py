@@ -45,6 +45,8 @@ class CountingLogger(StatLoggerBase):
             self._waiting = scheduler_stats.num_waiting_reqs
             self._running_sequences += self._running
         if iteration_stats is not None:
+            # Those that finished in this step ran in it, and are not among the running any more.
+            self._running_sequences += len(iteration_stats.finished_requests)
             self._prompt_tokens += iteration_stats.prompt_token_stats.total
             self._cached_tokens += iteration_stats.prompt_token_stats.cached_tokens
             self._generated_tokens += iteration_stats.num_generation_tokens

@@ -13,7 +13,13 @@ from statistics import fmean
 from charactertrain.artifacts import Json, Outcome
 from charactertrain.pipeline import Work
 from charactertrain.report import page
-from charactertrain.report.reading import MEASURE_LABELS, OUTCOME_MEASURES, Reading, read_effect
+from charactertrain.report.reading import (
+    MEASURE_LABELS,
+    OUTCOME_MEASURES,
+    Reading,
+    read_effect,
+    read_trait,
+)
 from charactertrain.report.text import count, interval, number, signed
 from charactertrain.report.training_view import PreferenceModelView
 from charactertrain.report.view import Effect, ReportView, RunView, TraitView, Verdict
@@ -141,15 +147,16 @@ def verdicts(
 
 def _most_traits_rose(traits: Sequence[TraitView]) -> Verdict:
     risen, fallen = _changed(traits, "higher"), _changed(traits, "lower")
+    num_shown = sum(read_trait(trait) == "shown" for trait in traits)
     text = (
-        "most traits risen in contrast or detector rate, with an interval above zero: "
-        f"{len(risen)} of {len(traits)}"
+        "most traits risen in contrast or detector rate and fallen in neither, with an interval "
+        f"clear of zero: {num_shown} of {len(traits)}"
     )
     if risen:
         text += f"; rose: {_listed(risen)}"
     if fallen:
         text += f"; fell: {_listed(fallen)}"
-    return Verdict(text=text, ok=2 * len(risen) > len(traits))
+    return Verdict(text=text, ok=2 * num_shown > len(traits))
 
 
 def _changed(traits: Sequence[TraitView], wanted: Reading) -> list[str]:

@@ -224,6 +224,8 @@ def _ranker_checks(summary: Json, settings: RankingsSection) -> tuple[RankerChec
         RankerCheck(
             ranker=quality["ranker"],
             accuracy=quality["accuracy"] if quality["num_pairs"] else None,
+            ci_low=quality["ci_low"],
+            ci_high=quality["ci_high"],
             num_pairs=quality["num_pairs"],
             is_chosen=quality["ranker"] == summary["ranker"],
             reason=_ranker_reason(quality, summary["ranker"], settings),
@@ -233,6 +235,8 @@ def _ranker_checks(summary: Json, settings: RankingsSection) -> tuple[RankerChec
 
 
 def _ranker_reason(quality: Json, chosen: str, settings: RankingsSection) -> str:
+    if quality["failure"] and not quality["num_pairs"]:
+        return f"gave no answer: {quality['failure']}"
     if settings.ranker != "auto":
         return f"the run asks for {settings.ranker}"
     if quality["ranker"] == "contrast":

@@ -340,6 +340,8 @@ def report_view() -> ReportView:
             RankerCheck(
                 ranker="judge",
                 accuracy=0.562,
+                ci_low=0.431,
+                ci_high=0.688,
                 num_pairs=48,
                 is_chosen=False,
                 reason="accuracy 0.562 is below the 0.7 that is asked of it",
@@ -347,6 +349,8 @@ def report_view() -> ReportView:
             RankerCheck(
                 ranker="contrast",
                 accuracy=0.979,
+                ci_low=0.938,
+                ci_high=1.0,
                 num_pairs=48,
                 is_chosen=True,
                 reason="the judge is not good enough",

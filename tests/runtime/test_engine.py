@@ -3,6 +3,8 @@
 import asyncio
 import os
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,7 +30,7 @@ from charactertrain.models import loading
 from charactertrain.models.packing import PromptGroup
 from charactertrain.runtime.engine_actor import EngineActor
 from charactertrain.runtime.engine_broker import EngineBroker
-from charactertrain.runtime.engine_spec import EngineSpec
+from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec
 from charactertrain.runtime.engines import EngineSource, LeasedSampler
 from charactertrain.runtime.sampling import (
     Choice,
@@ -299,6 +301,51 @@ def test_what_just_fits_the_context_is_served(sampler: LeasedSampler, tokenizer:
     (sample,) = draw(sampler, [1], FIXED, fits)
     assert len(sample.token_ids) == 24
     assert len(score(sampler, sample.token_ids[:-1], fits)) == 23
+
+
+# Counting
+
+
+def counted(sampler: LeasedSampler, work: Callable[[], Any]) -> EngineCounts:
+    """What the engine says that it did for some work."""
+    before: EngineCounts = ray.get(sampler.handle.counts.remote())
+    work()
+    after: EngineCounts = ray.get(sampler.handle.counts.remote())
+    return after.since(before)
+
+
+def test_counts_are_those_of_the_work(sampler: LeasedSampler) -> None:
+    samples: list[Sample] = []
+    found = counted(sampler, lambda: samples.extend(draw(sampler, range(8), FIXED)))
+    assert found.requests == 8
+    assert found.generated_tokens == sum(len(sample.token_ids) for sample in samples)
+    assert found.prompt_tokens == sum(len(sample.prompt_token_ids) for sample in samples)
+    assert found.cached_tokens == sum(sample.cached_tokens for sample in samples)
+    assert found.rates(1.0)["mean_running"] > 4
+
+
+def test_requests_of_one_token_are_counted_as_running(sampler: LeasedSampler) -> None:
+    shown = judge_conversation([], "Tea?", "Yes.", "No.", ties=False, question=0)
+    asked = [ChoiceRequest(f"c{index}", shown, JUDGE_CHOICES) for index in range(8)]
+    found = counted(sampler, lambda: sampler.choose(asked))
+    assert found.requests == 8
+    assert found.rates(1.0)["mean_running"] >= 1
+
+
+@pytest.mark.slow
+def test_counts_are_on_rays_prometheus_endpoint(sampler: LeasedSampler) -> None:
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    page, ends = "", time.monotonic() + 60
+    while "charactertrain_engine_generated_tokens" not in page and time.monotonic() < ends:
+        # The counts are shown at a step of the engine, every few seconds.
+        draw(sampler, [1], FIXED)
+        time.sleep(1)
+        page = opener.open(url, timeout=5).read().decode()
+    lines = [line for line in page.splitlines() if "charactertrain_engine_" in line]
+    for name in ("prompt_tokens", "cached_tokens", "generated_tokens", "running", "waiting"):
+        assert [line for line in lines if f"charactertrain_engine_{name}{{" in line], name
 
 
 # Weights

@@ -1,6 +1,6 @@
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,6 +100,17 @@ def preference_summary() -> Json:
     }
 
 
+def quality(ranker: str, accuracy: float, low: float, high: float, failure: str = "") -> Json:
+    return {
+        "ranker": ranker,
+        "accuracy": accuracy,
+        "ci_low": low,
+        "ci_high": high,
+        "num_pairs": 0 if failure else 24,
+        "failure": failure,
+    }
+
+
 def estimate(value: float) -> Json:
     return {
         "estimate": value,
@@ -165,8 +176,9 @@ def summaries() -> dict[str, Json]:
             "ranker": "contrast",
             "judge": "small itself",
             "ranker_check": [
-                {"ranker": "judge", "accuracy": 0.5, "ci_low": 0.4, "num_pairs": 24},
-                {"ranker": "contrast", "accuracy": 0.9, "ci_low": 0.8, "num_pairs": 24},
+                quality("judge", 0.5, 0.4, 0.6),
+                quality("contrast", 0.9, 0.8, 0.95),
+                quality("rating", 0.0, 0.0, 1.0, failure="9 is no single token"),
             ],
             "reliability": reliability(30),
             "reliability_by_trait": {"warm": reliability(10)},
@@ -391,6 +403,18 @@ def test_report_most_traits_is_more_than_half(make_run: MakeRun, context: Contex
     assert "fell: curious (contrast -0.200 [-0.300, -0.100])" in line
 
 
+def test_report_a_trait_that_rose_and_fell_has_not_risen(
+    make_run: MakeRun, context: Context
+) -> None:
+    results = report_json()
+    results["traits"]["warm"]["contrast"] = effect(0.0, -0.2, 0.1)
+    line = line_about(make_view(make_run(results), context), "most traits")
+    assert line.startswith("NOT: ")
+    assert "1 of 3" in line
+    assert "rose: warm (detector rate +0.300 [0.200, 0.400])" in line
+    assert "fell: warm (contrast -0.200 [-0.300, -0.100])" in line
+
+
 def test_report_reward_does_not_make_a_trait_risen(make_run: MakeRun, context: Context) -> None:
     results = report_json()
     for effects in results["traits"].values():
@@ -521,8 +545,10 @@ def test_view_of_the_checks(make_run: MakeRun, context: Context) -> None:
         ("warm", "detector_rate", None),
         ("curious", "contrast", True),
     ]
-    judge, contrast = view.ranker_checks
-    assert (judge.is_chosen, contrast.is_chosen) == (False, True)
+    judge, contrast, rating = view.ranker_checks
+    assert (judge.is_chosen, contrast.is_chosen, rating.is_chosen) == (False, True, False)
+    assert (judge.accuracy, judge.ci_low, judge.ci_high) == (0.5, 0.4, 0.6)
+    assert (rating.accuracy, rating.reason) == (None, "gave no answer: 9 is no single token")
     assert contrast.reason == "no judge is good enough"
     assert judge.reason == "auto wants an interval that begins at 1.0 or above"
 
@@ -545,6 +571,21 @@ def test_view_of_coverage_and_rankings(make_run: MakeRun, context: Context) -> N
     page_text = page.render(make_view(make_run(), context))
     assert "Is it &lt;hot&gt;?" in page_text
     assert "0.400 [0.300, 0.500]" in page_text
+    # Of the ranker check.
+    assert "[0.800, 0.950]" in page_text
+
+
+def test_report_says_how_many_prompts_were_near_duplicates(
+    make_run: MakeRun, context: Context
+) -> None:
+    view = make_view(make_run(), context)
+    coverage = view.data.coverage
+    assert coverage is not None
+    for count, share in ((0, "0.0"), (len(prompts()), "50.0")):
+        changed = replace(view.data, coverage=replace(coverage, num_duplicates=count))
+        page_text = page.render(replace(view, data=changed))
+        expected = f"{count} near-duplicates were left out ({share} % of what passed the other"
+        assert expected in page_text
 
 
 def test_view_of_data_and_stages(make_run: MakeRun, context: Context) -> None:
