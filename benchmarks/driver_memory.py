@@ -51,9 +51,14 @@ class DrawnSampler(FakeSampler):
 def main() -> None:
     """Run the stage and print the line."""
     arguments = _arguments()
-    # Two responses to a prompt, the fewest.
-    two = "responses.variants={none: 0, mild: 0, strong: 2}"
-    config = simulated_config(arguments.workers, two, max_tokens=24)
+    config = simulated_config(
+        arguments.workers,
+        # The fewest to a prompt, and all of one length.
+        "responses.variants={none: 0, mild: 0, strong: 2}",
+        "responses.ending=fixed",
+        "policy.ending=fixed",
+        max_tokens=24,
+    )
     with tempfile.TemporaryDirectory() as scratch:
         directory = open_directory(scratch)
         with open_session(config, directory.child("session"), Console(quiet=True)) as session:
