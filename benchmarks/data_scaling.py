@@ -5,7 +5,7 @@ everything else is the stage as a run has it: Ray Data, leases, remote calls, fi
 Efficiency is rows a second at the most engines by those at one times their number, over the part of
 the run in which all workers are at work. Prints one JSON line; `ratio`: efficiency.
 
-python benchmarks/data_scaling.py [--engines 1 8 64] [--rows-per-engine 64]
+python benchmarks/data_scaling.py [--engines 1 8 64] [--rows-per-engine 160]
 """
 
 import argparse
@@ -116,7 +116,7 @@ def simulated_config(num_engines: int, *more: str, max_tokens: int) -> RunConfig
         f"cluster.num_cpus={num_engines + 4}",
         f"sampler.resources.num_engines=[{num_engines},{num_engines}]",
         "sampler.resources.max_num_seqs=64",
-        "sampler.resources.rows_per_chunk=8",
+        "sampler.resources.rows_per_chunk=4",
         f"responses.max_tokens={max_tokens}",
         f"policy.max_tokens={max_tokens}",
         "responses.max_repetition=1.0",
@@ -136,7 +136,7 @@ def simulated_config(num_engines: int, *more: str, max_tokens: int) -> RunConfig
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engines", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--rows-per-engine", type=int, default=64)
+    parser.add_argument("--rows-per-engine", type=int, default=160)
     return parser.parse_args()
 
 
