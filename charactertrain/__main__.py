@@ -21,7 +21,7 @@ from charactertrain.constitution import Constitution
 from charactertrain.exceptions import CharacterTrainError
 from charactertrain.models.sources import model_identity
 from charactertrain.pipeline import Action, Step, Work
-from charactertrain.stages import prompt_files
+from charactertrain.stages import pair_files, prompt_files
 from charactertrain.storage import Directory, open_directory, without_keys
 from charactertrain.trait_file import load_constitution
 
@@ -61,9 +61,7 @@ def run(config: RunConfig, console: Console) -> float | None:
     _print_plan(console, config, steps, directory)
     pipeline.check_plan(steps, directory)
     pipeline.check_inputs(steps, directory)
-    if any(step.stage.name == "prompts" and step.action is not Action.SKIP for step in steps):
-        trait_ids = [trait.id for trait in constitution.traits]
-        prompt_files.check(config.prompts, trait_ids=trait_ids, seed=config.seed)
+    _check_files(config, constitution, steps)
     if config.run.dry:
         console.print("nothing refuses")
         return None
@@ -107,6 +105,16 @@ def _execute(
                 effect = _print_summary(console, manifest, directory)
     console.print(f"done in {time.monotonic() - started:.0f} s")
     return effect
+
+
+def _check_files(config: RunConfig, constitution: Constitution, steps: Sequence[Step]) -> None:
+    """Raise ConfigError before anything is started if a file of the researcher's own is wrong."""
+    made = {step.stage.name for step in steps if step.action is not Action.SKIP}
+    weights = {trait.id: trait.weight for trait in constitution.traits}
+    if "prompts" in made:
+        prompt_files.check(config.prompts, trait_ids=list(weights), seed=config.seed)
+    if "pairs" in made:
+        pair_files.check(config.pairs, trait_weights=weights, seed=config.seed)
 
 
 def _check_model(config: RunConfig) -> None:

@@ -46,8 +46,12 @@ def encode_exchange(prompt: str, response: str, tokenizer: Tokenizer) -> list[in
     What a preference model reads, in training and in serving alike; its scalar stands at the last
     token.
     """
-    prompt_ids = encode(plain_conversation(prompt), tokenizer)
-    return prompt_ids + tokenizer.encode(defused(response, tokenizer), add_special_tokens=False)
+    return encode(plain_conversation(prompt), tokenizer) + encode_response(response, tokenizer)
+
+
+def encode_response(response: str, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of a response, as `encode_exchange` puts them after those of its prompt."""
+    return tokenizer.encode(defused(response, tokenizer), add_special_tokens=False)
 
 
 def encode_choices(

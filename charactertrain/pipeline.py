@@ -97,7 +97,10 @@ def _made_again(name: str) -> str:
 
 
 def select(stages: Sequence[Stage], *, only: str | None, until: str | None) -> list[str]:
-    """Names of the stages that `run.only` and `run.until` choose."""
+    """Names of the stages that `run.only` and `run.until` choose.
+
+    The latter chooses its stage and those that it is made of, directly or through others.
+    """
     names = [stage.name for stage in stages]
     for key, value in (("run.only", only), ("run.until", until)):
         if value is not None and value not in names:
@@ -106,7 +109,13 @@ def select(stages: Sequence[Stage], *, only: str | None, until: str | None) -> l
         raise ConfigError("run.only and run.until exclude each other; give one of them")
     if only is not None:
         return [only]
-    return names if until is None else names[: names.index(until) + 1]
+    if until is None:
+        return names
+    needed = {until}
+    for stage in reversed(stages):
+        if stage.name in needed:
+            needed.update(stage.inputs)
+    return [name for name in names if name in needed]
 
 
 def _step(stage: Stage, identity: Identity, directory: Directory) -> Step:

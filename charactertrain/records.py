@@ -140,6 +140,8 @@ class Response:
     response_id: str
     prompt_id: str
     trait_id: str
+    family: str
+    """The prompt's."""
     split: Split
     prompt: str
     """The prompt's text."""
@@ -202,6 +204,9 @@ class PreferencePair:
     pair_id: str
     prompt_id: str
     trait_id: str
+    """`NO_TRAIT` where the comparison is of quality alone."""
+    family: str
+    """Of the prompt."""
     split: Split
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
@@ -210,12 +215,16 @@ class PreferencePair:
     """P(chosen preferred to rejected), 0.5 to 1."""
     weight: float
     """So that the pairs of one prompt sum to the trait's weight."""
+    margin: float
+    """In logits, by which chosen is to be ahead; 0 for ours."""
     chosen_id: str
     rejected_id: str
     chosen_variant: str
+    """A name of `templates.VARIANTS`, or `file`."""
     rejected_variant: str
-    chosen_tokens: int
-    rejected_tokens: int
+    chosen_tokens: int | None
+    """As sampled; None where the pair came from a file."""
+    rejected_tokens: int | None
 
 
 @dataclass(frozen=True)

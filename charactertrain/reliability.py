@@ -159,20 +159,21 @@ def summarise(
         swap_consistency=interval(prompt.swap_consistency for prompt in prompts),
         cyclic_triads=interval(prompt.cyclic_triads for prompt in prompts),
         split_half=interval(prompt.split_half for prompt in prompts),
-        length_correlation=_correlation_interval(
+        length_correlation=correlation_interval(
             lengths, prompt_ids, num_resamples=num_resamples, seed=seed
         ),
         num_prompts=len(set(prompt_ids)),
     )
 
 
-def _correlation_interval(
+def correlation_interval(
     groups: Sequence[Group], prompt_ids: Sequence[str], *, num_resamples: int, seed: int
 ) -> Interval | None:
     """`within_group_correlation` of the prompts with two responses or more, and its interval.
 
-    A resample in which one quantity does not vary has no correlation and is left out, which
-    happens only where few prompts vary at all.
+    None where there is no correlation, or only one prompt that has one. A resample in which one
+    quantity does not vary has no correlation and is left out, which happens only where few prompts
+    vary at all.
     """
     gathered = values_by_cluster(groups, prompt_ids)
     by_prompt = {

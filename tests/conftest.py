@@ -1,5 +1,6 @@
 """Shared by all tests: a place to write to, tiny records, and the composed config."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,10 @@ from charactertrain.records import Prompt, Response, Trait
 from charactertrain.storage import Directory, open_directory
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Read once, when DeepSpeed is first imported; as `training.fit` sets it for its workers. Without
+# torch, which most tests need not load.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if Path("/dev/nvidiactl").exists() else "cpu")
 
 # In a process of its own: pyarrow holds the interpreter's lock when it drops a stream, so that a
 # server in this process could not answer and a broken write would hang instead of failing.
@@ -115,6 +120,27 @@ def own_model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield cache
 
 
+@pytest.fixture(name="tiny_model", scope="session")
+def tiny_random_model(model_cache: Path) -> Path:
+    """A two-layer Llama over bytes with random weights."""
+    from charactertrain.models import sources
+
+    return sources.resolve(sources.TINY_RANDOM)
+
+
+@pytest.fixture(name="process_group", scope="session")
+def group_of_one() -> Iterator[None]:
+    """A process group of this process alone; one for all tests, since DeepSpeed keeps the first."""
+    import torch
+
+    from charactertrain.runtime.worker import process_group_of_one
+
+    # Models this small are slower with more.
+    torch.set_num_threads(1)
+    with process_group_of_one():
+        yield
+
+
 @pytest.fixture(name="traits")
 def two_traits() -> list[Trait]:
     """A trait with facets and a detector, and one without either."""
@@ -145,6 +171,7 @@ def three_responses() -> list[Response]:
             response_id=response_id,
             prompt_id="p1",
             trait_id="honest",
+            family="honest/a-gift",
             split="train",
             prompt="Do you like my scarf?",
             variant=variants[response_id],

@@ -12,6 +12,7 @@ from charactertrain.calibration import (
     accuracy,
     accuracy_by_group,
     brier_score,
+    calibration_error_interval,
     expected_calibration_error,
     fit_temperature,
     negative_log_likelihood,
@@ -148,3 +149,35 @@ def test_measures_refuse_what_is_no_probability(
 def test_measures_of_margins_refuse_nan() -> None:
     with pytest.raises(ValueError, match="finite"):
         accuracy([1.0, math.nan], [1.0, 1.0])
+
+
+def test_calibration_error_interval_holds_the_true_error() -> None:
+    # The truth is sigma(margin / 2), and sigma(margin) is claimed: an error of 0.0957.
+    held = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        margins = rng.normal(0, 1.5, 400)
+        claimed, truth = (1 / (1 + np.exp(-margins / t)) for t in (1, 2))
+        low, high = calibration_error_interval(
+            claimed,
+            (rng.uniform(size=400) < truth).astype(float),
+            [str(index) for index in range(400)],
+            num_bins=15,
+            num_resamples=200,
+            seed=seed,
+        )
+        held += 0 <= low <= 0.0957 <= high
+    assert held >= 86
+
+
+def test_calibration_error_interval_is_over_clusters() -> None:
+    # Two prompts: one whose ten pairs are right as claimed, one whose ten pairs are not.
+    claimed, targets = [0.95] * 20, [0.95] * 10 + [0.05] * 10
+    options = {"num_bins": 10, "num_resamples": 200, "seed": 1}
+    wide = calibration_error_interval(claimed, targets, ["a"] * 10 + ["b"] * 10, **options)
+    narrow = calibration_error_interval(
+        claimed, targets, [str(index) for index in range(20)], **options
+    )
+    assert wide == pytest.approx((0.0, 0.9))
+    assert narrow[0] > 0.1
+    assert narrow[1] < 0.8

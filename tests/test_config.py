@@ -11,15 +11,17 @@ import yaml
 from pydantic import ValidationError
 
 from charactertrain.config import RunConfig, Section, identity, validate
+from charactertrain.config import run as run_config
 from charactertrain.config.data import MAX_CHECK_PROMPTS, MAX_QUESTIONS
 from charactertrain.exceptions import ConfigError
+from charactertrain.objectives import preference as objectives
 from charactertrain.templates import CHECK_MESSAGES, NUM_QUESTIONS
 
 Json = dict[str, Any]
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
-MAX_LEAVES = 130
+MAX_LEAVES = 150
 MAX_DEPTH = 4
 
 # What a choice needs beside it to fit the recipe.
@@ -230,6 +232,8 @@ def test_unknown_key_is_refused_with_its_path(recipe: Json, key: str, expected: 
         ("prompts.languages", [], r".* at least 1 item.*"),
         ("prompts.max_top_ups", -1, r".* greater than or equal to 0 \(found -1\)"),
         ("prompts.file_use", "append", r"Input should be 'join' or 'replace'"),
+        ("pairs.file_use", "append", r"Input should be 'join' or 'replace'"),
+        ("pairs.validation_share", 1, r".* less than 1 \(found 1\)"),
         ("sampler.kind", "openai", r"Input should be 'vllm' or 'fake'"),
         ("sampler.resources.num_engines", [1, 2, 3], r".* at most 2 items"),
         ("seed", None, r".* valid integer \(found None\)"),
@@ -277,7 +281,6 @@ LATENCY = {
 }
 NO_JUDGE = "rankings: ranker is contrast, which asks no judge; leave out judge_model and endpoint"
 
-MULTIPLE = "every worker must get the same number of microbatches"
 WITHOUT_KL = (
     "a policy with no KL to the reference drifts into hacks of its reward; ask for it by setting "
     "both kl_coef=0 and without_kl=true"
@@ -288,20 +291,19 @@ WITHOUT_KL = (
     ("settings", "expected"),
     [
         (
-            {"policy.prompts_per_step": 33, "policy.resources.microbatch_size": 3}
-            | {"policy.warm_start.prompts_per_step": 30, "cluster.num_workers": 2},
-            "policy.prompts_per_step 33 is not a multiple of workers x microbatch_size = 2 x 3; "
-            + MULTIPLE,
+            {"cluster.num_workers": [3, 2]},
+            "cluster.num_workers is (3, 2); give (fewest, most)",
         ),
         (
-            {"policy.warm_start.prompts_per_step": 5, "cluster.num_workers": 2},
-            "policy.warm_start.prompts_per_step 5 is not a multiple of workers x microbatch_size "
-            "= 2 x 1; " + MULTIPLE,
+            {"preference_model.objective": "plackett_luce", "responses.variants": {"none": 11}},
+            "preference_model.objective plackett_luce sums over all subsets of a prompt's "
+            "responses, of which responses.variants asks for 11; give 10 at most, or objective "
+            "bradley_terry",
         ),
         (
-            {"preference_model.prompts_per_step": 6, "cluster.num_workers": 4},
-            "preference_model.prompts_per_step 6 is not a multiple of workers x microbatch_size "
-            "= 4 x 1; " + MULTIPLE,
+            {"preference_model.objective": "plackett_luce", "preference_model.margin": 0.5},
+            "preference_model: margin is 0.5, and objective plackett_luce compares whole rankings; "
+            "give margin 0, or objective bradley_terry",
         ),
         (
             {"responses.ending": "fixed"},
@@ -409,6 +411,10 @@ WITHOUT_KL = (
             "prompts: file_use is replace and file is null; name the file of prompts",
         ),
         (
+            {"pairs.file_use": "replace"},
+            "pairs: file_use is replace and file is null; name the file of pairs",
+        ),
+        (
             {"responses.variants": {"none": 1, "mild": 0}},
             "responses: variants give 1 candidates; a ranking needs 2",
         ),
@@ -481,6 +487,7 @@ def test_weights_of_kinds_become_shares(recipe: Json) -> None:
         {"sampler.kind": "fake", "sampler.latency": LATENCY, "run.until": "pairs"},
         {"model.prompt_synthesis": "chat", "model.messages_per_call": 5},
         {"prompts.file": "mine.jsonl", "prompts.file_use": "replace"},
+        {"pairs.file": "mine.jsonl", "pairs.file_use": "replace"},
         {"prompts.kinds": {"trait": 1}},
     ],
     ids=lambda settings: next(iter(settings)),
@@ -499,7 +506,7 @@ def test_settings_that_fit_together_are_taken(recipe: Json, settings: Json) -> N
     "settings",
     [
         {"policy.num_steps": 0, "seed": -1, "colour": "red"},
-        {"policy.max_tokens": 2000, "policy.prompts_per_step": 33, "cluster.num_workers": 2}
+        {"policy.max_tokens": 2000, "cluster.num_workers": [2, 1]}
         | {"sampler.resources.num_engines": [2, 1]},
     ],
     ids=["fields", "contradictions"],
@@ -552,11 +559,14 @@ def test_an_endpoint_is_a_plain_url_and_is_not_shown_if_it_is_not(recipe: Json, 
 
 def test_identity_leaves_out_files_that_stages_name_by_their_contents(recipe: Json) -> None:
     settings = {"prompts.file": "mine.jsonl", "rankings.judge_model": "some/judge"}
+    settings |= {"pairs.file": "own.parquet"}
     plain, moved = validate(recipe), validate(changed(recipe, settings))
     assert identity(moved.prompts) == identity(plain.prompts)
     assert identity(moved.rankings) == identity(plain.rankings)
-    joined = validate(changed(recipe, settings | {"prompts.file_use": "replace"}))
-    assert identity(joined.prompts) != identity(plain.prompts)
+    assert identity(moved.pairs) == identity(plain.pairs)
+    for section in ("prompts", "pairs"):
+        alone = validate(changed(recipe, settings | {f"{section}.file_use": "replace"}))
+        assert identity(getattr(alone, section)) != identity(getattr(plain, section))
 
 
 def test_identity_leaves_out_how_a_stage_runs(smoke_config: RunConfig) -> None:
@@ -565,8 +575,8 @@ def test_identity_leaves_out_how_a_stage_runs(smoke_config: RunConfig) -> None:
     assert found["objective"]["kl_coef"] == 0.05
     assert found["warm_start"]["epochs"] == 1
     keys = {key for path, _ in leaves(found) for key in path}
-    assert keys.isdisjoint({"resources", "deepspeed", "microbatch_size", "stage", "offload"})
-    left_out = {"resources", "deepspeed", "sync_tolerance"}
+    assert keys.isdisjoint({"resources", "deepspeed", "tokens_per_microbatch", "stage", "offload"})
+    left_out = {"resources", "deepspeed", "sync_tolerance", "despite_gates"}
     assert set(found) == set(type(smoke_config.policy).model_fields) - left_out
 
 
@@ -574,7 +584,6 @@ GATES = {
     "prompts": {"min_accepted_share": 0.01, "min_trait_shift": 0.01},
     "responses": {"max_reject_share": 0.01},
     "rankings": {"min_accuracy": 0.01},
-    "preference_model": {"min_accuracy": 0.01},
     "policy": {"sync_tolerance": 0.01},
 }
 
@@ -586,13 +595,21 @@ def test_gates_that_change_no_row_are_no_identity_and_stay_in_the_config(recipe:
         section = getattr(moved, name)
         assert identity(section) == identity(getattr(plain, name))
         assert values.items() <= section.model_dump().items()
+    stricter = validate(changed(recipe, {"preference_model.gates.worst_trait_accuracy": 0.9}))
+    assert identity(stricter.preference_model) == identity(plain.preference_model)
+    told = validate(changed(recipe, {"policy.despite_gates": True}))
+    assert identity(told.policy) == identity(plain.policy)
     # This one picks the ranker.
     judged = validate(changed(recipe, {"rankings.min_judge_accuracy": 0.9}))
     assert identity(judged.rankings) != identity(plain.rankings)
 
 
+def test_longest_list_is_that_of_the_loss() -> None:
+    assert run_config.MAX_LIST == objectives.MAX_LIST
+
+
 def test_identity_changes_with_results_and_not_with_resources(recipe: Json) -> None:
-    moved = {"policy.deepspeed.stage": 3, "policy.resources.microbatch_size": 2}
+    moved = {"policy.deepspeed.stage": 3, "policy.resources.tokens_per_microbatch": 2}
     other = {"policy.warm_start.learning_rate": 0.5}
     plain = identity(validate(recipe).policy)
     assert identity(validate(changed(recipe, moved)).policy) == plain

@@ -9,8 +9,11 @@ import pytest
 
 from charactertrain import artifacts, pipeline
 from charactertrain.artifacts import Outcome
+from charactertrain.config import RunConfig
+from charactertrain.constitution import Constitution, Trait
 from charactertrain.exceptions import ArtifactError, ConfigError
 from charactertrain.pipeline import Action, Stage, Step, Work
+from charactertrain.stages import NAMES, define
 from charactertrain.storage import Directory, open_directory
 
 
@@ -306,6 +309,81 @@ def test_only_with_an_input_of_other_settings_names_it(run_directory: Directory)
 )
 def test_select(only: str | None, until: str | None, expected: list[str]) -> None:
     assert pipeline.select(STAGES, only=only, until=until) == expected
+
+
+def test_until_leaves_out_what_its_stage_is_not_made_of() -> None:
+    stages = (
+        stage("traits"),
+        stage("prompts", "traits"),
+        stage("pairs", "traits"),
+        stage("models", "pairs"),
+        stage("report", "prompts", "models"),
+    )
+    assert pipeline.select(stages, only=None, until="models") == ["traits", "pairs", "models"]
+    assert pipeline.select(stages, only=None, until="pairs") == ["traits", "pairs"]
+    assert pipeline.select(stages, only=None, until="report") == [each.name for each in stages]
+
+
+Define = Callable[..., list[Stage]]
+
+
+@pytest.fixture(name="defined")
+def stages_of_a_run(smoke_config: RunConfig) -> Define:
+    """The stages of the smoke experiment with other settings of pairs."""
+
+    def defined(**changes: Any) -> list[Stage]:
+        section = smoke_config.pairs.model_copy(update=changes)
+        config = smoke_config.model_copy(update={"pairs": section})
+        trait = Trait(id="honest", statement="I tell the truth.")
+        constitution = Constitution(name="small", description="One trait.", traits=(trait,))
+        return define(config, constitution, lambda path: {"name": path})
+
+    return defined
+
+
+def test_until_a_stage_is_all_before_it_where_pairs_are_of_rankings(
+    defined: Define, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text("{}\n")
+    for stages in (defined(), defined(file=str(path))):
+        for index, name in enumerate(NAMES):
+            chosen = pipeline.select(stages, only=None, until=name)
+            assert chosen == list(NAMES[: index + 1])
+
+
+def test_until_the_preference_model_of_the_researchers_own_pairs_is_three_stages(
+    defined: Define, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text("{}\n")
+    stages = defined(file=str(path), file_use="replace")
+    chosen = pipeline.select(stages, only=None, until="preference_model")
+    assert chosen == ["traits", "pairs", "preference_model"]
+    # What comes after needs prompts all the same.
+    assert pipeline.select(stages, only=None, until="policy") == list(NAMES[:7])
+    sizes = {each.name: each.size for each in stages}
+    assert sizes["pairs"] == "as many pairs as pairs.file has"
+    assert sizes["preference_model"].endswith(" epochs over as many pairs as pairs.file has")
+    joined = {each.name: each.size for each in defined(file=str(path))}
+    assert joined["pairs"].endswith(" pairs and those of pairs.file")
+
+
+def test_pairs_are_those_of_the_files_contents_wherever_it_is(
+    defined: Define, tmp_path: Path
+) -> None:
+    def identity(name: str, text: str) -> Any:
+        (tmp_path / name).write_text(text)
+        stages = {each.name: each for each in defined(file=str(tmp_path / name))}
+        return stages["pairs"].identity_config
+
+    here = identity("here.jsonl", "{}\n")
+    assert identity("there.jsonl", "{}\n") == here
+    assert identity("here.jsonl", "{} \n") != here
+    assert "file" not in here["pairs"]
+    plain = {each.name: each for each in defined()}["pairs"]
+    assert plain.inputs == ("traits", "responses", "rankings")
+    assert plain.identity_config["contents of pairs.file"] is None
 
 
 @pytest.mark.parametrize(

@@ -40,12 +40,14 @@ PAIR = PreferencePair(
     pair_id="ab",
     prompt_id="p1",
     trait_id="honest",
+    family="honest/a-gift",
     split="train",
     prompt=(Message("user", TEXT),),
     chosen=(Message("assistant", "Yes."),),
     rejected=(Message("assistant", "No."),),
     probability=0.75,
     weight=1 / 3,
+    margin=-0.5,
     chosen_id="a",
     rejected_id="b",
     chosen_variant="strong",
@@ -94,9 +96,12 @@ EXAMPLES: list[list[Any]] = [
     ],
     [Probe("x", "honest", "Hi?", "strong", TEXT, (1, 2, 2**31 - 1), -0.1)],
     [
-        Response("r", "p1", "h", "train", "Hi?", "mild", 2, TEXT, (), (), -0.1, "stop"),
-        Response(
-            "r", "p1", "h", "train", "Hi?", "none", 0, "", (7, 0), (-0.5, -3.25), -3.75, "length"
+        Response("r", "p1", "h", "f", "train", "Hi?", "mild", 2, TEXT, (), (), -0.1, "stop"),
+        replace(
+            Response("r", "p1", "h", "f", "train", "Hi?", "none", 0, "", (), (), 0.0, "length"),
+            token_ids=(7, 0),
+            logprobs=(-0.5, -3.25),
+            sequence_logprob=-3.75,
         ),
     ],
     list(OPINIONS),
@@ -105,7 +110,7 @@ EXAMPLES: list[list[Any]] = [
         replace(RANKING, swap_consistency=1 / 3, cyclic_triads=0.0, split_half=-1.0),
         replace(RANKING, opinions=OPINIONS),
     ],
-    [PAIR],
+    [PAIR, replace(PAIR, chosen_tokens=None, rejected_tokens=None)],
     [Reply("s1", "p1", "honest", "base", "Hi?", TEXT, (3, 4), -2.5, "stop")],
     [SAMPLE, replace(SAMPLE, detected=False), replace(SAMPLE, detected=None)],
     [Reject("r", "honest", "responses", "loop", TEXT)],
@@ -117,6 +122,8 @@ NULLABLE = {
     (Ranking, "swap_consistency"),
     (Ranking, "cyclic_triads"),
     (Ranking, "split_half"),
+    (PreferencePair, "chosen_tokens"),
+    (PreferencePair, "rejected_tokens"),
     (EvaluationSample, "detected"),
 }
 
@@ -217,7 +224,7 @@ def test_a_token_id_that_does_not_fit_is_not_written() -> None:
 
 
 def test_log_probabilities_are_rounded_to_single_precision() -> None:
-    row = Response("r", "p", "h", "train", "Hi?", "none", 0, "", (7,), (-0.1,), -0.1, "stop")
+    row = Response("r", "p", "h", "f", "train", "Hi?", "none", 0, "", (7,), (-0.1,), -0.1, "stop")
     (read,) = from_table(to_table([row], Response), Response)
     assert read.logprobs == (float(np.float32(-0.1)),) != (-0.1,)
     assert read.sequence_logprob == -0.1

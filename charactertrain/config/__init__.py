@@ -12,12 +12,22 @@ from charactertrain.config.data import (
 )
 from charactertrain.config.run import RunConfig, validate
 from charactertrain.config.section import Section, identity
+from charactertrain.config.training import (
+    PolicySection,
+    PreferenceGates,
+    PreferenceModelSection,
+    RewardSection,
+)
 
 __all__ = [
+    "PolicySection",
+    "PreferenceGates",
+    "PreferenceModelSection",
     "PromptsSection",
     "RankerName",
     "RankingsSection",
     "ResponsesSection",
+    "RewardSection",
     "RunConfig",
     "Section",
     "identity",

@@ -279,7 +279,19 @@ class RankingsSection(Section):
 
 
 class PairsSection(Section):
-    """Pairs with soft labels from rankings."""
+    """Pairs with soft labels from rankings, and comparisons of the researcher's own."""
 
     min_probability: Annotated[float, Field(ge=0.5, lt=1)]
-    """Pairs less certain than this are left out, and counted."""
+    """Pairs of a ranking that are less certain than this are left out, and counted."""
+    file: str | None
+    """Comparisons of the researcher's own: a parquet or JSONL file, or a `datasets` directory."""
+    file_use: Literal["join", "replace"]
+    """Whether there are pairs of rankings beside those of `file`."""
+    validation_share: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the families of `file` that measure the preference model, where no row says."""
+
+    @model_validator(mode="after")
+    def _replacement(self) -> Self:
+        if self.file is None and self.file_use == "replace":
+            raise ValueError("file_use is replace and file is null; name the file of pairs")
+        return self

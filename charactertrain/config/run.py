@@ -21,6 +21,9 @@ from charactertrain.config.training import (
 )
 from charactertrain.exceptions import ConfigError
 
+MAX_LIST = 10
+"""Responses of a prompt that `objectives.preference.plackett_luce_loss` takes."""
+
 
 class RunSection(Section):
     """What this invocation does; none of it is identity."""
@@ -42,8 +45,8 @@ class ClusterSection(Section):
     """`local` starts Ray on this machine; `auto` joins the cluster this process is part of."""
     num_cpus: PositiveInt | None
     """Logical CPUs of a local cluster; None counts the cores."""
-    num_workers: PositiveInt
-    """Training workers."""
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt]
+    """Training workers; or the fewest and the most, as the cluster has room."""
     cpus_per_worker: PositiveFloat
     gpus_per_worker: Annotated[float, Field(ge=0)]
     max_failures: Count
@@ -80,7 +83,7 @@ class RunConfig(Section):
     def _fits_together(self) -> Self:
         problems = [
             *_sequence_problems(self),
-            *_batch_problems(self),
+            *_list_problems(self),
             *_sampler_problems(self),
             *_language_problems(self),
             *_directory_problems(self),
@@ -110,24 +113,14 @@ def _sequence_problems(config: RunConfig) -> list[str]:
     ]
 
 
-def _batch_problems(config: RunConfig) -> list[str]:
-    batches = {
-        "preference_model": (
-            config.preference_model.prompts_per_step,
-            config.preference_model.resources.microbatch_size,
-        ),
-        "policy": (config.policy.prompts_per_step, config.policy.resources.microbatch_size),
-        "policy.warm_start": (
-            config.policy.warm_start.prompts_per_step,
-            config.policy.resources.microbatch_size,
-        ),
-    }
-    workers = config.cluster.num_workers
+def _list_problems(config: RunConfig) -> list[str]:
+    longest = config.responses.per_prompt
+    if config.preference_model.objective != "plackett_luce" or longest <= MAX_LIST:
+        return []
     return [
-        f"{key}.prompts_per_step {prompts} is not a multiple of workers x microbatch_size = "
-        f"{workers} x {microbatch}; every worker must get the same number of microbatches"
-        for key, (prompts, microbatch) in batches.items()
-        if prompts % (workers * microbatch)
+        f"preference_model.objective plackett_luce sums over all subsets of a prompt's responses, "
+        f"of which responses.variants asks for {longest}; give {MAX_LIST} at most, or objective "
+        "bradley_terry"
     ]
 
 
@@ -212,10 +205,14 @@ def _worker_problems(config: RunConfig) -> list[str]:
     if fewest > most:
         problems.append(f"sampler.resources.num_engines is ({fewest}, {most}); give (fewest, most)")
     cluster = config.cluster
-    needed = cluster.num_workers * cluster.cpus_per_worker
+    workers = cluster.num_workers
+    least, largest = (workers, workers) if isinstance(workers, int) else workers
+    if least > largest:
+        problems.append(f"cluster.num_workers is ({least}, {largest}); give (fewest, most)")
+    needed = least * cluster.cpus_per_worker
     if cluster.address == "local" and cluster.num_cpus is not None and needed > cluster.num_cpus:
         problems.append(
-            f"cluster: {cluster.num_workers} workers of {cluster.cpus_per_worker} CPUs need "
+            f"cluster: {least} workers of {cluster.cpus_per_worker} CPUs need "
             f"{needed}, and cluster.num_cpus is {cluster.num_cpus}"
         )
     return problems

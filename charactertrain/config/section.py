@@ -10,6 +10,8 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 _GATES = {
+    "despite_gates",
+    "gates",
     "max_reject_share",
     "min_accepted_share",
     "min_accuracy",

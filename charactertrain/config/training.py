@@ -10,8 +10,10 @@ from charactertrain.config.section import Count, Fraction, PositiveFloat, Positi
 class TrainingResources(Section):
     """How a training stage runs; none of it decides what is learnt."""
 
-    microbatch_size: PositiveInt
-    """Prompts (with all their responses) that one worker runs at a time."""
+    tokens_per_microbatch: PositiveInt
+    """Tokens that one worker runs at a time; a longer prompt with its responses runs alone."""
+    recompute_activations: bool
+    """Compute activations again in the backward pass: less memory, a third more time."""
     checkpoint_every: PositiveInt
     """Steps between checkpoints."""
 
@@ -24,22 +26,76 @@ class DeepSpeedSection(Section):
     """Keep optimizer state (and, at stage 3, parameters) in host memory."""
 
 
+class LoraSection(Section):
+    """Low-rank adapters on every linear layer of the body, merged into the model when written."""
+
+    rank: PositiveInt
+    alpha: PositiveInt
+    """The adapters' output is multiplied by alpha / rank."""
+
+
+class PreferenceGates(Section):
+    """What a preference model must reach; the policy stage refuses one that does not."""
+
+    worst_trait_accuracy: Fraction
+    """Least held-out accuracy of any trait."""
+    above_length: Annotated[float, Field(ge=-1, le=1)]
+    """Least that any trait's accuracy is above that of length alone."""
+    calibration_error: Fraction
+    """Most expected calibration error after the temperature."""
+
+
 class PreferenceModelSection(Section):
     """The scalar model that learns the rankings."""
 
+    objective: Literal["bradley_terry", "plackett_luce"]
+    """Pairs, or whole rankings."""
+    margin: Annotated[float, Field(ge=0)]
+    """Bradley-Terry: by how many logits a certain label's response is to be further ahead."""
+    centering: Annotated[float, Field(ge=0)]
+    """Weight of the squared-reward penalty that keeps rewards near zero."""
+    labels: Literal["ranked", "shuffled"]
+    """`shuffled` hands each prompt's labels to its responses at random: a placebo."""
+    general_share: Annotated[float, Field(ge=0, lt=1)]
+    """Share of training prompts that are general comparisons, which pairs.file brings."""
+    gold_share: Annotated[float, Field(ge=0, le=0.5)]
+    """Share of the training scenarios that train the gold model instead; 0 for none."""
+    ensemble: PositiveInt
+    """Models that differ in their seed alone; 1 for one."""
     epochs: PositiveInt
     prompts_per_step: PositiveInt
     learning_rate: PositiveFloat
     warmup_share: Fraction
     """Share of steps over which the learning rate rises."""
+    decay: Literal["constant", "linear", "cosine"]
+    """How it falls after."""
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: PositiveFloat
-    centering: Annotated[float, Field(ge=0)]
-    """Weight of the squared-reward penalty that keeps rewards near zero."""
-    min_accuracy: Fraction
-    """Held-out accuracy below which the policy stage is not worth its cost: the run stops."""
+    evaluations: PositiveInt
+    """Times that the held-out loss is measured; the weights with the lowest are kept."""
+    patience: Count
+    """Evaluations without a lower loss after which training stops; 0 for never."""
+    lora: LoraSection | None
+    gates: PreferenceGates
     deepspeed: DeepSpeedSection
     resources: TrainingResources
+
+    @model_validator(mode="after")
+    def _margin_of_pairs(self) -> Self:
+        if self.objective == "plackett_luce" and self.margin > 0:
+            raise ValueError(
+                f"margin is {self.margin}, and objective plackett_luce compares whole rankings; "
+                "give margin 0, or objective bradley_terry"
+            )
+        return self
+
+
+class RewardSection(Section):
+    """How the rewards of an ensemble become one; of one model they change nothing."""
+
+    aggregate: Literal["mean", "minimum"]
+    disagreement_coef: Annotated[float, Field(ge=0)]
+    """Of the members' variance, taken off."""
 
 
 class WarmStartSection(Section):
@@ -77,8 +133,11 @@ class ObjectiveSection(Section):
 class PolicySection(Section):
     """Optimisation of the policy against the preference model."""
 
+    despite_gates: bool
+    """Go on with a preference model that does not pass its gates."""
     warm_start: WarmStartSection
     objective: ObjectiveSection
+    reward: RewardSection
     num_steps: PositiveInt
     prompts_per_step: PositiveInt
     group_size: Annotated[int, Field(ge=2)]

@@ -15,6 +15,8 @@ from transformers import (
 )
 
 from charactertrain.exceptions import ModelError
+from charactertrain.models import packed_attention
+from charactertrain.models.packing import is_packable
 
 
 def _load(auto_class: Any, directory: Path, **options: Any) -> Any:
@@ -63,13 +65,33 @@ def check_context(directory: Path, context_tokens: int) -> None:
 
 def load_causal_lm(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model in `dtype`, for training or as the frozen reference."""
+    config = _load(AutoConfig, directory)
+    return _load_weights(AutoModelForCausalLM, directory, config, dtype)
+
+
+def _load_weights(
+    auto_class: Any, directory: Path, config: Any, dtype: torch.dtype
+) -> PreTrainedModel:
+    dropouts = {
+        name: value
+        for name, value in vars(config).items()
+        if name.endswith(("dropout", "_pdrop", "_drop")) and isinstance(value, float)
+    }
+    # One pass over each response: dropout would add noise, and a resumed step would draw it anew.
+    for name in dropouts:
+        setattr(config, name, 0.0)
     model: PreTrainedModel = _load(
-        AutoModelForCausalLM,
+        auto_class,
         directory,
+        config=config,
         dtype=dtype,
         use_safetensors=True,
         attn_implementation="sdpa",
     )
+    for name, value in dropouts.items():
+        setattr(model.config, name, value)
+    if is_packable(model):
+        model.set_attn_implementation(packed_attention.NAME)
     model.config.use_cache = False
     return model
 
@@ -88,16 +110,8 @@ def load_preference_model(directory: Path, dtype: torch.dtype, *, seed: int) -> 
         config.num_labels = 1
         config.initializer_range = _HEAD_STD
     torch.manual_seed(seed)
-    model: PreTrainedModel = _load(
-        AutoModelForSequenceClassification,
-        directory,
-        config=config,
-        dtype=dtype,
-        use_safetensors=True,
-        attn_implementation="sdpa",
-    )
+    model = _load_weights(AutoModelForSequenceClassification, directory, config, dtype)
     model.config.initializer_range = usual_std
-    model.config.use_cache = False
     return model
 
 

@@ -10,12 +10,14 @@ Shapes: L tokens of the row, N response tokens, R responses.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from charactertrain.exceptions import ModelError
+from charactertrain.models.packed_attention import Piece, Pieces, cut
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,11 @@ class PromptGroup:
 
     prompt_token_ids: tuple[int, ...]
     responses: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt and of all responses."""
+        return len(self.prompt_token_ids) + sum(map(len, self.responses))
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,8 @@ class PackedRow:
     """1 x L."""
     position_ids: Tensor
     """1 x L: a response's positions follow its prompt's."""
-    attention_mask: Tensor
-    """1 x 1 x L x L, True where a token (third axis) sees another (fourth)."""
+    pieces: Pieces
+    """Which token sees which."""
     token_ids_N: Tensor
     """Response tokens, response by response."""
     predictor_N: Tensor
@@ -49,12 +56,14 @@ class PackedRow:
         """The same on a device."""
         return PackedRow(*(value.to(device) for value in vars(self).values()))
 
-    def model_inputs(self) -> dict[str, Tensor]:
-        """What a transformers model is called with."""
+    def model_inputs(self) -> dict[str, Any]:
+        """What a transformers model is called with that was loaded with packed attention."""
         return {
             "input_ids": self.input_ids,
             "position_ids": self.position_ids,
-            "attention_mask": self.attention_mask,
+            "pieces": self.pieces,
+            # transformers makes no mask of its own where one of four dimensions is given.
+            "attention_mask": self.position_ids.new_zeros(1, 1, 1, 1, dtype=torch.bool),
         }
 
 
@@ -62,25 +71,24 @@ def pack(groups: Sequence[PromptGroup]) -> PackedRow:
     """Groups as one row."""
     tokens: list[int] = []
     positions: list[int] = []
-    groups_of: list[int] = []
-    responses_of: list[int] = []
+    pieces: list[Piece] = []
     targets: list[int] = []
     predictors: list[int] = []
     target_responses: list[int] = []
     last: list[int] = []
-    for number, group in enumerate(groups):
+    for group in groups:
         length = len(group.prompt_token_ids)
+        prompt = Piece(len(tokens), len(tokens) + length)
+        pieces.append(prompt)
         tokens += group.prompt_token_ids
         positions += range(length)
-        groups_of += [number] * length
-        responses_of += [-1] * length
         prompt_end = len(tokens) - 1
         for response in group.responses:
             start = len(tokens)
             tokens += response
             positions += range(length, length + len(response))
-            groups_of += [number] * len(response)
-            responses_of += [len(last)] * len(response)
+            if response:
+                pieces.append(Piece(start, len(tokens), prompt.start, prompt.end))
             targets += response
             predictors += [prompt_end, *range(start, start + len(response) - 1)][: len(response)]
             target_responses += [len(last)] * len(response)
@@ -88,7 +96,7 @@ def pack(groups: Sequence[PromptGroup]) -> PackedRow:
     return PackedRow(
         input_ids=torch.tensor([tokens]),
         position_ids=torch.tensor([positions]),
-        attention_mask=_visibility(torch.tensor(groups_of), torch.tensor(responses_of)),
+        pieces=cut(pieces),
         token_ids_N=torch.tensor(targets),
         predictor_N=torch.tensor(predictors),
         response_N=torch.tensor(target_responses),
@@ -96,30 +104,47 @@ def pack(groups: Sequence[PromptGroup]) -> PackedRow:
     )
 
 
-def _visibility(groups_L: Tensor, responses_L: Tensor) -> Tensor:
-    """A token sees the tokens before it of its own prompt and its own response."""
-    length = len(groups_L)
-    earlier_LL = torch.ones(length, length, dtype=torch.bool).tril()
-    same_group_LL = groups_L[:, None] == groups_L[None, :]
-    same_response_LL = responses_L[:, None] == responses_L[None, :]
-    is_prompt_L = responses_L == -1
-    visible_LL = earlier_LL & same_group_LL & (same_response_LL | is_prompt_L[None, :])
-    return visible_LL[None, None]
+PACKABLE = {
+    "cohere2",
+    "deepseek_v3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm4",
+    "gpt2",
+    "granite",
+    "llama",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+}
+"""Types of models of which tests show that a packed response gets what it gets alone.
+
+No attribute tells: some hand nothing on to their attention, or hide a window in its mask.
+"""
 
 
-def check_packable(model: PreTrainedModel, context_tokens: int) -> None:
-    """Raise ModelError if the model's attention cannot follow a packed row's mask."""
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    recurrent = kinds - {"full_attention", "sliding_attention", "attention"}
-    if recurrent:
+def is_packable(model: PreTrainedModel) -> bool:
+    """Whether packed attention computes what the model's own would."""
+    config = model.config
+    return (
+        config.model_type in PACKABLE
+        and getattr(config, "attn_logit_softcapping", None) is None
+        and not getattr(config, "use_bidirectional_attention", None)
+    )
+
+
+def check_packable(model: PreTrainedModel) -> None:
+    """Raise ModelError if the model was not loaded with packed attention."""
+    if not is_packable(model):
         raise ModelError(
-            f"{config.model_type} has layers of kind {sorted(recurrent)}, which carry a state from "
-            "token to token and would mix packed responses; training needs a model of attention"
-        )
-    if "sliding_attention" in kinds and window is not None and window < context_tokens:
-        raise ModelError(
-            f"{config.model_type} attends over a window of {window} tokens in some layers, shorter "
-            f"than model.context_tokens {context_tokens}; lower model.context_tokens to {window}"
+            f"{model.config.model_type}: it is not known to compute the same for responses packed "
+            "into one row, which the policy stage needs. Choose a model of one of these types: "
+            f"{', '.join(sorted(PACKABLE))}."
         )

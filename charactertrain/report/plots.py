@@ -9,6 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from charactertrain.report.data_view import HistogramBin
+from charactertrain.report.preference_view import (
+    Accuracy,
+    Calibration,
+    CurvePoint,
+    HeldOutLoss,
+    Shortcut,
+    ShortcutReading,
+)
 from charactertrain.report.reading import MEASURE_LABELS, Reading, read_effect
 from charactertrain.report.svg import (
     GRID,
@@ -22,7 +30,7 @@ from charactertrain.report.svg import (
     page_style,
 )
 from charactertrain.report.text import interval, number, shorten, signed
-from charactertrain.report.training_view import Accuracy, Calibration, Measure
+from charactertrain.report.training_view import Measure
 from charactertrain.report.view import TraitView
 
 _WIDE_INCHES, _PANEL_INCHES = 4.3, 3.3
@@ -36,6 +44,13 @@ _COLOURS: dict[Reading, str] = {
     "not established": NEUTRAL,
     "not measured": NEUTRAL,
 }
+# Reward for what is no better has the colour of what fails.
+_SHORTCUT_COLOURS: dict[ShortcutReading, str] = {
+    "rewarded": LOWER,
+    "penalised": HIGHER,
+    "not established": NEUTRAL,
+}
+_MARKS = ("D", "^")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +71,8 @@ class IntervalRow:
     """Colour of point and interval."""
     is_filled: bool
     """A hollow point says, without colour, that the interval includes the reference."""
-    mark: float | None
-    """Value to compare with, as a diamond; None for no diamond."""
+    marks: tuple[float | None, ...]
+    """Up to two values to compare with, as a diamond and a triangle; None draws nothing."""
 
 
 def effects_plot(traits: Sequence[TraitView], measure: Measure) -> str:
@@ -74,29 +89,49 @@ def effects_plot(traits: Sequence[TraitView], measure: Measure) -> str:
                 note=signed(effect.difference) if effect else "not measured",
                 colour=_COLOURS[reading],
                 is_filled=reading in {"higher", "lower"},
-                mark=None,
+                marks=(),
             )
         )
     title = f"{MEASURE_LABELS[measure].title}, policy minus base ({MEASURE_LABELS[measure].unit})"
     return interval_plot(f"effects-{measure}", title, rows, reference=0.0)
 
 
-def accuracy_plot(accuracies: Sequence[tuple[str, Accuracy]]) -> str:
-    """Held-out accuracies with their intervals, against chance and length alone, by label."""
+def accuracy_plot(accuracies: Sequence[tuple[str, Accuracy | None]]) -> str:
+    """Held-out accuracies with their intervals, against chance and the baselines, by label."""
+    rows = [_accuracy_row(label, accuracy) for label, accuracy in accuracies]
+    return interval_plot("accuracy", "Share of held-out pairs ordered right", rows, reference=0.5)
+
+
+def _accuracy_row(label: str, accuracy: Accuracy | None) -> IntervalRow:
+    is_above = accuracy is not None and accuracy.ci_low > 0.5
+    return IntervalRow(
+        label=label,
+        value=accuracy.accuracy if accuracy else math.nan,
+        low=accuracy.ci_low if accuracy else math.nan,
+        high=accuracy.ci_high if accuracy else math.nan,
+        note=number(accuracy.accuracy) if accuracy else "not measured",
+        colour=HIGHER if is_above else NEUTRAL,
+        is_filled=is_above,
+        marks=(accuracy.length_only, accuracy.provenance_only) if accuracy else (),
+    )
+
+
+def shortcuts_plot(shortcuts: Sequence[Shortcut]) -> str:
+    """Forest plot of what each edit adds to the reward, about 0."""
     rows = [
         IntervalRow(
-            label=label,
-            value=accuracy.accuracy,
-            low=accuracy.ci_low,
-            high=accuracy.ci_high,
-            note=number(accuracy.accuracy),
-            colour=HIGHER if accuracy.ci_low > 0.5 else NEUTRAL,
-            is_filled=accuracy.ci_low > 0.5,
-            mark=accuracy.length_only,
+            label=shortcut.edit,
+            value=shortcut.value,
+            low=shortcut.ci_low,
+            high=shortcut.ci_high,
+            note=signed(shortcut.value),
+            colour=_SHORTCUT_COLOURS[shortcut.reading],
+            is_filled=shortcut.reading != "not established",
+            marks=(),
         )
-        for label, accuracy in accuracies
+        for shortcut in shortcuts
     ]
-    return interval_plot("accuracy", "Share of held-out pairs ordered right", rows, reference=0.5)
+    return interval_plot("shortcuts", "Reward added (standard deviations)", rows, reference=0.0)
 
 
 def interval_plot(name: str, title: str, rows: Sequence[IntervalRow], *, reference: float) -> str:
@@ -127,8 +162,9 @@ def _draw_row(axes: Axes, y: float, row: IntervalRow) -> None:
     axes.text(1, y + 0.16, row.note, transform=across, va="bottom", ha="right", color=MUTED)
     if math.isfinite(row.low) and math.isfinite(row.high):
         axes.plot([row.low, row.high], [y, y], color=row.colour, linewidth=2.5)
-    if row.mark is not None and math.isfinite(row.mark):
-        axes.plot([row.mark], [y], "D", color=INK, markersize=6, markerfacecolor="none")
+    for mark, shape in zip(row.marks, _MARKS, strict=False):
+        if mark is not None and math.isfinite(mark):
+            axes.plot([mark], [y], shape, color=INK, markersize=6, markerfacecolor="none")
     if math.isfinite(row.value):
         face = row.colour if row.is_filled else PAPER
         axes.plot([row.value], [y], "o", color=row.colour, markersize=7, markerfacecolor=face)
@@ -136,17 +172,50 @@ def _draw_row(axes: Axes, y: float, row: IntervalRow) -> None:
 
 def curve_plot(name: str, title: str, points: Sequence[tuple[int, float]]) -> str:
     """One metric by step; values that are not finite leave a gap."""
-    steps = [step for step, _ in points]
-    values = [value if math.isfinite(value) else math.nan for _, value in points]
     with page_style(name):
         figure = Figure(figsize=(_PANEL_INCHES, 1.9))
         axes = figure.add_axes((0.2, 0.25, 0.78, 0.7))
         marker = "o" if len(points) <= _MAX_POINTS_WITH_MARKERS else ""
+        steps, values = _with_gaps(points)
         axes.plot(steps, values, color=HIGHER, marker=marker, markersize=3, linewidth=1.5)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=_TICK_STEPS))
         axes.set_xlabel("step")
         return inline_svg(figure, _described_curve(title, points))
+
+
+def loss_plot(
+    curve: Sequence[CurvePoint], held_out: Sequence[HeldOutLoss], best_step: int | None
+) -> str:
+    """Training and held-out loss by step, with the step whose weights were kept marked."""
+    lines = (
+        ("training", [(point.step, point.loss) for point in curve], "-", NEUTRAL),
+        ("held-out", [(point.step, point.loss) for point in held_out], "o--", HIGHER),
+    )
+    described = ""
+    with page_style("preference-losses"):
+        figure = Figure(figsize=(_WIDE_INCHES, 2.8))
+        axes = figure.add_axes((0.12, 0.17, 0.85, 0.7))
+        for label, points, look, colour in lines:
+            if points:
+                steps, losses = _with_gaps(points)
+                axes.plot(steps, losses, look, color=colour, markersize=4, label=label)
+                described += _described_curve(f"{label.capitalize()} loss", points) + " "
+        if best_step is not None:
+            axes.axvline(best_step, color=INK, linewidth=1, linestyle=":", label="weights kept")
+            described += f"Weights of step {best_step} kept."
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_TICK_STEPS))
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        # Above the axes: it would cover one curve or the other.
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
+        return inline_svg(figure, described)
+
+
+def _with_gaps(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    values = [value if math.isfinite(value) else math.nan for _, value in points]
+    return [step for step, _ in points], values
 
 
 def _described_curve(title: str, points: Sequence[tuple[int, float]]) -> str:
@@ -174,7 +243,7 @@ def calibration_plot(before: Calibration | None, after: Calibration | None) -> s
         if after:
             _draw_bins(axes, after, ("o", HIGHER, HIGHER, "-"), "after temperature")
         axes.set_xlabel("predicted probability")
-        axes.set_ylabel("share that was right")
+        axes.set_ylabel("mean label")
         axes.legend(loc="upper left")
         described = ", ".join(f"ECE {number(calibration.ece)}" for calibration in shown)
         return inline_svg(figure, f"Calibration on held-out pairs: {described}.")

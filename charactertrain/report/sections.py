@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from charactertrain.report import plots
 from charactertrain.report.data_view import PromptCount
+from charactertrain.report.preference_view import Accuracy
 from charactertrain.report.training_view import (
-    Accuracy,
     Measure,
     Phase,
     PolicyStep,
@@ -100,10 +100,15 @@ def effect_charts(traits: Sequence[TraitView]) -> dict[Measure, Markup]:
     }
 
 
-def accuracies(model: PreferenceModelView) -> tuple[tuple[str, Accuracy], ...]:
-    """Held-out accuracy overall, then by trait."""
+def accuracies(model: PreferenceModelView) -> tuple[tuple[str, Accuracy | None], ...]:
+    """Held-out accuracy overall, then by trait, the worst first; traits not measured come last."""
     overall = [("all pairs", model.accuracy_overall)] if model.accuracy_overall else []
-    return (*overall, *model.accuracy_by_trait.items())
+    by_trait = [
+        ("no trait at stake" if trait_id is None else trait_id, accuracy)
+        for trait_id, accuracy in model.accuracy_by_trait.items()
+    ]
+    by_trait.sort(key=lambda row: row[1].accuracy if row[1] else math.inf)
+    return (*overall, *by_trait)
 
 
 def accuracy_chart(model: PreferenceModelView) -> Markup | None:
@@ -118,19 +123,21 @@ def calibration_chart(model: PreferenceModelView) -> Markup | None:
     return Markup(plots.calibration_plot(before, after)) if before or after else None
 
 
-def curve_charts(model: PreferenceModelView) -> tuple[Chart, ...]:
-    """Training loss and accuracy by step; what was not measured is absent."""
-    curves = {
-        "Loss, nats per pair": [(point.step, point.loss) for point in model.curve],
-        "Accuracy on training pairs": [
-            (point.step, point.accuracy) for point in model.curve if point.accuracy is not None
-        ],
-    }
-    return tuple(
-        Chart(title=title, svg=Markup(plots.curve_plot(f"preference {title}", title, points)))
-        for title, points in curves.items()
-        if points
-    )
+def curve_charts(model: PreferenceModelView) -> dict[str, Chart]:
+    """Further charts of the preference model by name; what was not measured is absent."""
+    charts = {}
+    if model.shortcuts:
+        svg = Markup(plots.shortcuts_plot(model.shortcuts))
+        charts["shortcuts"] = Chart(title="What edits add to the reward", svg=svg)
+    if model.curve or model.held_out_losses:
+        svg = Markup(plots.loss_plot(model.curve, model.held_out_losses, model.best_step))
+        charts["losses"] = Chart(title="Loss, on training and on held-out pairs", svg=svg)
+    accuracy = [(point.step, point.accuracy) for point in model.curve if point.accuracy is not None]
+    if accuracy:
+        title = "Accuracy on training pairs"
+        svg = Markup(plots.curve_plot(f"preference {title}", title, accuracy))
+        charts["accuracy"] = Chart(title=title, svg=svg)
+    return charts
 
 
 def phase_section(phase: Phase, policy: Sequence[PolicyStep]) -> PhaseSection:

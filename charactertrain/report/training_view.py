@@ -7,6 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from charactertrain.report.data_view import Estimate
+from charactertrain.report.preference_view import (
+    Accuracy,
+    Calibration,
+    CurvePoint,
+    GateView,
+    HeldOutLoss,
+    Member,
+    Shortcut,
+    StrengthBand,
+)
+
 Measure = Literal["contrast", "detector_rate", "reward"]
 """Per-trait measures: nats per token, a share from 0 to 1, the preference model's scalar."""
 
@@ -15,73 +27,51 @@ Phase = Literal["warm_start", "optimise"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CurvePoint:
-    """The preference model's training at one step."""
-
-    step: int
-    """Optimizer step."""
-    loss: float
-    """Training loss in nats per pair."""
-    accuracy: float | None
-    """Share of training pairs ordered as labelled, 0 to 1; None when not measured."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Accuracy:
-    """Share of held-out pairs that a model orders as labelled."""
-
-    accuracy: float
-    """0 to 1; 0.5 is chance."""
-    ci_low: float
-    """Lower end of the 95 % interval; NaN when there is none."""
-    ci_high: float
-    """Upper end of the 95 % interval; NaN when there is none."""
-    num_pairs: int
-    """Held-out pairs."""
-    length_only: float | None
-    """Accuracy on the same pairs by length alone; None when not measured."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CalibrationBin:
-    """Held-out pairs of similar predicted probability."""
-
-    confidence: float
-    """Mean predicted probability of the pairs in the bin."""
-    frequency: float
-    """How often the prediction was right, 0 to 1."""
-    count: int
-    """Pairs in the bin."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Calibration:
-    """Agreement of predicted probabilities with what was observed."""
-
-    bins: tuple[CalibrationBin, ...]
-    """Bins by rising confidence; empty ones left out."""
-    ece: float
-    """Expected calibration error, 0 is best."""
-    brier: float
-    """Brier score, 0 is best."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class PreferenceModelView:
     """Training and held-out quality of the preference model."""
 
-    curve: tuple[CurvePoint, ...]
-    """Training curve."""
+    labels: Literal["ranked", "shuffled"]
+    """What it was trained on; shuffled is a placebo."""
+    objective: str
+    """Name of what was minimised."""
+    gates: tuple[GateView, ...]
+    """What it must reach; empty when not recorded."""
     accuracy_overall: Accuracy | None
     """Accuracy on all held-out pairs."""
-    accuracy_by_trait: Mapping[str, Accuracy]
-    """Accuracy on the held-out pairs of each trait, by trait_id."""
+    accuracy_by_trait: Mapping[str | None, Accuracy | None]
+    """Accuracy on the held-out pairs of each trait, by trait_id; None for general prompts."""
+    accuracy_by_strength: tuple[StrengthBand, ...]
+    """Accuracy by label strength, weakest first."""
+    accuracy_same_variant: Accuracy | None
+    """Accuracy on pairs whose responses were written alike, so that provenance tells nothing."""
+    shortcuts: tuple[Shortcut, ...]
+    """Effects of edits; empty when not measured."""
+    length_correlation: Estimate | None
+    """Correlation of reward and length within prompts, -1 to 1."""
+    length_slope: float | None
+    """Reward per token of length, within prompts."""
     before_temperature: Calibration | None
     """Calibration of the raw logits."""
     after_temperature: Calibration | None
     """Calibration of the logits divided by the temperature."""
     temperature: float | None
     """Fitted temperature; 1 changes nothing."""
+    baseline_nll: Mapping[str, float]
+    """Negative log-likelihood in nats per pair of what knows nothing of the texts, by name."""
+    num_pairs: int
+    """Held-out pairs that are measured."""
+    num_selection_pairs: int
+    """Other held-out pairs, which choose weights and temperature."""
+    num_general_left: int
+    """General prompts left out of training."""
+    curve: tuple[CurvePoint, ...]
+    """Training curve of the model."""
+    held_out_losses: tuple[HeldOutLoss, ...]
+    """Its held-out losses."""
+    best_step: int | None
+    """Step whose weights were kept."""
+    members: tuple[Member, ...]
+    """All models that were trained, the model first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

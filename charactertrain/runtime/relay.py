@@ -15,7 +15,8 @@ from charactertrain.exceptions import ModelError, TrainingError
 
 _MAX_NOTICE_CHARACTERS = 1000
 
-Loop = Callable[[dict[str, Any]], None]
+Loop = Callable[..., None]
+"""Takes a `Worker` and named arguments."""
 
 
 class Relay:
@@ -63,10 +64,13 @@ def run_packed(config: dict[str, Any]) -> None:
 
     A loop that stops itself ends without an error: what is wrong will be wrong again.
     """
+    from charactertrain.runtime.ray_worker import join_group
+
     loop: Loop
-    loop, arguments = pickle.loads(config["loop_and_arguments"])
     relay = config["relay"]
+    worker = join_group(relay)
+    loop, arguments = pickle.loads(config["loop_and_arguments"])
     try:
-        loop({**arguments, "relay": relay})
+        loop(worker, **arguments)
     except (TrainingError, ModelError) as error:
         ray.get(relay.stop.remote(str(error)))

@@ -1,39 +1,30 @@
 """Training on Ray Train: one SPMD function on every worker, restarted from its last checkpoint.
 
-The function gets plain arguments, reports checkpoints through `report`, and sends metrics to the
-driver through a relay, so that a step is on the console while the next one runs.
+The function gets its `Worker` and plain arguments. Metrics come to the driver through a relay, so
+that a step is on the console while the next one runs.
 """
 
 import json
-import os
 import shutil
-import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import ray
-import ray.train
-import torch
 from ray.train.torch import TorchConfig
-from ray.train.v2._internal.constants import VALIDATE_STORAGE_MARKER_FILENAME
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from charactertrain.exceptions import TrainingError
-from charactertrain.runtime.hardware import available_cores
+from charactertrain.runtime.ray_worker import SAVING
 from charactertrain.runtime.relay import Loop, Relay, RestartNotice, run_packed
 from charactertrain.storage import Directory
 
 _POLL_SECONDS = 0.5
-_SAVING = ".saving-"
 _CHECKPOINT_INDEX = "checkpoints/checkpoint_manager_snapshot.json"
 
 
@@ -41,7 +32,8 @@ _CHECKPOINT_INDEX = "checkpoints/checkpoint_manager_snapshot.json"
 class WorkerSettings:
     """The worker group."""
 
-    num_workers: int
+    num_workers: int | tuple[int, int]
+    """So many, or between (fewest, most), as the cluster has room."""
     cpus_per_worker: float
     gpus_per_worker: float
     max_failures: int
@@ -55,7 +47,7 @@ def fit(
     storage: Directory,
     on_metrics: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Run `loop` on every worker until it returns.
+    """Run `loop(worker, **arguments)` on every worker until it returns.
 
     Checkpoints go to `storage`/checkpoints. A run that was killed goes on from the last one when
     `fit` is called again with the same storage.
@@ -119,7 +111,7 @@ def drop_leftovers(storage: Directory) -> None:
             storage.delete(_CHECKPOINT_INDEX)
             index = ""
     if storage.is_local:
-        for pattern in (f"{_SAVING}*", "checkpoint_*"):
+        for pattern in (f"{SAVING}*", "checkpoint_*"):
             for path in (storage.local_path / "checkpoints").glob(pattern):
                 if path.is_dir() and path.name not in index:
                     shutil.rmtree(path)
@@ -163,77 +155,3 @@ def _relayed(relay: Any, on_metrics: Callable[[dict[str, Any]], None]) -> Iterat
             wait([forwarding])
             ray.kill(relay)
         forwarding.result()
-
-
-@dataclass(frozen=True)
-class Worker:
-    """This process's place in the worker group."""
-
-    rank: int
-    num_workers: int
-    relay: Any
-
-    def send(self, values: dict[str, Any]) -> None:
-        """Metrics of one step, from rank 0 alone."""
-        if self.rank == 0:
-            # Waits for the answer: a worker that ends takes calls on their way with it.
-            ray.get(self.relay.send.remote(values))
-
-
-def join_group(arguments: Mapping[str, Any]) -> Worker:
-    """Set this worker up; the first call of every loop."""
-    context = ray.train.get_context()
-    # DeepSpeed counts the devices of a CPU machine by this variable.
-    os.environ["LOCAL_SIZE"] = str(context.get_local_world_size())
-    if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, available_cores() // context.get_local_world_size()))
-    return Worker(context.get_world_rank(), context.get_world_size(), arguments["relay"])
-
-
-@contextmanager
-def last_checkpoint() -> Iterator[Path | None]:
-    """The last reported checkpoint as a local directory, or None at a fresh start."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        yield None
-        return
-    with checkpoint.as_directory() as directory:
-        yield Path(directory)
-
-
-def report_checkpoint(save: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
-    """Save and report a checkpoint; every rank must call at the same step."""
-    storage = ray.train.get_context().get_storage()
-    is_local = isinstance(storage.storage_filesystem, pafs.LocalFileSystem)
-    directory = storage.experiment_fs_path if is_local else None
-    with tempfile.TemporaryDirectory(prefix=_SAVING, dir=directory) as temporary:
-        save(Path(temporary))
-        ray.train.report(
-            dict(metrics),
-            checkpoint=ray.train.Checkpoint.from_directory(temporary),
-            checkpoint_upload_fn=_moved if is_local else None,
-        )
-
-
-def _moved(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-    """The checkpoint in its place, where the files of all ranks meet.
-
-    Ray Train would copy it: another 1.9 GB for 135M parameters, 5 of 10 seconds (2026-11).
-    """
-    storage = ray.train.get_context().get_storage()
-    if not Path(storage.experiment_fs_path, VALIDATE_STORAGE_MARKER_FILENAME).exists():
-        raise OSError(
-            f"{storage.experiment_fs_path} on {socket.gethostname()} is not the directory that the "
-            "run was started with: give a run.dir on storage that all nodes share"
-        )
-    source, target = Path(checkpoint.path), Path(storage.experiment_fs_path) / name
-    for file in sorted(path for path in source.rglob("*") if path.is_file()):
-        place = target / file.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(place)
-    return ray.train.Checkpoint(str(target), filesystem=storage.storage_filesystem)
-
-
-def learning_rate_at(step: int, *, peak: float, warmup_steps: int) -> float:
-    """Linear rise over `warmup_steps`, then constant. Steps count from 0."""
-    return peak * min(1.0, (step + 1) / max(1, warmup_steps))

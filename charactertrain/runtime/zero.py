@@ -1,9 +1,8 @@
 """A DeepSpeed engine around one optimizer step; the same result at every ZeRO stage."""
 
 import gc
-import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,19 @@ from deepspeed.runtime.zero import GatheredParameters
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from charactertrain.exceptions import TrainingError
 from charactertrain.runtime.heap import trim_heap
-
-_STATE_NAME = "charactertrain.json"
+from charactertrain.runtime.training_engine import OptimizerSettings, decay_groups
+from charactertrain.runtime.zero_checkpoint import Layout, for_this_layout, write_state
 
 # On CPU DeepSpeed 0.19 compiles a kernel of its own at the first start, for ranks that share
 # memory: 90 seconds (2 cores, 2026-11), and an error where there is no compiler. Gloo does as well.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+_MAX_NAMED = 4
+"""Microbatches named in a message."""
 
 
 @dataclass(frozen=True)
@@ -34,24 +37,23 @@ class ZeroSettings:
     offload: bool
     bf16: bool
     """Compute in bf16 with fp32 master weights; otherwise all in fp32."""
-    microbatches: int
-    """Forward and backward passes per worker and optimizer step."""
-    weight_decay: float
-    max_grad_norm: float
+    optimizer: OptimizerSettings
 
 
-def deepspeed_config(settings: ZeroSettings) -> dict[str, Any]:
-    """The settings as DeepSpeed reads them."""
+def deepspeed_config(settings: ZeroSettings, *, universal: bool = False) -> dict[str, Any]:
+    """The settings as DeepSpeed reads them; `universal` checkpoints have no layout."""
     zero: dict[str, Any] = {"stage": settings.stage}
     if settings.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         if settings.stage == 3:
             zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
-        # Sequences are cut into microbatches by the caller; DeepSpeed only counts backwards.
+        # Sequences are cut into microbatches by the caller, as many as a step needs: gradients add
+        # up until `step`.
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": settings.microbatches,
-        "gradient_clipping": settings.max_grad_norm,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": 0.0 if _is_plain(settings) else settings.optimizer.max_grad_norm,
         "bf16": {"enabled": settings.bf16},
         # In bf16 the sum over microbatches would depend on how many there are. DeepSpeed cannot do
         # this at stage 0.
@@ -60,20 +62,58 @@ def deepspeed_config(settings: ZeroSettings) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
+        "checkpoint": {"load_universal": universal},
     }
+
+
+def _is_plain(settings: ZeroSettings) -> bool:
+    """Whether the optimizer is torch's own, without a wrapper that clips and keeps the norm."""
+    return settings.stage == 0 and not settings.bf16
 
 
 class ZeroEngine:
     """A model, its optimizer, and their state over all workers."""
 
-    def __init__(self, load: Callable[[], PreTrainedModel], settings: ZeroSettings) -> None:
-        """Load the model and spread it; every rank must construct at the same point."""
-        config = deepspeed_config(settings)
-        # transformers looks for this object while it loads, to shard weights as they come.
-        self._hf_config = HfDeepSpeedConfig(config) if settings.stage == 3 else None
-        model = load()
+    def __init__(
+        self,
+        load: Callable[[], PreTrainedModel],
+        settings: ZeroSettings,
+        checkpoint: Path | None = None,
+    ) -> None:
+        """Load the model and spread it; every rank must construct at the same point.
+
+        Args:
+            load: Of the model.
+            settings: How it is spread and stepped.
+            checkpoint: A directory that `save` wrote, to go on from; with another number of workers
+                than now, it is converted first.
+
+        Raises:
+            TrainingError: The checkpoint was written at another ZeRO stage or precision.
+        """
+        self._layout: Layout = {
+            "workers": dist.get_world_size(),
+            "ZeRO stage": settings.stage,
+            "precision": "bf16" if settings.bf16 else "fp32",
+        }
+        with for_this_layout(checkpoint, self._layout) as (directory, is_universal):
+            config = deepspeed_config(settings, universal=is_universal)
+            # transformers looks for this object while it loads, to shard weights as they come.
+            self._hf_config = HfDeepSpeedConfig(config) if settings.stage == 3 else None
+            model = load()
+            model.train()
+            if settings.optimizer.recompute_activations:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            self._start(model, config, settings)
+            if directory is not None:
+                self._load(directory)
+        self._losses: list[tuple[Tensor, str]] = []
+
+    def _start(
+        self, model: PreTrainedModel, config: dict[str, Any], settings: ZeroSettings
+    ) -> None:
         optimizer = torch.optim.AdamW(
-            _decay_groups(model, settings.weight_decay),
+            decay_groups(model, settings.optimizer.weight_decay),
             lr=0.0,
             betas=(0.9, 0.95),
             # ZeRO flattens a group into one tensor, of which unfused Adam makes several copies.
@@ -82,15 +122,29 @@ class ZeroEngine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config
         )
-        if settings.stage == 0 and settings.bf16:
+        self._clipped_norm: Tensor | None = None
+        if _is_plain(settings):
+            # When DeepSpeed has summed the gradients over workers, and before they are used.
+            optimizer.register_step_pre_hook(
+                lambda *_: self._clip(model, max_norm=settings.optimizer.max_grad_norm)
+            )
+        elif settings.stage == 0:
             _forget_first_step(self._optimizer)
-        self._layout = {
-            "workers": dist.get_world_size(),
-            "ZeRO stage": settings.stage,
-            "precision": "bf16" if settings.bf16 else "fp32",
-        }
-        self._microbatches = settings.microbatches
-        self._pending = 0
+
+    def _load(self, directory: Path) -> None:
+        decays = [group["weight_decay"] for group in self._optimizer.param_groups]
+        loaded, _ = self._engine.load_checkpoint(str(directory), tag="state")
+        if loaded is None:
+            raise TrainingError(f"the checkpoint in {directory} could not be loaded")
+        # From a universal checkpoint DeepSpeed 0.19 gives, at stage 3, every group the settings of
+        # the first, and all of Adam's states one step counter, which each of them then raises.
+        for group, decay in zip(self._optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        for state in _adam_states(self._optimizer):
+            state["step"] = torch.clone(state["step"])
+
+    def _clip(self, model: PreTrainedModel, *, max_norm: float) -> None:
+        self._clipped_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
 
     @property
     def module(self) -> PreTrainedModel:
@@ -108,46 +162,32 @@ class ZeroEngine:
         """The model's output; goes through DeepSpeed's hooks."""
         return self._engine(**inputs)
 
-    def backward(self, loss_share: Tensor) -> None:
+    def backward(self, loss_share: Tensor, rows: str) -> None:
         """Add one microbatch's gradient.
 
         Args:
             loss_share: This microbatch's share of the loss of the whole step, normalised by counts
                 over all workers and microbatches, so that shares add up to the step's loss.
+            rows: What it is of, for the message if it is not finite.
         """
-        # DeepSpeed averages gradients over workers and divides by the microbatches; shares add.
-        self._check_finite(loss_share)
-        self._engine.backward(loss_share * (dist.get_world_size() * self._microbatches))
-        self._pending += 1
-        if self._pending < self._microbatches:
-            self._engine.step()
-
-    def _check_finite(self, loss_share: Tensor) -> None:
-        """Raise on every rank if any rank's loss is not finite, before anything is stepped."""
-        broken = torch.tensor([0.0 if bool(torch.isfinite(loss_share)) else 1.0])
-        broken = broken.to(self.device)
-        dist.all_reduce(broken, op=dist.ReduceOp.MAX)
-        if broken.item() > 0:
-            raise TrainingError(
-                f"the loss is not finite in microbatch {self._pending} (rank {dist.get_rank()} has "
-                f"{float(loss_share)}); stopped before the optimizer step. The last checkpoint is "
-                "good: lower the learning rate and start in another run.dir."
-            )
+        # DeepSpeed averages gradients over workers; shares add.
+        self._engine.backward(loss_share * dist.get_world_size())
+        self._losses.append((loss_share.detach(), rows))
 
     def step(self, learning_rate: float) -> float:
-        """Take the optimizer step; returns the global gradient norm before clipping."""
-        assert self._pending == self._microbatches, (
-            f"{self._pending} of {self._microbatches} microbatches were added"
-        )
+        """Take the optimizer step; returns the global gradient norm before clipping.
+
+        Raises:
+            TrainingError: A loss is not finite, on any rank: raised on every rank, and no weight
+                has changed. Or the gradient's norm is not.
+        """
+        check_losses(self._losses)
+        self._losses = []
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        # DeepSpeed keeps no norm where gradients are whole and in fp32: ZeRO stage 0.
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        whole_norm = torch.nn.utils.get_total_norm(gradients)
         self._engine.step()
-        self._pending = 0
         found = self._engine.get_global_grad_norm()
-        norm = float(whole_norm if found is None else found)
+        norm = float(self._clipped_norm if self._clipped_norm is not None else found)
         if not math.isfinite(norm):
             raise TrainingError(
                 "the gradient norm is not finite; the last checkpoint is good: lower the learning "
@@ -160,34 +200,38 @@ class ZeroEngine:
         self._engine.save_checkpoint(str(directory), tag="state")
         # The directories are merged into one: a file of this name from one rank alone.
         if dist.get_rank() == 0:
-            state = {**state, "layout": self._layout}
-            (directory / _STATE_NAME).write_text(json.dumps(state))
-
-    def load(self, directory: Path) -> None:
-        """Take up a checkpoint; raises TrainingError if it was written in another layout."""
-        found = read_state(directory)["layout"]
-        if found != self._layout:
-            raise TrainingError(
-                f"the checkpoint was written with {_spelled(found)}, and training goes on with "
-                f"{_spelled(self._layout)}. Give the same cluster.num_workers, deepspeed stage and "
-                "model.precision as before, or move the stage's directory away to start it anew."
-            )
-        loaded, _ = self._engine.load_checkpoint(str(directory), tag="state")
-        if loaded is None:
-            raise TrainingError(f"the checkpoint in {directory} could not be loaded")
+            write_state(directory, state, self._layout)
 
     def full_state(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """All parameters in full, on CPU; empty on ranks other than 0. Every rank must call."""
+        """All trained parameters in full, on CPU; empty on ranks other than 0. Every rank calls."""
+        trained = {name for name, value in self.module.named_parameters() if value.requires_grad}
         state = {}
         for name, tensor in iter_full_parameters(self.module, dtype):
-            if dist.get_rank() == 0:
+            if dist.get_rank() == 0 and name in trained:
                 state[name] = tensor.cpu()
         return state
+
+    def load_full_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `full_state` gave, for computing alone: a step would undo it.
+
+        Every rank must call; rank 0's state counts.
+        """
+        for name, parameter in self.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            sharded = [parameter] if hasattr(parameter, "ds_id") else []
+            with torch.no_grad(), GatheredParameters(sharded, modifier_rank=0):
+                if dist.get_rank() == 0:
+                    parameter.copy_(state[name])
+                if not sharded:
+                    dist.broadcast(parameter, src=0)
 
     def close(self) -> None:
         """Release the state, so that another engine can take its place. Of no use afterwards."""
         self._engine.destroy()
         del self._engine, self._optimizer
+        # Or models loaded from here on would be sharded too.
+        unset_hf_deepspeed_config()
         # DeepSpeed's hooks and the model refer to one another.
         gc.collect()
         trim_heap()
@@ -221,14 +265,36 @@ class FrozenModel:
         trim_heap()
 
 
-def read_state(directory: Path) -> dict[str, Any]:
-    """What `ZeroEngine.save` was given as `state`."""
-    state: dict[str, Any] = json.loads((directory / _STATE_NAME).read_text())
-    return state
+def check_losses(losses: Sequence[tuple[Tensor, str]]) -> None:
+    """Raise TrainingError on every rank if any loss on any rank is not finite.
+
+    Args:
+        losses: Of each microbatch since the last step, with what it is of.
+    """
+    values = torch.stack([loss.float().reshape(()) for loss, _ in losses])
+    num_broken = (~torch.isfinite(values)).sum()
+    dist.all_reduce(num_broken)
+    if num_broken.item() == 0:
+        return
+    mine = [
+        f"rank {dist.get_rank()} has {float(value)} in {rows}"
+        for value, (_, rows) in zip(values, losses, strict=True)
+        if not torch.isfinite(value)
+    ]
+    everyones: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    found = [message for messages in everyones for message in messages]
+    raise TrainingError(
+        f"the loss is not finite: {'; '.join(found[:_MAX_NAMED])}. Stopped before the optimizer "
+        "step, and the last checkpoint is good: look at those rows, or lower the learning rate and "
+        "start in another run.dir."
+    )
 
 
-def _spelled(layout: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in layout.items())
+def _adam_states(optimizer: Any) -> list[dict[str, Tensor]]:
+    """The optimizer's state by parameter, where DeepSpeed has wrapped it or not."""
+    adam = getattr(optimizer, "optimizer", optimizer)
+    return [state for state in adam.state.values() if "step" in state]
 
 
 def _forget_first_step(optimizer: Any) -> None:
@@ -237,21 +303,6 @@ def _forget_first_step(optimizer: Any) -> None:
     Its gradients are zero, but it counts: Adam's bias correction would start one step late.
     """
     optimizer.optimizer.state.clear()
-
-
-def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; norms and biases do not."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        # Under ZeRO-3 a parameter's own shape is that of its shard.
-        num_dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
-        (decayed if num_dimensions > 1 else kept).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 def iter_full_parameters(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

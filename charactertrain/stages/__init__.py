@@ -10,7 +10,7 @@ from charactertrain.artifacts import Json
 from charactertrain.config import RunConfig, Section, identity
 from charactertrain.constitution import Constitution
 from charactertrain.pipeline import Stage
-from charactertrain.stages import prompt_files
+from charactertrain.stages import row_files
 
 NAMES = (
     "traits",
@@ -63,13 +63,14 @@ def _data_stages(
     }
     # The template check draws responses as the responses stage does.
     drawn = config.responses.model_dump(include={"temperature", "max_tokens", "ending"})
-    own = config.prompts.file
     prompts = {
         **seed,
         "model": asked | synthesis,
         "responses": drawn,
-        "contents of prompts.file": None if own is None else prompt_files.checksum(own),
+        "contents of prompts.file": _contents(config.prompts.file, "prompts.file"),
     }
+    # The seed draws the splits that a file does not name.
+    pairs = {**seed, "contents of pairs.file": _contents(config.pairs.file, "pairs.file")}
     return [
         _stage("prompts", ("traits",), prompts, {"prompts": config.prompts}, sizes),
         _stage(
@@ -86,8 +87,21 @@ def _data_stages(
             {"rankings": config.rankings},
             sizes,
         ),
-        _stage("pairs", ("traits", "responses", "rankings"), {}, {"pairs": config.pairs}, sizes),
+        _stage("pairs", _inputs_of_pairs(config), pairs, {"pairs": config.pairs}, sizes),
     ]
+
+
+def _contents(file: str | None, setting: str) -> str | None:
+    return None if file is None else row_files.checksum(file, setting=setting)
+
+
+def _inputs_of_pairs(config: RunConfig) -> tuple[str, ...]:
+    if config.pairs.file_use == "replace":
+        return ("traits",)
+    if config.pairs.file is None:
+        return ("traits", "responses", "rankings")
+    # Prompts for the splits of their families, which the file's pairs may be of too.
+    return ("traits", "prompts", "responses", "rankings")
 
 
 def _training_stages(
@@ -164,4 +178,18 @@ def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
             ("prompts", "responses", "rankings", "pairs", "preference_model", "evaluation"),
             "as many as prompts.file has prompts for",
         )
-    return sizes
+    return sizes | _sizes_with_own_pairs(config, sizes)
+
+
+def _sizes_with_own_pairs(config: RunConfig, sizes: Mapping[str, str]) -> dict[str, str]:
+    """Sizes that depend on pairs.file."""
+    if config.pairs.file is None:
+        return {}
+    if config.pairs.file_use == "join":
+        joined = ("pairs", "preference_model")
+        return {name: f"{sizes[name]} and those of pairs.file" for name in joined}
+    own = "as many pairs as pairs.file has"
+    return {
+        "pairs": own,
+        "preference_model": f"{config.preference_model.epochs} epochs over {own}",
+    }

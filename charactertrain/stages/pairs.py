@@ -1,63 +1,139 @@
-"""pairs: rankings as preference pairs with soft labels, in the form that TRL reads."""
+"""pairs: rankings as preference pairs with soft labels, in the form that TRL reads.
 
-from collections.abc import Iterator
+Comparisons of the researcher's own join them, or take their place.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
-from statistics import fmean
 
 from charactertrain.artifacts import Outcome, iter_rows, read_rows
+from charactertrain.config.data import PairsSection
 from charactertrain.exceptions import SamplingError
 from charactertrain.pipeline import Work
 from charactertrain.records import (
     Message,
     PreferencePair,
+    Prompt,
     Ranking,
     Reject,
     Response,
+    Split,
     Trait,
     to_table,
 )
 from charactertrain.seeds import stable_id
 from charactertrain.stages.context import Context
+from charactertrain.stages.pair_files import read_pairs
+from charactertrain.storage import Directory
+
+_SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 def run(work: Work, context: Context) -> Outcome:
-    """Write the pairs of every ranking, one file per file of rankings."""
+    """Write the pairs of every ranking, one file per file of rankings, and those of pairs.file."""
+    section = context.config.pairs
     weights = {
         trait.trait_id: trait.weight for trait in read_rows(*work.inputs["traits"], "traits", Trait)
     }
-    responses = _responses_by_file(work)
-    files, counts, probabilities = [], {"train": 0, "validation": 0}, []
-    num_uncertain = 0
+    written = _Written(work.directory)
+    if section.file_use == "join":
+        for pairs, rejects in _pairs_of_rankings(work, weights, section.min_probability):
+            written.add(pairs, rejects)
+    num_ranked = written.counts.total()
+    splits = _splits_of_families(work)
+    seed = context.config.seed
+    for pairs in read_pairs(section, trait_weights=weights, splits=splits, seed=seed):
+        written.add(pairs, [])
+    for split in _SPLITS:
+        if written.counts[split] == 0:
+            raise SamplingError(f"no {split} pair is left; {_advice(section)}")
+    return Outcome(
+        tuple(written.files),
+        {"uncertain": written.num_uncertain} if written.num_uncertain else {},
+        {
+            "pairs_by_split": {split: written.counts[split] for split in _SPLITS},
+            "mean_probability": written.sum_of_probabilities / written.counts.total(),
+            "pairs_from_file": written.counts.total() - num_ranked,
+            "prompts_by_trait": written.prompts_by_trait(),
+        },
+    )
+
+
+def _advice(section: PairsSection) -> str:
+    if section.file is None:
+        return "see the rejects of earlier stages"
+    own = f"say in the rows of {section.file} that they are of this split, or change "
+    own += f"pairs.validation_share, which is {section.validation_share}"
+    return own if section.file_use == "replace" else f"see the rejects of earlier stages, {own}"
+
+
+@dataclass
+class _Written:
+    """What the stage has written so far."""
+
+    directory: Directory
+    files: list[str] = field(default_factory=list)
+    num_parts: int = 0
+    counts: Counter[Split] = field(default_factory=Counter)
+    """Pairs by split."""
+    num_uncertain: int = 0
+    sum_of_probabilities: float = 0.0
+    prompts: defaultdict[tuple[str, Split], set[str]] = field(
+        default_factory=lambda: defaultdict(set)
+    )
+    """Ids by trait and split."""
+
+    def add(self, pairs: Sequence[PreferencePair], rejects: Sequence[Reject]) -> None:
+        """Write the next file of pairs, and one of rejects if there are any."""
+        name = f"pairs/part-{self.num_parts:06d}.parquet"
+        self.directory.write_table(name, to_table(pairs, PreferencePair))
+        self.files.append(name)
+        self.num_parts += 1
+        if rejects:
+            self.files.append(f"rejects/{name}")
+            self.directory.write_table(self.files[-1], to_table(rejects, Reject))
+            self.num_uncertain += len(rejects)
+        for pair in pairs:
+            self.counts[pair.split] += 1
+            self.sum_of_probabilities += pair.probability
+            self.prompts[pair.trait_id, pair.split].add(pair.prompt_id)
+
+    def prompts_by_trait(self) -> dict[str, dict[str, int]]:
+        """How many prompts have pairs, by trait and split."""
+        trait_ids = sorted({trait_id for trait_id, _ in self.prompts})
+        return {
+            trait_id: {split: len(self.prompts[trait_id, split]) for split in _SPLITS}
+            for trait_id in trait_ids
+        }
+
+
+def _pairs_of_rankings(
+    work: Work, weights: Mapping[str, float], min_probability: float
+) -> Iterator[tuple[list[PreferencePair], list[Reject]]]:
+    """Pairs and rejects of each file of rankings."""
     batches = iter_rows(*work.inputs["rankings"], "rankings", Ranking)
-    for index, (rankings, texts) in enumerate(zip(batches, responses, strict=True)):
+    for rankings, texts in zip(batches, _responses_by_file(work), strict=True):
         pairs, rejects = [], []
         for ranking in rankings:
             kept, left_out = pairs_from_ranking(
                 ranking,
                 texts,
                 trait_weight=weights[ranking.trait_id],
-                min_probability=context.config.pairs.min_probability,
+                min_probability=min_probability,
             )
             pairs += kept
             rejects += left_out
-        for pair in pairs:
-            counts[pair.split] += 1
-            probabilities.append(pair.probability)
-        name = f"pairs/part-{index:06d}.parquet"
-        work.directory.write_table(name, to_table(pairs, PreferencePair))
-        files.append(name)
-        if rejects:
-            files.append(f"rejects/{name}")
-            work.directory.write_table(files[-1], to_table(rejects, Reject))
-            num_uncertain += len(rejects)
-    for split, count in counts.items():
-        if count == 0:
-            raise SamplingError(f"no {split} pair is left; see the rejects of earlier stages")
-    return Outcome(
-        tuple(files),
-        {"uncertain": num_uncertain} if num_uncertain else {},
-        {"pairs_by_split": counts, "mean_probability": fmean(probabilities)},
-    )
+        yield pairs, rejects
+
+
+def _splits_of_families(work: Work) -> dict[str, Split]:
+    """Of this run's prompts, where the stage reads them: pairs of a file may be of the same."""
+    if "prompts" not in work.inputs:
+        return {}
+    batches = iter_rows(*work.inputs["prompts"], "prompts", Prompt)
+    return {prompt.family: prompt.split for batch in batches for prompt in batch}
 
 
 def _responses_by_file(work: Work) -> Iterator[dict[str, Response]]:
@@ -97,12 +173,14 @@ def pairs_from_ranking(
             pair_id=pair_id,
             prompt_id=ranking.prompt_id,
             trait_id=ranking.trait_id,
+            family=chosen.family,
             split=ranking.split,
             prompt=(Message("user", chosen.prompt),),
             chosen=(Message("assistant", chosen.text),),
             rejected=(Message("assistant", rejected.text),),
             probability=certainty,
             weight=trait_weight / len(kept),
+            margin=0.0,
             chosen_id=chosen.response_id,
             rejected_id=rejected.response_id,
             chosen_variant=chosen.variant,

@@ -1,6 +1,7 @@
 """policy: the base model, optimised against the preference model with no trait in its prompt."""
 
 import json
+from contextlib import ExitStack
 from typing import Any
 
 from charactertrain import chat
@@ -11,15 +12,22 @@ from charactertrain.pipeline import Work
 from charactertrain.records import Prompt, Ranking, Response
 from charactertrain.runtime import training
 from charactertrain.stages.context import Context, response_settings
-from charactertrain.stages.policy_loop import train
+from charactertrain.stages.ensemble import EnsembleReward
+from charactertrain.stages.policy_loop import EngineSources, train
 from charactertrain.stages.policy_task import OptimiseTask, PolicyTask, WarmStartTask
-from charactertrain.stages.preference_model import worker_settings
+from charactertrain.stages.preference_gates import check_gates, require_gates
+from charactertrain.stages.preference_model import (
+    ensemble_members,
+    worker_settings,
+    zero_settings,
+)
 from charactertrain.stages.rollouts import RolloutSettings
 from charactertrain.templates import plain_conversation
 
 
 def run(work: Work, context: Context) -> Outcome:
     """Warm start on the top-ranked responses, then policy steps against the preference model."""
+    _check_gates(work, context)
     if not work.directory.exists("optimise.json"):
         context.session.make_room()
         _train(work, context)
@@ -40,21 +48,33 @@ def run(work: Work, context: Context) -> Outcome:
 
 def _train(work: Work, context: Context) -> None:
     model = str(context.model_directory)
-    source, _ = work.inputs["preference_model"]
-    with source.child("model").on_local_disk() as preference_model:
+    source, manifest = work.inputs["preference_model"]
+    with ExitStack() as stack:
+        members = [
+            str(stack.enter_context(source.child(name).on_local_disk()))
+            for name in ensemble_members(manifest)
+        ]
+        engines = EngineSources(
+            policy=context.session.sampler(model, model),
+            rewards=tuple(
+                context.session.sampler(member, member, kind="reward") for member in members
+            ),
+        )
         training.fit(
             train,
-            {
-                "task": _task(work, context),
-                "policy_source": context.session.sampler(model, model),
-                "reward_source": context.session.sampler(
-                    str(preference_model), str(preference_model), kind="reward"
-                ),
-            },
+            {"task": _task(work, context), "engines": engines},
             workers=worker_settings(context),
             storage=work.directory,
             on_metrics=lambda values: context.session.metrics.log("policy", values),
         )
+
+
+def _check_gates(work: Work, context: Context) -> None:
+    """Raise TrainingError for a preference model that does not pass, unless told to go on."""
+    _, manifest = work.inputs["preference_model"]
+    gates = check_gates(manifest.summary, context.config.preference_model.gates)
+    if not context.config.policy.despite_gates:
+        require_gates(gates)
 
 
 def _task(work: Work, context: Context) -> PolicyTask:
@@ -80,6 +100,11 @@ def _task(work: Work, context: Context) -> PolicyTask:
         kl_coef=config.objective.kl_coef,
         learning_rate=config.learning_rate,
         warmup_steps=config.warmup_steps,
+        reward=EnsembleReward(
+            levels=tuple(preference_manifest.summary["levels"].values()),
+            aggregate=config.reward.aggregate,
+            disagreement_coef=config.reward.disagreement_coef,
+        ),
         sync_tolerance=config.sync_tolerance,
     )
     warm_start = WarmStartTask(
@@ -95,11 +120,8 @@ def _task(work: Work, context: Context) -> PolicyTask:
         warm_start=warm_start,
         optimise=optimise,
         fixed_ending=config.ending == "fixed",
-        microbatch_size=config.resources.microbatch_size,
-        zero_stage=config.deepspeed.stage,
-        offload=config.deepspeed.offload,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
+        token_budget=config.resources.tokens_per_microbatch,
+        zero=zero_settings(config, context.config.model.precision),
         checkpoint_every=config.resources.checkpoint_every,
         seed=context.config.seed,
         output=work.directory,

@@ -13,15 +13,16 @@ import torch
 
 from charactertrain.exceptions import TrainingError
 from charactertrain.models import loading
-from charactertrain.models.packing import PromptGroup, check_packable, pack
+from charactertrain.models.packing import PromptGroup, pack
 from charactertrain.objectives.logprobs import token_logprobs
 from charactertrain.records import Prompt
-from charactertrain.runtime import training
-from charactertrain.runtime.engines import LeasedSampler
+from charactertrain.runtime.engines import EngineSource, LeasedSampler
 from charactertrain.runtime.hardware import resolve_precision
-from charactertrain.runtime.sampling import Sampler, ScoreRequest
-from charactertrain.runtime.training import Worker
-from charactertrain.runtime.zero import FrozenModel, ZeroEngine, read_state
+from charactertrain.runtime.learning_rate import Schedule
+from charactertrain.runtime.sampling import Sampler, SamplerSource, ScoreRequest
+from charactertrain.runtime.worker import Worker
+from charactertrain.runtime.zero import FrozenModel, ZeroEngine
+from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.seeds import derive_seed
 from charactertrain.stages.policy_step import Models, policy_step, prompt_group, response_logits
 from charactertrain.stages.policy_task import (
@@ -29,68 +30,74 @@ from charactertrain.stages.policy_task import (
     forbidden_tokens,
     training_engine,
     write_model,
-    zero_settings,
 )
 from charactertrain.stages.rollouts import Rollout, RolloutCollector
 from charactertrain.stages.warm_start import warm_start
 from charactertrain.templates import plain_conversation
 
 
-def train(arguments: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class EngineSources:
+    """Where rank 0 gets its engines."""
+
+    policy: EngineSource
+    rewards: tuple[SamplerSource, ...]
+    """Of each of the preference model's members."""
+
+
+def train(worker: Worker, task: PolicyTask, engines: EngineSources) -> None:
     """Warm start, optimise, and write the policy: the function that Ray Train runs."""
-    task: PolicyTask = arguments["task"]
-    worker = training.join_group(arguments)
-    with training.last_checkpoint() as checkpoint:
+    with worker.last_checkpoint() as checkpoint:
         phase = read_state(checkpoint)["phase"] if checkpoint is not None else "warm_start"
         if task.warm_start.epochs > 0 and not task.output.exists("warm_start.json"):
             assert phase == "warm_start", "a checkpoint of policy steps follows a warm start"
             warm_start(task, worker, checkpoint)
-        optimise = _Optimisation(task, worker, arguments)
-        optimise.run(checkpoint if phase == "optimise" else None)
+        _Optimisation(task, worker, engines, checkpoint if phase == "optimise" else None).run()
 
 
 class _Optimisation:
     """The policy steps of one attempt, and the models and engines they use."""
 
-    def __init__(self, task: PolicyTask, worker: Worker, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self, task: PolicyTask, worker: Worker, engines: EngineSources, checkpoint: Path | None
+    ) -> None:
         self._task, self._worker = task, worker
-        self._engines = _open_engines(task, arguments) if worker.rank == 0 else None
-        dtype = resolve_precision(task.precision)
+        self._engines = _open_engines(task, engines) if worker.rank == 0 else None
         with _starting_weights(task) as start:
-            self._engine, self._count = training_engine(
-                task, start, task.optimise.prompts_per_step, worker
-            )
+            self._engine = training_engine(task, start, checkpoint)
             # The policy as it starts, as in Ouyang et al. (2022): towards the base, the KL would
             # undo the warm start.
-            reference = FrozenModel(
-                partial(loading.load_causal_lm, start, dtype),
-                zero_settings(task, dtype, self._count),
-            )
-        check_packable(self._engine.module, task.context_tokens)
+            load = partial(loading.load_causal_lm, start, resolve_precision(task.precision))
+            reference = FrozenModel(load, task.zero)
+        self._history: list[dict[str, Any]] = []
+        if checkpoint is not None:
+            self._history = read_state(checkpoint)["history"]
         self._models = Models(self._engine, reference, forbidden_tokens(task))
 
-    def run(self, checkpoint: Path | None) -> None:
+    def run(self) -> None:
         """Sample, score, step and send weights, `num_steps` times; writes model/."""
         from charactertrain.runtime.weight_sync.sender import WeightSender
 
-        task, worker, engine = self._task, self._worker, self._engine
-        history: list[dict[str, Any]] = []
-        if checkpoint is not None:
-            engine.load(checkpoint)
-            history = read_state(checkpoint)["history"]
+        task, worker, engine, history = self._task, self._worker, self._engine, self._history
         # Under ZeRO-3 the first forward initialises parameters; sent before, they would be garbage.
         _warm_up(engine)
         engines = [self._engines.policy.handle] if self._engines is not None else []
         dtype = resolve_precision(task.precision)
         sender = WeightSender(engine.module, engines, rank=worker.rank, dtype=dtype)
         first_step = len(history)
+        schedule = Schedule(
+            task.optimise.learning_rate,
+            task.optimise.warmup_steps,
+            task.optimise.num_steps,
+            "constant",
+        )
         sender.send(str(first_step))
         for step in range(first_step, task.optimise.num_steps):
             clock = _Clock()
             groups = self._rollouts(step)
             clock.lap("sample_seconds")
-            values = policy_step(self._models, task, groups, self._count, worker)
-            values["grad_norm"] = engine.step(self._learning_rate(step))
+            values = policy_step(self._models, task, groups, worker)
+            values["grad_norm"] = engine.step(schedule.rate(step))
             clock.lap("train_seconds")
             sender.send(str(step + 1))
             clock.lap("sync_seconds")
@@ -101,21 +108,14 @@ class _Optimisation:
             worker.send({"step": f"{step + 1}/{task.optimise.num_steps}", **values})
             if (step + 1) % task.checkpoint_every == 0 and step + 1 < task.optimise.num_steps:
                 state = {"phase": "optimise", "history": history}
-                training.report_checkpoint(partial(engine.save, state=state), {"step": step + 1})
+                worker.report_checkpoint(partial(engine.save, state=state), {"step": step + 1})
         write_model(engine, task, worker, "model")
         if worker.rank == 0:
             task.output.write_bytes("optimise.json", json.dumps(history).encode())
         torch.distributed.barrier()
         sender.close()
         if self._engines is not None:
-            self._engines.policy.close()
-            self._engines.reward.close()
-
-    def _learning_rate(self, step: int) -> float:
-        optimise = self._task.optimise
-        return training.learning_rate_at(
-            step, peak=optimise.learning_rate, warmup_steps=optimise.warmup_steps
-        )
+            self._engines.close()
 
     def _rollouts(self, step: int) -> list[list[Rollout]]:
         """One group per prompt of the step: drawn and scored by rank 0, on every rank."""
@@ -162,18 +162,25 @@ class _Engines:
     """What rank 0 samples and scores with."""
 
     policy: LeasedSampler
-    reward: Sampler
+    rewards: tuple[Sampler, ...]
     collector: RolloutCollector
 
+    def close(self) -> None:
+        """Give all of them back."""
+        for sampler in (self.policy, *self.rewards):
+            sampler.close()
 
-def _open_engines(task: PolicyTask, arguments: dict[str, Any]) -> _Engines:
+
+def _open_engines(task: PolicyTask, sources: EngineSources) -> _Engines:
     """The engines of this attempt; an engine that died in the last one is replaced."""
-    arguments["policy_source"].end_leases()
-    policy = arguments["policy_source"].open_for_training()
-    reward = arguments["reward_source"].open()
+    sources.policy.end_leases()
+    policy = sources.policy.open_for_training()
+    rewards = tuple(source.open() for source in sources.rewards)
     tokenizer = loading.load_tokenizer(Path(task.model_directory))
-    collector = RolloutCollector(policy.handle, reward, tokenizer, task.optimise.rollouts)
-    return _Engines(policy, reward, collector)
+    collector = RolloutCollector(
+        policy.handle, rewards, task.optimise.reward, tokenizer, task.optimise.rollouts
+    )
+    return _Engines(policy, rewards, collector)
 
 
 class _Clock:

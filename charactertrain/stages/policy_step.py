@@ -6,17 +6,20 @@ end a response. A microbatch is one packed row, so B is 1 and T its response tok
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from charactertrain.models.packing import PackedRow, PromptGroup, pack
+from charactertrain.models.token_budget import microbatches
 from charactertrain.objectives import advantages as advantage
 from charactertrain.objectives.logprobs import entropy, masked_sum, token_logprobs, token_mean
 from charactertrain.objectives.policy import clipped_policy_loss, ending_loss, kl_k2, kl_k3
-from charactertrain.runtime.training import Worker
-from charactertrain.runtime.zero import FrozenModel, ZeroEngine
+from charactertrain.runtime.training_engine import TrainingEngine
+from charactertrain.runtime.worker import Worker
+from charactertrain.runtime.zero import FrozenModel
 from charactertrain.stages.policy_task import PolicyTask
 from charactertrain.stages.rollouts import Rollout
 
@@ -24,7 +27,7 @@ _ADVANTAGE_EPSILON = 1e-4
 
 
 def response_logits(
-    model: ZeroEngine | FrozenModel, row: PackedRow, forbidden: Sequence[int]
+    model: TrainingEngine | FrozenModel, row: PackedRow, forbidden: Sequence[int]
 ) -> Tensor:
     """Logits that predict the response tokens, shape BTV; forbidden tokens are impossible."""
     logits: Tensor = model.forward(
@@ -84,7 +87,7 @@ def advantages_of(kind: str, rewards_PG: Tensor) -> Tensor:
 class Models:
     """What the tokens of a policy step pass through."""
 
-    policy: ZeroEngine
+    policy: TrainingEngine
     reference: FrozenModel
     forbidden: tuple[int, ...]
     """Tokens that no response can hold: those that would end one."""
@@ -94,25 +97,30 @@ def policy_step(
     models: Models,
     task: PolicyTask,
     groups: list[list[Rollout]],
-    count: int,
     worker: Worker,
 ) -> dict[str, Any]:
     """Add the gradient of one step; returns its metrics."""
     rewards_PG = torch.tensor([[rollout.reward for rollout in group] for group in groups])
     advantages_PG = advantages_of(task.optimise.advantages, rewards_PG)
     num_tokens = sum(len(rollout.token_ids) for group in groups for rollout in group)
-    mine = list(zip(groups, advantages_PG.tolist(), strict=True))[worker.rank :: worker.num_workers]
+    spread = microbatches(
+        [prompt_group(group).num_tokens for group in groups],
+        num_workers=worker.num_workers,
+        budget=task.token_budget,
+    )
     sums = torch.zeros(5, dtype=torch.float64, device=models.policy.device)
-    for index in range(count):
-        batch = mine[index * task.microbatch_size : (index + 1) * task.microbatch_size]
-        weight = 1.0 if batch else 0.0
-        if not batch:
-            batch = [(groups[0], [0.0] * len(groups[0]))]
-        advantages_R = torch.tensor([a for _, values in batch for a in values])
+    for indices in spread[worker.rank]:
+        # A worker with nothing left still passes through the model, with weight zero.
+        weight, places = (1.0, indices) if indices else (0.0, [0])
         share, statistics = microbatch_loss(
-            models, task, [group for group, _ in batch], advantages_R, num_tokens
+            models,
+            task,
+            [groups[index] for index in places],
+            advantages_PG[places].flatten(),
+            num_tokens,
         )
-        models.policy.backward(share * weight)
+        names = ", ".join(groups[index][0].prompt_id for index in places)
+        models.policy.backward(share * weight, f"prompts {names}")
         sums += statistics * weight
     torch.distributed.all_reduce(sums)
     loss, kl_sum, entropy_sum, ratio_sum, clipped_sum = sums.tolist()
@@ -120,6 +128,7 @@ def policy_step(
         "loss": loss,
         "reward": float(rewards_PG.mean()),
         "reward_std": float(rewards_PG.std()),
+        "disagreement": fmean(rollout.disagreement for group in groups for rollout in group),
         "kl": kl_sum / num_tokens,
         "entropy": entropy_sum / num_tokens,
         "ratio": ratio_sum / num_tokens,

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from charactertrain.models import loading
-from charactertrain.models.packing import PromptGroup
+from charactertrain.models.packing import PromptGroup, check_packable
 from charactertrain.records import Prompt
 from charactertrain.runtime.hardware import resolve_precision
-from charactertrain.runtime.training import Worker
+from charactertrain.runtime.worker import Worker
 from charactertrain.runtime.zero import ZeroEngine, ZeroSettings
+from charactertrain.stages.ensemble import EnsembleReward
 from charactertrain.stages.rollouts import RolloutSettings
 from charactertrain.storage import Directory
 
@@ -42,6 +43,7 @@ class OptimiseTask:
     kl_coef: float
     learning_rate: float
     warmup_steps: int
+    reward: EnsembleReward
     sync_tolerance: float
 
 
@@ -56,36 +58,19 @@ class PolicyTask:
     optimise: OptimiseTask
     fixed_ending: bool
     """Responses cannot end by themselves, so tokens that end one have probability zero."""
-    microbatch_size: int
-    zero_stage: int
-    offload: bool
-    weight_decay: float
-    max_grad_norm: float
+    token_budget: int
+    zero: ZeroSettings
     checkpoint_every: int
     seed: int
     output: Directory
 
 
-def training_engine(
-    task: PolicyTask, directory: Path, prompts_per_step: int, worker: Worker
-) -> tuple[ZeroEngine, int]:
-    """A training engine on the weights in `directory`, and its microbatches per step."""
-    dtype = resolve_precision(task.precision)
-    count = -(-prompts_per_step // (worker.num_workers * task.microbatch_size))
-    settings = zero_settings(task, dtype, count)
-    return ZeroEngine(partial(loading.load_causal_lm, directory, dtype), settings), count
-
-
-def zero_settings(task: PolicyTask, dtype: torch.dtype, microbatches: int) -> ZeroSettings:
-    """The task's ZeRO settings for a phase of so many microbatches per step."""
-    return ZeroSettings(
-        stage=task.zero_stage,
-        offload=task.offload,
-        bf16=dtype is torch.bfloat16,
-        microbatches=microbatches,
-        weight_decay=task.weight_decay,
-        max_grad_norm=task.max_grad_norm,
-    )
+def training_engine(task: PolicyTask, directory: Path, checkpoint: Path | None) -> ZeroEngine:
+    """A training engine on the weights in `directory`, or where `checkpoint` left them."""
+    load = partial(loading.load_causal_lm, directory, resolve_precision(task.precision))
+    engine = ZeroEngine(load, task.zero, checkpoint)
+    check_packable(engine.module)
+    return engine
 
 
 def forbidden_tokens(task: PolicyTask) -> tuple[int, ...]:

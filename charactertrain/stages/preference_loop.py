@@ -1,37 +1,48 @@
-"""The worker's side of the preference_model stage: soft Bradley-Terry on prompts' responses.
+"""The worker's side of the preference_model stage: its models, one after the other."""
 
-A batch element is a prompt with all its responses: each response is encoded once and compared in
-all its pairs.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from charactertrain.models import loading
-from charactertrain.models.packing import PromptGroup, check_packable, pack
-from charactertrain.objectives.preference import bradley_terry_loss, reward_centering
-from charactertrain.runtime import training
+from charactertrain.models.lora import LoraSettings, add_adapters, merge_adapters
+from charactertrain.models.packing import PromptGroup, is_packable
+from charactertrain.models.token_budget import microbatches
 from charactertrain.runtime.hardware import resolve_precision
-from charactertrain.runtime.training import Worker
-from charactertrain.runtime.zero import ZeroEngine, ZeroSettings, read_state
+from charactertrain.runtime.learning_rate import Decay, Schedule
+from charactertrain.runtime.worker import Worker
+from charactertrain.runtime.zero import ZeroEngine, ZeroSettings
+from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.seeds import derive_seed
+from charactertrain.stages.preference_step import (
+    PreferenceObjective,
+    RankedPrompt,
+    group_rewards,
+    held_out_loss,
+    preference_step,
+    row_tokens,
+)
 from charactertrain.storage import Directory
+
+_BEST = "best.safetensors"
 
 
 @dataclass(frozen=True)
-class RankedPrompt:
-    """A prompt's responses as token ids, and the pairs among them."""
+class Member:
+    """One model to train, and what it is trained on."""
 
-    prompt_id: str
-    trait_id: str
-    group: PromptGroup
-    pairs: tuple[tuple[int, int, float, float], ...]
-    """(chosen, rejected, probability, weight); indices into the group's responses."""
+    name: str
+    """Of its directory and of its results."""
+    seed: int
+    """Of the head and of the order of prompts."""
+    prompts: tuple[RankedPrompt, ...]
 
 
 @dataclass(frozen=True)
@@ -40,186 +51,218 @@ class PreferenceTask:
 
     model_directory: str
     precision: str
-    context_tokens: int
-    train: tuple[RankedPrompt, ...]
-    validation: tuple[RankedPrompt, ...]
+    members: tuple[Member, ...]
+    selection: tuple[RankedPrompt, ...]
+    """Held-out prompts by whose loss the weights are chosen that are kept."""
+    scored: tuple[PromptGroup, ...]
+    """What is scored with the kept weights."""
+    objective: PreferenceObjective
     epochs: int
     prompts_per_step: int
-    microbatch_size: int
     learning_rate: float
     warmup_share: float
-    centering: float
-    zero_stage: int
-    offload: bool
-    weight_decay: float
-    max_grad_norm: float
+    decay: Decay
+    evaluations: int
+    patience: int
+    """Evaluations without a lower loss after which training stops; 0 for never."""
+    lora: LoraSettings | None
+    token_budget: int
+    zero: ZeroSettings
     checkpoint_every: int
-    seed: int
     output: Directory
 
 
-def num_steps(task: PreferenceTask) -> int:
-    """Optimizer steps of the whole task."""
-    per_epoch = -(-len(task.train) // task.prompts_per_step)
-    return task.epochs * per_epoch
+def num_steps(task: PreferenceTask, member: Member) -> int:
+    """Optimizer steps of a member."""
+    return task.epochs * -(-len(member.prompts) // task.prompts_per_step)
 
 
-def step_prompts(task: PreferenceTask, step: int) -> list[RankedPrompt]:
-    """The prompts of a step: each epoch is a permutation that depends on seed and epoch alone."""
-    per_epoch = -(-len(task.train) // task.prompts_per_step)
-    epoch, index = divmod(step, per_epoch)
-    order = sorted(task.train, key=lambda p: derive_seed(task.seed, "order", epoch, p.prompt_id))
-    return order[index * task.prompts_per_step : (index + 1) * task.prompts_per_step]
+def steps_of(
+    task: PreferenceTask, member: Member, first_step: int
+) -> Iterator[tuple[int, list[RankedPrompt]]]:
+    """Each step from `first_step` on, with its prompts.
 
-
-def microbatches(
-    prompts: Sequence[RankedPrompt], *, size: int, count: int, worker: Worker
-) -> list[list[RankedPrompt]]:
-    """This worker's microbatches of a step; the last ones may be empty.
-
-    Every worker has `count`, so that all reach the same collectives.
+    Each epoch is a permutation that depends on seed and epoch alone.
     """
-    mine = prompts[worker.rank :: worker.num_workers]
-    return [list(mine[i * size : (i + 1) * size]) for i in range(count)]
+    size = task.prompts_per_step
+    per_epoch = -(-len(member.prompts) // size)
+    for epoch in range(first_step // per_epoch, task.epochs):
+        order = sorted(
+            member.prompts, key=lambda p: derive_seed(member.seed, "order", epoch, p.prompt_id)
+        )
+        for index in range(per_epoch):
+            step = epoch * per_epoch + index
+            if step >= first_step:
+                yield step, order[index * size : (index + 1) * size]
 
 
-def train(arguments: dict[str, Any]) -> None:
-    """Train, measure on held-out prompts, and write the model: the function Ray Train runs."""
-    task: PreferenceTask = arguments["task"]
-    worker = training.join_group(arguments)
-    dtype = resolve_precision(task.precision)
-    per_step = -(-task.prompts_per_step // (worker.num_workers * task.microbatch_size))
-    settings = ZeroSettings(
-        stage=task.zero_stage,
-        offload=task.offload,
-        bf16=dtype is torch.bfloat16,
-        microbatches=per_step,
-        weight_decay=task.weight_decay,
-        max_grad_norm=task.max_grad_norm,
-    )
-    directory = Path(task.model_directory)
-    engine = ZeroEngine(
-        lambda: loading.load_preference_model(directory, dtype, seed=task.seed), settings
-    )
-    check_packable(engine.module, task.context_tokens)
-    history: list[dict[str, Any]] = []
-    with training.last_checkpoint() as checkpoint:
+def evaluation_steps(total: int, evaluations: int) -> set[int]:
+    """Numbers of steps after which the held-out loss is measured; the last is one of them."""
+    return {round((index + 1) * total / evaluations) for index in range(evaluations)} - {0}
+
+
+def train(worker: Worker, task: PreferenceTask) -> None:
+    """Train, score and write every member: the function that Ray Train runs."""
+    with worker.last_checkpoint() as checkpoint:
+        resumed = None if checkpoint is None else read_state(checkpoint)["member"]
+        for member in task.members:
+            if _agreed(worker, task.output.exists(f"{member.name}.json")):
+                continue
+            _Training(worker, task, member, checkpoint if member.name == resumed else None).run()
+
+
+def _agreed(worker: Worker, value: bool) -> bool:
+    """Rank 0's value: a file that one node sees, another may not see yet."""
+    box = [value if worker.rank == 0 else None]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return bool(box[0])
+
+
+@dataclass
+class _Progress:
+    """What a member's training has come to; all of it is in a checkpoint."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Metrics of each step."""
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    """Step and held-out loss."""
+
+    @property
+    def best_step(self) -> int:
+        """The evaluated step with the lowest held-out loss, the first of equals."""
+        return int(min(self.evaluations, key=lambda e: (e["loss"], e["step"]))["step"])
+
+    def is_over(self, patience: int) -> bool:
+        """Whether the last `patience` evaluations were no better than one before them."""
+        if patience == 0 or not self.evaluations:
+            return False
+        since = [e["step"] for e in self.evaluations if e["step"] > self.best_step]
+        return len(since) >= patience
+
+
+class _Training:
+    """One member, from its checkpoint to its directory."""
+
+    def __init__(
+        self, worker: Worker, task: PreferenceTask, member: Member, checkpoint: Path | None
+    ) -> None:
+        self._worker, self._task, self._member = worker, task, member
+        self._dtype = resolve_precision(task.precision)
+        self._engine = ZeroEngine(self._load_model, task.zero, checkpoint)
+        self._progress = _Progress()
+        self._best: dict[str, Tensor] = {}
+        """Weights of the best step, on rank 0."""
         if checkpoint is not None:
-            engine.load(checkpoint)
-            history = read_state(checkpoint)["history"]
-    total = num_steps(task)
-    for step in range(len(history), total):
-        values = _train_step(engine, task, step, per_step, worker)
-        history.append(values)
-        worker.send(
-            {"step": f"{step + 1}/{total}", **{k: v for k, v in values.items() if k != "step"}}
-        )
-        if (step + 1) % task.checkpoint_every == 0 and step + 1 < total:
-            training.report_checkpoint(
-                lambda path: engine.save(path, {"history": history}), {"step": step + 1}
+            state = read_state(checkpoint)
+            self._progress = _Progress(state["history"], state["evaluations"])
+            if worker.rank == 0 and (checkpoint / _BEST).exists():
+                self._best = load_file(checkpoint / _BEST)
+
+    def _load_base(self) -> Any:
+        directory = Path(self._task.model_directory)
+        return loading.load_preference_model(directory, self._dtype, seed=self._member.seed)
+
+    def _load_model(self) -> Any:
+        model = self._load_base()
+        return model if self._task.lora is None else add_adapters(model, self._task.lora)
+
+    def run(self) -> None:
+        """Train to the end or until the held-out loss rises, then score and write."""
+        task, progress = self._task, self._progress
+        total = num_steps(task, self._member)
+        evaluated = evaluation_steps(total, task.evaluations)
+        warmup = round(task.warmup_share * total)
+        schedule = Schedule(task.learning_rate, warmup, total, task.decay)
+        for step, prompts in steps_of(task, self._member, len(progress.history)):
+            if progress.is_over(task.patience):
+                break
+            values = preference_step(
+                self._engine, prompts, task.objective, self._worker, task.token_budget
             )
-    rewards = _held_out_rewards(engine, task, worker)
-    _write(engine, task, worker, {"history": history, "validation_rewards": rewards})
+            rate = schedule.rate(step)
+            values["grad_norm"] = self._engine.step(rate)
+            progress.history.append({"step": step + 1, **values, "learning_rate": rate})
+            if step + 1 in evaluated:
+                values["held_out_loss"] = self._evaluate(step + 1)
+            self._worker.send({"model": self._member.name, "step": f"{step + 1}/{total}", **values})
+            if (step + 1) % task.checkpoint_every == 0 and step + 1 < total:
+                self._worker.report_checkpoint(self._save, {"step": step + 1})
+        self._finish()
 
-
-def _train_step(
-    engine: ZeroEngine, task: PreferenceTask, step: int, count: int, worker: Worker
-) -> dict[str, Any]:
-    prompts = step_prompts(task, step)
-    total_weight = sum(pair[3] for prompt in prompts for pair in prompt.pairs)
-    sums = torch.zeros(3)
-    for batch in microbatches(prompts, size=task.microbatch_size, count=count, worker=worker):
-        loss, accuracy, weight = _microbatch_loss(engine, batch or prompts[:1], task.centering)
-        # A worker without prompts of its own still passes through the model, with weight zero.
-        share = loss / total_weight * (1.0 if batch else 0.0)
-        engine.backward(share)
-        if batch:
-            sums += torch.tensor([float(loss.detach()), accuracy, weight])
-    sums = sums.to(engine.device)
-    torch.distributed.all_reduce(sums)
-    warmup = round(task.warmup_share * num_steps(task))
-    rate = training.learning_rate_at(step, peak=task.learning_rate, warmup_steps=warmup)
-    grad_norm = engine.step(rate)
-    loss_sum, accuracy_sum, weight_sum = sums.tolist()
-    return {
-        "step": step + 1,
-        "loss": loss_sum / weight_sum,
-        "accuracy": accuracy_sum / weight_sum,
-        "grad_norm": grad_norm,
-        "learning_rate": rate,
-    }
-
-
-def _microbatch_loss(
-    engine: ZeroEngine, prompts: Sequence[RankedPrompt], centering: float
-) -> tuple[Tensor, float, float]:
-    """Weighted sums over the microbatch's pairs: loss, accuracy, weight."""
-    rewards_R = group_rewards(engine, [prompt.group for prompt in prompts])
-    chosen, rejected, labels, weights = [], [], [], []
-    offset = 0
-    for prompt in prompts:
-        for better, worse, probability, weight in prompt.pairs:
-            chosen.append(offset + better)
-            rejected.append(offset + worse)
-            labels.append(probability)
-            weights.append(weight)
-        offset += len(prompt.group.responses)
-    device = rewards_R.device
-    weights_B = torch.tensor(weights, device=device)
-    terms = bradley_terry_loss(
-        rewards_R[chosen], rewards_R[rejected], torch.tensor(labels, device=device), weights_B
-    )
-    loss = terms.loss_sum
-    if centering > 0:
-        loss = loss + centering * reward_centering(
-            rewards_R[chosen], rewards_R[rejected], weights_B
+    def _evaluate(self, step: int) -> float:
+        self._engine.module.eval()
+        loss = held_out_loss(
+            self._engine,
+            self._task.selection,
+            self._task.objective,
+            self._worker,
+            self._task.token_budget,
         )
-    return loss, float(terms.accuracy_sum), float(terms.weight_sum)
+        self._engine.module.train()
+        self._progress.evaluations.append({"step": step, "loss": loss})
+        if self._progress.best_step == step:
+            self._best = self._engine.full_state(self._dtype)
+        return loss
 
+    def _save(self, directory: Path) -> None:
+        progress = self._progress
+        state = {
+            "member": self._member.name,
+            "history": progress.history,
+            "evaluations": progress.evaluations,
+        }
+        self._engine.save(directory, state)
+        if self._best:
+            save_file(self._best, directory / _BEST)
 
-def group_rewards(engine: ZeroEngine, groups: Sequence[PromptGroup]) -> Tensor:
-    """The scalar of each response, in order, shape R, read at its last token."""
-    row = pack(groups).to(engine.device)
-    scores: list[Tensor] = []
-    # The model pools one token of a row; the head's output at every token is taken on its way.
-    hook = engine.module.score.register_forward_hook(
-        lambda _module, _inputs, output: scores.append(output)
-    )
-    engine.forward(**row.model_inputs())
-    hook.remove()
-    return scores[0][0, row.last_R, 0].float()
+    def _finish(self) -> None:
+        progress, member = self._progress, self._member
+        if progress.best_step != len(progress.history):
+            self._engine.load_full_state(self._best)
+        rewards = self._score()
+        model = self._engine.module
+        self._engine.close()
+        if self._worker.rank == 0:
+            self._write_model(model)
+            results = {
+                "history": progress.history,
+                "evaluations": progress.evaluations,
+                "best_step": progress.best_step,
+                "rewards": rewards,
+            }
+            self._task.output.write_bytes(f"{member.name}.json", json.dumps(results).encode())
+        torch.distributed.barrier()
 
+    @torch.no_grad()
+    def _score(self) -> list[list[float]]:
+        """Rewards of the responses of every scored group, on every rank."""
+        self._engine.module.eval()
+        groups, worker = self._task.scored, self._worker
+        packs = is_packable(self._engine.module)
+        spread = microbatches(
+            [row_tokens(group, packs=packs) for group in groups],
+            num_workers=worker.num_workers,
+            budget=self._task.token_budget,
+        )
+        mine: dict[int, list[float]] = {}
+        for indices in spread[worker.rank]:
+            batch = [groups[index] for index in indices or [0]]
+            rewards = group_rewards(self._engine, batch)[0].tolist()
+            for index in indices:
+                count = len(groups[index].responses)
+                mine[index], rewards = rewards[:count], rewards[count:]
+        gathered: list[Any] = [None] * worker.num_workers
+        torch.distributed.all_gather_object(gathered, mine)
+        found = {index: values for part in gathered for index, values in part.items()}
+        return [found[index] for index in range(len(groups))]
 
-def _held_out_rewards(
-    engine: ZeroEngine, task: PreferenceTask, worker: Worker
-) -> dict[str, list[float]]:
-    """Rewards of every validation prompt's responses, by prompt id, on every rank."""
-    engine.module.eval()
-    mine: dict[str, list[float]] = {}
-    rounds = -(-len(task.validation) // worker.num_workers)
-    with torch.no_grad():
-        for index in range(rounds):
-            position = index * worker.num_workers + worker.rank
-            prompt = task.validation[min(position, len(task.validation) - 1)]
-            mine[prompt.prompt_id] = group_rewards(engine, [prompt.group]).tolist()
-    gathered: list[Any] = [None] * worker.num_workers
-    torch.distributed.all_gather_object(gathered, mine)
-    return {prompt_id: rewards for part in gathered for prompt_id, rewards in part.items()}
-
-
-def _write(
-    engine: ZeroEngine, task: PreferenceTask, worker: Worker, results: dict[str, Any]
-) -> None:
-    """Write the model and the results from rank 0; every rank gathers."""
-    import json
-    import tempfile
-
-    state = engine.full_state(resolve_precision(task.precision))
-    if worker.rank == 0:
+    def _write_model(self, model: Any) -> None:
+        """The best weights as a Hugging Face directory; rank 0 alone."""
+        state: dict[str, Tensor] | None = self._best
+        if self._task.lora is not None:
+            model, state = merge_adapters(self._load_base(), self._task.lora, self._best), None
         with tempfile.TemporaryDirectory(prefix="charactertrain-export-") as temporary:
             path = Path(temporary)
-            engine.module.save_pretrained(path, state_dict=state)
-            loading.load_tokenizer(Path(task.model_directory)).save_pretrained(path)
-            task.output.upload(path, "model")
-        task.output.write_bytes("results.json", json.dumps(results).encode())
-    torch.distributed.barrier()
+            model.save_pretrained(path, state_dict=state)
+            loading.load_tokenizer(Path(self._task.model_directory)).save_pretrained(path)
+            self._task.output.upload(path, self._member.name)

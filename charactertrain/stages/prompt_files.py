@@ -4,40 +4,26 @@ Each row is checked before the stage starts an engine, and named with its file a
 is wrong.
 """
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, get_args
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-import xxhash
 
 from charactertrain.config import PromptsSection
 from charactertrain.exceptions import ConfigError
 from charactertrain.records import NO_TRAIT, Prompt, PromptKind, Split
-from charactertrain.seeds import derive_seed, stable_id
+from charactertrain.seeds import stable_id
 from charactertrain.stages.prompt_plan import MIN_PROMPTS
+from charactertrain.stages.row_files import (
+    check_one_of,
+    check_text,
+    drawn_split,
+    in_batches,
+    read_rows,
+)
 
 _KEYS = {"text", "prompt", "trait_id", "kind", "family", "facet", "split", "language", "prompt_id"}
 _MAX_CHARACTERS = 20_000
-_BATCH_ROWS = 4096
-
-
-def checksum(location: str) -> str:
-    """xxh3-128 over the files of `location`, which is a file or a directory.
-
-    Raises:
-        ConfigError: There is no such file, or the directory holds no Arrow file.
-    """
-    digest = xxhash.xxh3_128()
-    for file in _files(location):
-        with file.open("rb") as stream:
-            while chunk := stream.read(2**23):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def check(section: PromptsSection, *, trait_ids: Collection[str], seed: int) -> None:
@@ -85,15 +71,29 @@ def read_prompts(
     Raises:
         ConfigError: A row is not as described.
     """
-    if section.file is None:
-        return
+    if section.file is not None:
+        rows = read_rows(section.file, setting="prompts.file")
+        yield from in_batches(_prompts(rows, section, trait_ids, splits, seed))
+
+
+def _prompts(
+    rows: Iterator[tuple[str, Mapping[str, Any]]],
+    section: PromptsSection,
+    trait_ids: Collection[str],
+    splits: Mapping[str, Split],
+    seed: int,
+) -> Iterator[Prompt]:
     seen: set[str] = set()
     given: dict[str, Split] = dict(splits)
-    batch: list[Prompt] = []
-    for where, row in _rows(section.file):
+    for where, row in rows:
         prompt = _prompt(row, where, trait_ids)
         split = row.get("split") or given.get(prompt.family)
-        split = split or _drawn_split(prompt.family, section, seed)
+        split = split or drawn_split(
+            prompt.family,
+            validation_share=section.validation_share,
+            test_share=section.test_share,
+            seed=seed,
+        )
         if given.setdefault(prompt.family, split) != split:
             raise ConfigError(
                 f"{where}: split is {split!r}, and family {prompt.family!r} is in "
@@ -106,21 +106,7 @@ def read_prompts(
                 "out, or make each its own; a text that comes twice is one row too many."
             )
         seen.add(prompt.prompt_id)
-        batch.append(replace(prompt, split=split))
-        if len(batch) == _BATCH_ROWS:
-            yield batch
-            batch = []
-    if not seen:
-        raise ConfigError(f"prompts.file: {section.file} holds no rows; expected at least one")
-    if batch:
-        yield batch
-
-
-def _drawn_split(family: str, section: PromptsSection, seed: int) -> Split:
-    draw = derive_seed(seed, "split", family) / 2**31
-    if draw < section.test_share:
-        return "test"
-    return "validation" if draw < section.test_share + section.validation_share else "train"
+        yield replace(prompt, split=split)
 
 
 def _prompt(row: Mapping[str, Any], where: str, trait_ids: Collection[str]) -> Prompt:
@@ -132,12 +118,12 @@ def _prompt(row: Mapping[str, Any], where: str, trait_ids: Collection[str]) -> P
         )
     text = _text(row, where)
     kind: PromptKind = row.get("kind") or "trait"
-    _check_one_of(kind, get_args(PromptKind), "kind", where)
+    check_one_of(kind, get_args(PromptKind), "kind", where)
     if row.get("split") is not None:
-        _check_one_of(row["split"], get_args(Split), "split", where)
+        check_one_of(row["split"], get_args(Split), "split", where)
     trait_id = _trait_id(row, kind, where, trait_ids)
     for key in ("family", "facet", "language", "prompt_id"):
-        _check_text(row.get(key), key, where)
+        check_text(row.get(key), key, where)
     # Never as it stands: it may be that of a message which the model is to write.
     given = row.get("prompt_id")
     prompt_id = stable_id("own", given) if given else stable_id("own", trait_id, kind, text)
@@ -173,22 +159,8 @@ def _text(row: Mapping[str, Any], where: str) -> str:
         raise ConfigError(
             f"{where}: text has {len(value)} characters; expected {_MAX_CHARACTERS} at most"
         )
-    _check_text(value, "text", where)
+    check_text(value, "text", where)
     return value.strip()
-
-
-def _check_text(value: object, key: str, where: str) -> None:
-    if not isinstance(value, str | None):
-        raise ConfigError(f"{where}: {key} is {value!r}, expected text")
-    try:
-        (value or "").encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"{where}: {key} holds what no file can store: {error}") from None
-
-
-def _check_one_of(value: object, allowed: Collection[str], key: str, where: str) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{where}: {key} is {value!r}; expected one of {', '.join(allowed)}")
 
 
 def _trait_id(row: Mapping[str, Any], kind: str, where: str, trait_ids: Collection[str]) -> str:
@@ -208,61 +180,3 @@ def _trait_id(row: Mapping[str, Any], kind: str, where: str, trait_ids: Collecti
             f"{', '.join(trait_ids)}"
         )
     return str(value)
-
-
-def _rows(location: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Where each row is, for messages, and the row."""
-    for file in _files(location):
-        try:
-            yield from _rows_of_file(file)
-        except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
-            raise ConfigError(f"prompts.file: {file} cannot be read: {error}") from error
-
-
-def _rows_of_file(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if file.suffix == ".jsonl":
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{file}, line {number}", _json_row(line, f"{file}, line {number}")
-        return
-    number = 0
-    if file.suffix == ".parquet":
-        batches: Iterator[pa.RecordBatch] = pq.ParquetFile(file).iter_batches(_BATCH_ROWS)
-    else:
-        batches = iter(pa.ipc.open_stream(pa.OSFile(str(file))))
-    for batch in batches:
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{file}, row {number}", row
-
-
-def _json_row(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{where}: not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ConfigError(f"{where}: expected an object, found a {type(row).__name__}")
-    return row
-
-
-def _files(location: str) -> list[Path]:
-    path = Path(location).expanduser()
-    if path.is_dir():
-        # Not every *.arrow: `datasets` caches what it computed beside the data.
-        found = sorted(path.glob("data-*.arrow")) or sorted(path.glob("*.parquet"))
-        if found:
-            return found
-        raise ConfigError(
-            f"prompts.file: {path} holds no data-*.arrow or *.parquet; expected a directory that "
-            "`Dataset.save_to_disk` wrote (a DatasetDict has one per split: name one of them)"
-        )
-    if not path.is_file():
-        raise ConfigError(f"prompts.file: there is no file {path}")
-    if path.suffix not in {".parquet", ".jsonl"}:
-        raise ConfigError(
-            f"prompts.file: {path} has the suffix {path.suffix!r}; expected .parquet or .jsonl, or "
-            "a directory that `datasets` saved"
-        )
-    return [path]

@@ -13,6 +13,7 @@ from statistics import fmean
 from charactertrain.artifacts import Json, Outcome
 from charactertrain.pipeline import Work
 from charactertrain.report import page
+from charactertrain.report.preference_view import GateView
 from charactertrain.report.reading import (
     MEASURE_LABELS,
     OUTCOME_MEASURES,
@@ -29,7 +30,6 @@ from charactertrain.storage import without_keys
 
 MAX_LENGTH_CHANGE = 0.3
 """Change of the reply length, as a share of the base's, from which it counts as length hacking."""
-MAX_CALIBRATION_ERROR = 0.08
 MIN_DISTINCT_SHARE = 0.9
 """Of the base's distinct bigrams."""
 
@@ -206,26 +206,41 @@ def _diversity_kept(distinct_2: Effect | None) -> Verdict:
 
 
 def _preference_model_verdicts(model: PreferenceModelView | None) -> list[Verdict]:
-    if model is None or model.accuracy_overall is None or model.after_temperature is None:
+    if model is None:
         return [Verdict(text="preference model: its quality", ok=None)]
-    overall, length_only = model.accuracy_overall, model.accuracy_overall.length_only
-    accuracy = f"{number(overall.accuracy)} {interval(overall.ci_low, overall.ci_high)}"
-    perfect = [trait for trait, of in model.accuracy_by_trait.items() if of.accuracy >= 1]
-    note = f"; 100 % for {_listed(perfect)}" if perfect else ""
+    of_placebo = " (a placebo, trained on shuffled labels)" if model.labels == "shuffled" else ""
+    subject = f"preference model{of_placebo}"
+    gates = [_gate_passed(subject, gate) for gate in model.gates]
     return [
-        Verdict(
-            text="preference model: held-out accuracy, with its interval, above length alone; "
-            f"{accuracy} against {number(length_only)}, {count(overall.num_pairs)} pairs",
-            ok=None if length_only is None else overall.ci_low > length_only,
-        ),
-        Verdict(
-            text="preference model: accuracy below 100 % (no error would mean that something other "
-            f"than the trait tells the pairs apart); {accuracy}{note}",
-            ok=overall.accuracy < 1,
-        ),
-        Verdict(
-            text=f"preference model: calibration error (ECE) at most {MAX_CALIBRATION_ERROR}; "
-            f"{number(model.after_temperature.ece)} after temperature {number(model.temperature)}",
-            ok=model.after_temperature.ece <= MAX_CALIBRATION_ERROR,
-        ),
+        *(gates or [Verdict(text=f"{subject}: its gates", ok=None)]),
+        _errs(subject, model),
     ]
+
+
+def _gate_passed(subject: str, gate: GateView) -> Verdict:
+    found = f"{number(gate.value)} {interval(gate.ci_low, gate.ci_high)}"
+    return Verdict(
+        text=f"{subject}: {gate.measure}, {'at most' if gate.is_ceiling else 'at least'} "
+        f"{gate.threshold}; {'not measured' if gate.value is None else found}",
+        ok=gate.is_met,
+    )
+
+
+def _errs(subject: str, model: PreferenceModelView) -> Verdict:
+    text = (
+        f"{subject}: accuracy below 100 % (no error would mean that something other than the "
+        "trait tells the pairs apart)"
+    )
+    overall = model.accuracy_overall
+    if overall is None:
+        return Verdict(text=f"{text}; not measured", ok=None)
+    perfect = [
+        trait_id or "general prompts"
+        for trait_id, accuracy in model.accuracy_by_trait.items()
+        if accuracy is not None and accuracy.accuracy >= 1
+    ]
+    found = f"{number(overall.accuracy)} {interval(overall.ci_low, overall.ci_high)}"
+    note = f"; 100 % for {_listed(perfect)}" if perfect else ""
+    return Verdict(
+        text=f"{text}; {found} of {count(overall.num_pairs)} pairs{note}", ok=overall.accuracy < 1
+    )

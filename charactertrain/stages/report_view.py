@@ -1,5 +1,6 @@
 """The report's view of a run, assembled from its artifacts: read and renamed, never judged."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -10,13 +11,26 @@ from charactertrain.artifacts import Json, Manifest, read_rows
 from charactertrain.config import PromptsSection, RankingsSection, RunConfig
 from charactertrain.pipeline import Work
 from charactertrain.records import NO_TRAIT, EvaluationSample, Prompt, Split, Trait
-from charactertrain.report.data_view import DataView, HistogramBin, PromptCount, RejectCount
-from charactertrain.report.reading import MEASURE_LABELS
-from charactertrain.report.training_view import (
+from charactertrain.report.data_view import (
+    DataView,
+    Estimate,
+    HistogramBin,
+    PromptCount,
+    RejectCount,
+)
+from charactertrain.report.preference_view import (
     Accuracy,
     Calibration,
     CalibrationBin,
     CurvePoint,
+    GateView,
+    HeldOutLoss,
+    Member,
+    Shortcut,
+    StrengthBand,
+)
+from charactertrain.report.reading import MEASURE_LABELS
+from charactertrain.report.training_view import (
     Measure,
     PolicyStep,
     PreferenceModelView,
@@ -41,7 +55,8 @@ NUM_SAMPLES = 8
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _NUM_STRENGTH_BINS = 10
-_STAGES_WITHOUT_REJECTS = {"traits", "preference_model", "policy"}
+_STAGES_WITHOUT_REJECTS = {"traits", "policy"}
+_GATES_WITH_A_CEILING = {"calibration_error"}
 
 
 def assemble(work: Work, config: RunConfig, run: RunView, results: Json) -> ReportView:
@@ -157,34 +172,118 @@ def _sample_measures(sample: EvaluationSample) -> dict[Measure, float]:
 
 
 def _preference_model_view(summary: Json) -> PreferenceModelView:
+    training = summary["training"]["model"]
     return PreferenceModelView(
-        curve=tuple(
-            CurvePoint(step=row["step"], loss=row["loss"], accuracy=row.get("accuracy"))
-            for row in summary["history"]
-        ),
+        labels=summary["labels"],
+        objective=summary["objective"],
+        gates=tuple(_gate(values) for values in summary["gates"]),
         accuracy_overall=_accuracy(summary["accuracy"]),
         accuracy_by_trait={
-            trait_id: _accuracy(values) for trait_id, values in summary["accuracy_by_trait"].items()
+            None if trait_id == NO_TRAIT else trait_id: _accuracy(values)
+            for trait_id, values in summary["accuracy_by_trait"].items()
         },
+        accuracy_by_strength=tuple(
+            StrengthBand(low=values["low"], high=values["high"], accuracy=_accuracy(values))
+            for values in summary["accuracy_by_strength"]
+        ),
+        accuracy_same_variant=_accuracy(summary["accuracy_same_variant"]),
+        shortcuts=tuple(_shortcut(edit, values) for edit, values in summary["shortcuts"].items()),
+        length_correlation=_estimate(summary["length_correlation"]),
+        length_slope=summary["length_slope"],
         before_temperature=_calibration(summary["before_temperature"]),
         after_temperature=_calibration(summary["after_temperature"]),
         temperature=summary["temperature"],
+        baseline_nll=summary["baseline_nll"],
+        num_pairs=summary["num_pairs"],
+        num_selection_pairs=summary["num_selection_pairs"],
+        num_general_left=summary["general_left"],
+        curve=tuple(
+            CurvePoint(step=row["step"], loss=row["loss"], accuracy=row["accuracy"])
+            for row in training["history"]
+        ),
+        held_out_losses=tuple(HeldOutLoss(**row) for row in training["evaluations"]),
+        best_step=training["best_step"],
+        members=tuple(_member(name, summary) for name in summary["training"]),
     )
 
 
-def _accuracy(values: Json) -> Accuracy:
+def _gate(values: Json) -> GateView:
+    return GateView(
+        measure=values["measure"],
+        value=values["value"],
+        ci_low=_or_nan(values["ci_low"]),
+        ci_high=_or_nan(values["ci_high"]),
+        threshold=values["threshold"],
+        is_ceiling=values["name"] in _GATES_WITH_A_CEILING,
+        is_met=values["is_met"],
+    )
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _accuracy(values: Json) -> Accuracy | None:
+    if values["estimate"] is None:
+        return None
     return Accuracy(
         accuracy=values["estimate"],
+        ci_low=_or_nan(values["ci_low"]),
+        ci_high=_or_nan(values["ci_high"]),
+        num_pairs=values["num_pairs"],
+        num_prompts=values["num_clusters"],
+        # Of parts that are not of a trait or of all pairs, the baselines are not taken.
+        length_only=values.get("length_only"),
+        above_length=_estimate(values.get("above_length")),
+        provenance_only=values.get("provenance_only"),
+        above_provenance=_estimate(values.get("above_provenance")),
+    )
+
+
+def _estimate(values: Json | None) -> Estimate | None:
+    if values is None or values["estimate"] is None:
+        return None
+    return Estimate(
+        value=values["estimate"],
+        ci_low=_or_nan(values["ci_low"]),
+        ci_high=_or_nan(values["ci_high"]),
+    )
+
+
+def _shortcut(edit: str, values: Json) -> Shortcut:
+    return Shortcut(
+        edit=edit,
+        value=values["estimate"],
         ci_low=values["ci_low"],
         ci_high=values["ci_high"],
-        num_pairs=values["num_responses"],
-        length_only=values["length_only"],
+        num_prompts=values["num_prompts"],
+        raised_share=values["raised_share"],
     )
 
 
 def _calibration(values: Json) -> Calibration:
-    bins = tuple(CalibrationBin(**entry) for entry in values["bins"])
-    return Calibration(bins=bins, ece=values["ece"], brier=values["brier"])
+    return Calibration(
+        bins=tuple(CalibrationBin(**entry) for entry in values["bins"]),
+        ece=values["ece"],
+        ece_ci_low=_or_nan(values["ece_ci_low"]),
+        ece_ci_high=_or_nan(values["ece_ci_high"]),
+        brier=values["brier"],
+        nll=values["nll"],
+    )
+
+
+def _member(name: str, summary: Json) -> Member:
+    training, prompts = summary["training"][name], summary["trained_prompts"]
+    # The model itself is not among the others.
+    other = summary["others"].get(name)
+    return Member(
+        name=name,
+        num_prompts=prompts.get(name, prompts["model"]),
+        num_steps=len(training["history"]),
+        best_step=training["best_step"],
+        accuracy=_accuracy(other["accuracy"] if other else summary["accuracy"]),
+        same_order=_estimate(other["same_order"] if other else None),
+    )
 
 
 def _policy_steps(history: Sequence[Json]) -> tuple[PolicyStep, ...]:
@@ -277,7 +376,7 @@ def _stage_view(name: str, manifest: Manifest) -> StageView:
     return StageView(
         name=name,
         num_rows=manifest.rows.get("samples" if name == "evaluation" else name),
-        size_note=_size_note(manifest) if "history" in manifest.summary else None,
+        size_note=_size_note(manifest),
         num_rejects=sum(manifest.rejects.values()) if has_rejects else None,
         wall_seconds=manifest.wall_seconds,
         state="ran",
@@ -285,10 +384,17 @@ def _stage_view(name: str, manifest: Manifest) -> StageView:
     )
 
 
-def _size_note(manifest: Manifest) -> str:
+def _size_note(manifest: Manifest) -> str | None:
+    """Steps and size of a stage that trains."""
+    summary = manifest.summary
+    members = summary.get("training", {"policy": summary})
+    if not all("history" in values for values in members.values()):
+        return None
     num_mb = sum(entry.size_bytes for entry in manifest.files) / 1e6
-    note = f"{len(manifest.summary['history'])} steps, {num_mb:,.0f} MB"
-    difference = manifest.summary.get("sync_difference")
+    num_steps = sum(len(values["history"]) for values in members.values())
+    of_models = f" of {len(members)} models" if len(members) > 1 else ""
+    note = f"{num_steps} steps{of_models}, {num_mb:,.0f} MB"
+    difference = summary.get("sync_difference")
     if difference is None:
         return note
     return f"{note}, sampler within {difference:.2g} nats of the trainer after the first update"

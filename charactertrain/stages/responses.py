@@ -177,6 +177,7 @@ def _response(prompt: Prompt, variant: str, phrasing: int, sample: Sample) -> Re
         response_id=sample.request_id,
         prompt_id=prompt.prompt_id,
         trait_id=prompt.trait_id,
+        family=prompt.family,
         split=prompt.split,
         prompt=prompt.text,
         variant=variant,

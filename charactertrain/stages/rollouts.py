@@ -17,6 +17,7 @@ from charactertrain.runtime.sampling import (
     SamplingSettings,
 )
 from charactertrain.seeds import derive_seed
+from charactertrain.stages.ensemble import EnsembleReward, ensemble_rewards
 from charactertrain.templates import plain_conversation
 
 
@@ -24,12 +25,15 @@ from charactertrain.templates import plain_conversation
 class Rollout:
     """One sampled response with its reward."""
 
+    prompt_id: str
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     """Per token, under the sampler, in nats."""
     reward: float
     """The preference model's scalar, made length-neutral."""
+    disagreement: float
+    """Standard deviation over the preference model's members; 0 for one."""
     weight_version: str
 
 
@@ -50,12 +54,13 @@ class RolloutCollector:
     def __init__(
         self,
         policy_engine: Any,
-        reward: Sampler,
+        rewards: Sequence[Sampler],
+        ensemble: EnsembleReward,
         tokenizer: chat.Tokenizer,
         settings: RolloutSettings,
     ) -> None:
         """`policy_engine` is the handle of the actor that takes the weight updates."""
-        self._policy_engine, self._reward = policy_engine, reward
+        self._policy_engine, self._rewards, self._ensemble = policy_engine, rewards, ensemble
         self._tokenizer, self._settings = tokenizer, settings
 
     def collect(self, prompts: Sequence[Prompt], step: int) -> list[list[Rollout]]:
@@ -79,17 +84,21 @@ class RolloutCollector:
             chat.encode_exchange(prompt.text, sample.text, self._tokenizer)
             for prompt, sample in zip(repeated, samples, strict=True)
         ]
-        rewards = self._reward.rewards(sequences)
+        rewards, disagreements = ensemble_rewards(self._rewards, self._ensemble, sequences)
         mean_length = sum(len(sample.token_ids) for sample in samples) / len(samples)
         rollouts = [
             Rollout(
+                prompt_id=prompt.prompt_id,
                 prompt_token_ids=sample.prompt_token_ids,
                 token_ids=sample.token_ids,
                 logprobs=sample.logprobs,
                 reward=reward - settings.length_slope * (len(sample.token_ids) - mean_length),
+                disagreement=disagreement,
                 weight_version=sample.weight_version,
             )
-            for sample, reward in zip(samples, rewards, strict=True)
+            for prompt, sample, reward, disagreement in zip(
+                repeated, samples, rewards, disagreements, strict=True
+            )
         ]
         size = settings.group_size
         return [rollouts[i : i + size] for i in range(0, len(rollouts), size)]

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from charactertrain.models import loading
-from charactertrain.models.packing import PackedRow, PromptGroup, check_packable, pack
+from charactertrain.models.packing import PackedRow, PromptGroup, pack
+from charactertrain.models.token_budget import microbatches
 from charactertrain.objectives.logprobs import token_logprobs
 from charactertrain.objectives.warm_start import supervised_loss
-from charactertrain.runtime import training
 from charactertrain.runtime.hardware import resolve_precision
-from charactertrain.runtime.training import Worker
-from charactertrain.runtime.zero import FrozenModel, ZeroEngine, read_state
+from charactertrain.runtime.training_engine import TrainingEngine
+from charactertrain.runtime.worker import Worker
+from charactertrain.runtime.zero import FrozenModel
+from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.seeds import derive_seed
 from charactertrain.stages.policy_step import (
     ending_share,
@@ -34,7 +36,6 @@ from charactertrain.stages.policy_task import (
     forbidden_tokens,
     training_engine,
     write_model,
-    zero_settings,
 )
 
 
@@ -42,16 +43,13 @@ def warm_start(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> Non
     """One or more supervised epochs on top-ranked responses; writes warm_start/."""
     warm = task.warm_start
     base = Path(task.model_directory)
-    engine, count = training_engine(task, base, warm.prompts_per_step, worker)
-    check_packable(engine.module, task.context_tokens)
-    dtype = resolve_precision(task.precision)
-    load_base = partial(loading.load_causal_lm, base, dtype)
+    engine = training_engine(task, base, checkpoint)
+    load_base = partial(loading.load_causal_lm, base, resolve_precision(task.precision))
     ends = forbidden_tokens(task)
-    reference = FrozenModel(load_base, zero_settings(task, dtype, count)) if ends else None
+    reference = FrozenModel(load_base, task.zero) if ends else None
     models = WarmStartModels(engine, reference, ends)
     history: list[dict[str, Any]] = []
     if checkpoint is not None:
-        engine.load(checkpoint)
         history = read_state(checkpoint)["history"]
     per_epoch = -(-len(warm.examples) // warm.prompts_per_step)
     total = warm.epochs * per_epoch
@@ -63,14 +61,14 @@ def warm_start(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> Non
         )
         chosen = order[index * warm.prompts_per_step : (index + 1) * warm.prompts_per_step]
         examples = [warm.examples[i] for i in chosen]
-        values = warm_start_step(models, task, examples, count, worker)
+        values = warm_start_step(models, task, examples, worker)
         grad_norm = engine.step(warm.learning_rate)
         values |= {"grad_norm": grad_norm, "seconds": time.monotonic() - started}
         history.append({"phase": "warm_start", "step": step + 1, **values})
         worker.send({"warm start": f"{step + 1}/{total}", **values})
         if (step + 1) % task.checkpoint_every == 0 and step + 1 < total:
             state = {"phase": "warm_start", "history": history}
-            training.report_checkpoint(partial(engine.save, state=state), {"step": step + 1})
+            worker.report_checkpoint(partial(engine.save, state=state), {"step": step + 1})
     write_model(engine, task, worker, "warm_start")
     if worker.rank == 0:
         task.output.write_bytes("warm_start.json", json.dumps(history).encode())
@@ -84,7 +82,7 @@ def warm_start(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> Non
 class WarmStartModels:
     """What the tokens of a warm-start step pass through."""
 
-    policy: ZeroEngine
+    policy: TrainingEngine
     reference: FrozenModel | None
     """The base; None where responses end by themselves."""
     forbidden: tuple[int, ...]
@@ -95,20 +93,22 @@ def warm_start_step(
     models: WarmStartModels,
     task: PolicyTask,
     examples: Sequence[PromptGroup],
-    count: int,
     worker: Worker,
 ) -> dict[str, Any]:
     """Add the gradient of one step; returns its metrics."""
     num_tokens = sum(len(example.responses[0]) for example in examples)
     engine = models.policy
-    mine = examples[worker.rank :: worker.num_workers]
+    spread = microbatches(
+        [example.num_tokens for example in examples],
+        num_workers=worker.num_workers,
+        budget=task.token_budget,
+    )
     loss = torch.zeros(1, device=engine.device)
-    for index in range(count):
-        batch = mine[index * task.microbatch_size : (index + 1) * task.microbatch_size]
+    for indices in spread[worker.rank]:
         # A worker with nothing left still passes through the model, with weight zero.
-        row = pack(batch or examples[:1]).to(engine.device)
-        share = _loss_share(models, row, num_tokens) * (1.0 if batch else 0.0)
-        engine.backward(share)
+        row = pack([examples[index] for index in indices or [0]]).to(engine.device)
+        share = _loss_share(models, row, num_tokens) * (1.0 if indices else 0.0)
+        engine.backward(share, f"examples {indices} of the step")
         loss += share.detach()
     torch.distributed.all_reduce(loss)
     return {"loss": float(loss)}

@@ -19,11 +19,18 @@ from charactertrain.report.data_view import (
     ReliabilityRow,
     VarietyRow,
 )
-from charactertrain.report.training_view import (
+from charactertrain.report.preference_view import (
     Accuracy,
     Calibration,
     CalibrationBin,
     CurvePoint,
+    GateView,
+    HeldOutLoss,
+    Member,
+    Shortcut,
+    StrengthBand,
+)
+from charactertrain.report.training_view import (
     PolicyStep,
     PreferenceModelView,
     RankerCheck,
@@ -115,49 +122,160 @@ def traits() -> tuple[TraitView, ...]:
     return enthusiastic, uncertain, honest, brief
 
 
+def estimate(value: float, half_width: float) -> Estimate:
+    """An estimate whose interval reaches `half_width` to both sides of it."""
+    return Estimate(value=value, ci_low=value - half_width, ci_high=value + half_width)
+
+
+def accuracy(value: float, half_width: float, num_pairs: int) -> Accuracy:
+    """An accuracy beside 0.561 by length alone and 0.604 by provenance alone."""
+    return Accuracy(
+        accuracy=value,
+        ci_low=value - half_width,
+        ci_high=value + half_width,
+        num_pairs=num_pairs,
+        num_prompts=num_pairs // 6,
+        length_only=0.561,
+        above_length=estimate(value - 0.561, half_width + 0.01),
+        provenance_only=0.604,
+        above_provenance=estimate(value - 0.604, half_width + 0.02),
+    )
+
+
+def gates() -> tuple[GateView, ...]:
+    """A gate that is met, one that is not, and one that was not measured."""
+    return (
+        GateView(
+            measure="calibration error (ECE) after the temperature",
+            value=0.021,
+            ci_low=0.009,
+            ci_high=0.038,
+            threshold=0.08,
+            is_ceiling=True,
+            is_met=True,
+        ),
+        GateView(
+            measure="held-out accuracy of the worst trait (honest)",
+            value=0.531,
+            ci_low=0.481,
+            ci_high=0.581,
+            threshold=0.55,
+            is_ceiling=False,
+            is_met=False,
+        ),
+        GateView(
+            measure="accuracy above length",
+            value=None,
+            ci_low=math.nan,
+            ci_high=math.nan,
+            threshold=0.02,
+            is_ceiling=False,
+            is_met=None,
+        ),
+    )
+
+
+def shortcuts() -> tuple[Shortcut, ...]:
+    """Of eight edits one is rewarded, four are penalised, and of three nothing is established."""
+    values = {
+        "padding": (0.183, 0.062, 0.643),
+        "repetition": (-0.412, 0.121, 0.218),
+        "trait words": (0.038, 0.081, 0.531),
+        "self-praise": (-0.094, 0.071, 0.394),
+        "flattery": (-0.052, 0.089, 0.452),
+        "emoji": (0.071, 0.077, 0.561),
+        "markdown": (-0.623, 0.132, 0.142),
+        "trait quoted": (-0.241, 0.112, 0.317),
+    }
+    return tuple(
+        Shortcut(
+            edit=edit,
+            value=value,
+            ci_low=value - half_width,
+            ci_high=value + half_width,
+            num_prompts=187,
+            raised_share=raised_share,
+        )
+        for edit, (value, half_width, raised_share) in values.items()
+    )
+
+
+def calibration(slope: float, ece: float, brier: float) -> Calibration:
+    """Bins on a line through the middle, which is the diagonal where `slope` is 1."""
+    return Calibration(
+        bins=tuple(
+            CalibrationBin(
+                confidence=value, frequency=0.5 + (value - 0.5) * slope, count=round(920 * value)
+            )
+            for value in (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
+        ),
+        ece=ece,
+        ece_ci_low=ece - 0.012,
+        ece_ci_high=ece + 0.017,
+        brier=brier,
+        nll=brier + 0.4,
+    )
+
+
 def preference_model() -> PreferenceModelView:
-    """A preference model with everything measured."""
-    confidences = (0.55, 0.65, 0.75, 0.85, 0.95)
-    accuracy = {"enthusiastic": 0.812, "uncertain": 0.743, "honest": 0.531, "brief": 0.661}
+    """A preference model with everything measured but one gate and the weakest labels."""
+    by_trait = {"enthusiastic": 0.812, "uncertain": 0.743, "honest": 0.531, "brief": 0.661}
+    whole = accuracy(0.687, 0.026, 1152)
     return PreferenceModelView(
+        labels="ranked",
+        objective="bradley_terry",
+        gates=gates(),
+        accuracy_overall=whole,
+        accuracy_by_trait={
+            trait_id: accuracy(value, 0.05, 288) for trait_id, value in by_trait.items()
+        },
+        accuracy_by_strength=(
+            StrengthBand(low=0.5, high=0.6, accuracy=None),
+            StrengthBand(low=0.6, high=0.9, accuracy=accuracy(0.652, 0.041, 517)),
+            StrengthBand(low=0.9, high=1.0, accuracy=accuracy(0.791, 0.033, 635)),
+        ),
+        accuracy_same_variant=accuracy(0.613, 0.062, 204),
+        shortcuts=shortcuts(),
+        length_correlation=estimate(0.143, 0.037),
+        length_slope=0.00213,
+        before_temperature=calibration(0.6, 0.108, 0.221),
+        after_temperature=calibration(0.97, 0.021, 0.204),
+        temperature=1.624,
+        baseline_nll={"length": 0.684, "provenance": 0.667},
+        num_pairs=1152,
+        num_selection_pairs=1134,
+        num_general_left=17,
         curve=tuple(
             CurvePoint(
                 step=step,
-                loss=0.693 - 0.004 * step + 0.01 * math.sin(step),
+                loss=0.42 + 0.28 * math.exp(-step / 20) + 0.01 * math.sin(step),
                 accuracy=0.5 + 0.0055 * step + 0.01 * math.cos(step),
             )
             for step in range(1, 49)
         ),
-        accuracy_overall=Accuracy(
-            accuracy=0.687, ci_low=0.661, ci_high=0.713, num_pairs=1152, length_only=0.561
+        held_out_losses=tuple(
+            HeldOutLoss(step=step, loss=0.58 + 0.00012 * (step - 30) ** 2)
+            for step in range(6, 49, 6)
         ),
-        accuracy_by_trait={
-            trait_id: Accuracy(
-                accuracy=value,
-                ci_low=value - 0.05,
-                ci_high=value + 0.05,
-                num_pairs=288,
-                length_only=0.55,
-            )
-            for trait_id, value in accuracy.items()
-        },
-        before_temperature=Calibration(
-            bins=tuple(
-                CalibrationBin(confidence=value, frequency=0.5 + (value - 0.5) * 0.6, count=230)
-                for value in confidences
+        best_step=30,
+        members=(
+            Member(
+                name="model",
+                num_prompts=768,
+                num_steps=48,
+                best_step=30,
+                accuracy=whole,
+                same_order=None,
             ),
-            ece=0.108,
-            brier=0.221,
-        ),
-        after_temperature=Calibration(
-            bins=tuple(
-                CalibrationBin(confidence=value, frequency=value - 0.012, count=230)
-                for value in confidences
+            Member(
+                name="gold",
+                num_prompts=192,
+                num_steps=12,
+                best_step=9,
+                accuracy=accuracy(0.648, 0.028, 1152),
+                same_order=estimate(0.776, 0.019),
             ),
-            ece=0.021,
-            brier=0.204,
         ),
-        temperature=1.624,
     )
 
 

@@ -1,13 +1,17 @@
 """The report page: what it says, what it must never say, and what it must never load."""
 
+import math
 import re
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
 
+from charactertrain.report import sections
 from charactertrain.report.data_view import DataView
 from charactertrain.report.page import render
+from charactertrain.report.training_view import PreferenceModelView
 from charactertrain.report.view import OverallEffects, ReportView, TraitView
 
 HOSTILE = (
@@ -70,6 +74,13 @@ def _page(view: ReportView) -> _Page:
 @pytest.fixture(name="bare_page", scope="module")
 def _bare_page(view: ReportView) -> _Page:
     return _Page(render(_without_everything(view)))
+
+
+def _row(page: _Page, head: str) -> list[str]:
+    """Texts of the cells beside the first row header that reads `head`."""
+    row = page.html.partition(f">{head}</th>")[2].partition("</tr>")[0]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)
+    return [" ".join(unescape(re.sub(r"<[^>]+>", " ", cell)).split()) for cell in cells]
 
 
 def _with_first_trait(view: ReportView, **changes: object) -> ReportView:
@@ -143,7 +154,12 @@ def test_numbers_appear_as_given(page: _Page) -> None:
     for given in (
         *("-0.231", "0.083", "+0.314", "[0.280, 0.348]", "192 / 64"),
         *("28.4", "27.1", "-1.3", "[-3.2, 0.6]", "0.073", "[0.067, 0.080]"),
-        *("0.687", "[0.661, 0.713]", "0.561", "1,152", "0.108", "0.221", "1.624"),
+        *("0.687", "[0.661, 0.713]", "0.561", "517 / 86", "0.108", "0.221", "1.624"),
+        *("+0.126", "[0.090, 0.162]", "0.604", "+0.083", "[0.037, 0.129]", "[0.096, 0.125]"),
+        *("0.621", "0.604", "0.684", "0.667", "label from 0.60 to 0.90", "0.652", "0.613"),
+        *("at least 0.550", "at most 0.080", "[0.481, 0.581]", "+0.183", "[0.121, 0.245]"),
+        *("64 %", "187", "0.143 [0.106, 0.180]", "+0.0021", "30 of 48", "9 of 12", "768"),
+        *("0.776 [0.757, 0.795]", "0.648 [0.620, 0.676]", "17 general prompts were left out"),
         *("0.631", "0.034", "+0.597", "0.979", "211", "near-duplicate", "2 min 44 s"),
         "reply length within 30 % of the base's: 27.1 against 28.4 tokens",
         "python -m charactertrain experiment=demo run.dir=runs/demo",
@@ -207,22 +223,166 @@ def test_parts_of_a_trait_that_are_missing_are_named(
         assert missing in text, missing
 
 
-def test_parts_of_the_preference_model_that_are_missing_are_named(
-    view: ReportView, light_view: ReportView
-) -> None:
+def _bare_model(view: ReportView) -> PreferenceModelView:
     assert view.preference_model
-    model = replace(
+    return replace(
         view.preference_model,
-        curve=(),
+        gates=(),
         accuracy_overall=None,
         accuracy_by_trait={},
+        accuracy_by_strength=(),
+        accuracy_same_variant=None,
+        shortcuts=(),
+        length_correlation=None,
+        length_slope=None,
         before_temperature=None,
         after_temperature=None,
         temperature=None,
+        baseline_nll={},
+        curve=(),
+        held_out_losses=(),
+        best_step=None,
+        members=(),
     )
-    text = _Page(render(replace(light_view, preference_model=model))).text
-    for missing in ("no training curve", "held-out accuracy was not", "calibration was not"):
-        assert missing in text, missing
+
+
+def test_parts_of_the_preference_model_that_are_missing_are_named(
+    page: _Page, view: ReportView, light_view: ReportView
+) -> None:
+    bare = _Page(render(replace(light_view, preference_model=_bare_model(view))))
+    assert not bare.mismatched
+    assert _row(bare, "by label strength") == ["not measured"]
+    assert _row(bare, "both written alike") == ["not measured"]
+    for missing in (
+        "the gates were not recorded",
+        "held-out accuracy was not measured",
+        "shortcuts were not measured",
+        "Correlation of reward and length within prompts: not measured",
+        "The reward per token of length was not measured",
+        "calibration was not measured",
+        "no training curve was recorded",
+        "the models that were trained were not recorded",
+    ):
+        assert missing in bare.text, missing
+        assert missing not in page.text, missing
+
+
+def test_numbers_of_the_preference_model_that_are_missing_are_named(
+    view: ReportView, light_view: ReportView
+) -> None:
+    assert view.preference_model
+    assert view.preference_model.accuracy_overall
+    plain = replace(
+        view.preference_model.accuracy_overall,
+        ci_low=math.nan,
+        ci_high=math.nan,
+        length_only=None,
+        above_length=None,
+        above_provenance=None,
+    )
+    model = replace(
+        view.preference_model,
+        accuracy_overall=plain,
+        accuracy_by_trait={"honest": None},
+        after_temperature=None,
+        temperature=None,
+        baseline_nll={},
+        curve=(),
+        members=view.preference_model.members[:1],
+    )
+    page = _Page(render(replace(light_view, preference_model=model)))
+    accuracy = ["0.687 no interval", "not measured", "0.604", "not measured", "1,152 192"]
+    assert _row(page, "all pairs") == accuracy
+    assert _row(page, "honest") == ["not measured"]
+    assert _row(page, "label from 0.50 to 0.60") == ["not measured"]
+    assert _row(page, "the model after temperature") == ["not measured"]
+    assert _row(page, "length or provenance alone") == ["not measured"]
+    for missing in (
+        "Temperature: not fitted",
+        "no training loss was recorded",
+        "Neither a gold model nor further members were trained.",
+    ):
+        assert missing in page.text, missing
+
+
+def test_gates_show_number_interval_threshold_and_verdict(page: _Page) -> None:
+    met = ["0.021", "[0.009, 0.038]", "at most 0.080", "\u2713 met"]
+    assert _row(page, "calibration error (ECE) after the temperature") == met
+    not_met = ["0.531", "[0.481, 0.581]", "at least 0.550", "\u2717 not met"]
+    assert _row(page, "held-out accuracy of the worst trait (honest)") == not_met
+    unmeasured = ["not measured", "at least 0.020", "\u2013 unmeasured"]
+    assert _row(page, "accuracy above length") == unmeasured
+
+
+def test_worst_trait_comes_first(view: ReportView) -> None:
+    assert view.preference_model
+    by_trait = {**view.preference_model.accuracy_by_trait, "unseen": None}
+    general = by_trait["brief"]
+    assert general
+    by_trait[None] = replace(general, accuracy=0.6)
+    rows = sections.accuracies(replace(view.preference_model, accuracy_by_trait=by_trait))
+    assert [label for label, _ in rows] == [
+        "all pairs",
+        "honest",
+        "no trait at stake",
+        "brief",
+        "uncertain",
+        "enthusiastic",
+        "unseen",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("edit", "cells"),
+    [
+        ("padding", ["+0.183", "[0.121, 0.245]", "64 %", "187", "\u25b2 rewarded"]),
+        ("markdown", ["-0.623", "[-0.755, -0.491]", "14 %", "187", "\u25bc penalised"]),
+        ("emoji", ["+0.071", "[-0.006, 0.148]", "56 %", "187", "\u25cb not established"]),
+    ],
+)
+def test_edit_that_earns_reward_is_marked(page: _Page, edit: str, cells: list[str]) -> None:
+    assert _row(page, edit) == cells
+
+
+def test_models_are_compared_with_the_one_that_trains_the_policy(page: _Page) -> None:
+    assert _row(page, "model") == ["768", "30 of 48", "0.687 [0.661, 0.713]", "the model itself"]
+    gold = ["192", "9 of 12", "0.648 [0.620, 0.676]", "0.776 [0.757, 0.795]"]
+    assert _row(page, "gold") == gold
+
+
+def test_calibration_stands_beside_the_baselines(page: _Page) -> None:
+    after = ["0.021", "[0.009, 0.038]", "0.204", "0.604"]
+    assert _row(page, "the model after temperature") == after
+    assert _row(page, "length alone") == ["not measured", "0.684"]
+
+
+def test_placebo_is_called_one(page: _Page, view: ReportView, light_view: ReportView) -> None:
+    assert view.preference_model
+    model = replace(view.preference_model, labels="shuffled")
+    line = "This model is a placebo"
+    assert line in render(replace(light_view, preference_model=model))
+    assert line not in page.html
+
+
+def test_texts_of_the_preference_model_are_escaped(
+    page: _Page, view: ReportView, light_view: ReportView
+) -> None:
+    model = view.preference_model
+    assert model
+    hostile = replace(
+        model,
+        objective=HOSTILE,
+        gates=(replace(model.gates[0], measure=HOSTILE),),
+        accuracy_by_trait={HOSTILE: model.accuracy_overall},
+        shortcuts=(replace(model.shortcuts[0], edit=HOSTILE),),
+        baseline_nll={HOSTILE: 0.7},
+        members=(replace(model.members[0], name=HOSTILE),),
+    )
+    found = _Page(render(replace(light_view, preference_model=hostile)))
+    # Two charts repeat the text, cut: in the tables it stands whole.
+    assert found.text.count(HOSTILE) >= 6
+    assert {tag for tag, _ in found.elements} <= {tag for tag, _ in page.elements}
+    assert not found.mismatched
 
 
 def test_metrics_that_a_phase_has_not_are_named(page: _Page) -> None:

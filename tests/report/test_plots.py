@@ -7,8 +7,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from charactertrain.report import plots
+from charactertrain.report import plots, sections
 from charactertrain.report.data_view import HistogramBin
+from charactertrain.report.preference_view import CurvePoint, HeldOutLoss, Shortcut
 from charactertrain.report.svg import HIGHER
 from charactertrain.report.view import ReportView
 
@@ -18,7 +19,9 @@ def _all_plots(view: ReportView) -> list[str]:
     assert model
     return [
         plots.effects_plot(view.traits, "contrast"),
-        plots.accuracy_plot(list(model.accuracy_by_trait.items())),
+        plots.accuracy_plot(sections.accuracies(model)),
+        plots.shortcuts_plot(model.shortcuts),
+        plots.loss_plot(model.curve, model.held_out_losses, model.best_step),
         plots.curve_plot("policy reward", "Reward", [(1, 0.1), (2, 0.4), (3, 0.2)]),
         plots.calibration_plot(model.before_temperature, model.after_temperature),
         plots.histogram_plot(view.data.label_strength),
@@ -104,7 +107,7 @@ def test_interval_stands_where_its_numbers_are() -> None:
         note="",
         colour=HIGHER,
         is_filled=True,
-        mark=None,
+        marks=(),
     )
     svg = plots.interval_plot("test", "Test", [row], reference=0.0)
     ticks = {
@@ -124,6 +127,68 @@ def test_values_that_are_not_finite_are_not_drawn(view: ReportView) -> None:
     )
     trait = replace(view.traits[0], effects={"contrast": effect})
     assert "var(--higher)" not in plots.effects_plot([trait], "contrast")
+
+
+def _shortcut(value: float, half_width: float) -> Shortcut:
+    return Shortcut(
+        edit="padding",
+        value=value,
+        ci_low=value - half_width,
+        ci_high=value + half_width,
+        num_prompts=9,
+        raised_share=0.5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "half_width", "reading", "look"),
+    [
+        (0.5, 0.25, "rewarded", "fill: var(--lower); stroke: var(--lower)"),
+        (-0.5, 0.25, "penalised", "fill: var(--higher); stroke: var(--higher)"),
+        (0.25, 0.25, "not established", "fill: var(--paper); stroke: var(--neutral)"),
+        (-0.25, 0.25, "not established", "fill: var(--paper); stroke: var(--neutral)"),
+    ],
+)
+def test_shortcut_is_read_and_drawn_by_its_interval(
+    value: float, half_width: float, reading: str, look: str
+) -> None:
+    shortcut = _shortcut(value, half_width)
+    assert shortcut.reading == reading
+    assert look in plots.shortcuts_plot([shortcut])
+
+
+def test_accuracy_is_marked_with_both_baselines(view: ReportView) -> None:
+    assert view.preference_model
+    whole = view.preference_model.accuracy_overall
+    assert whole
+    without = replace(whole, length_only=None, provenance_only=None)
+    drawn, bare = (plots.accuracy_plot([("all", found)]) for found in (whole, without))
+    # A diamond and a triangle, and nothing else that is drawn in ink and hollow.
+    assert drawn.count("fill-opacity: 0") - bare.count("fill-opacity: 0") == 2
+
+
+def test_accuracy_that_was_not_measured_is_named_and_not_drawn() -> None:
+    svg = plots.accuracy_plot([("honest", None)])
+    assert {"honest", "not measured"} <= set(_texts(svg))
+    assert "var(--higher)" not in svg
+
+
+def test_losses_are_described_with_the_step_that_was_kept() -> None:
+    curve = [CurvePoint(step=step, loss=1.0 / step, accuracy=None) for step in (1, 2, 4)]
+    held_out = [HeldOutLoss(step=2, loss=0.75), HeldOutLoss(step=4, loss=0.875)]
+    svg = plots.loss_plot(curve, held_out, 2)
+    assert ET.fromstring(svg).attrib["aria-label"] == (
+        "Training loss by step: 1.000 at step 1, 0.250 at step 4, lowest 0.250, highest 1.000. "
+        "Held-out loss by step: 0.750 at step 2, 0.875 at step 4, lowest 0.750, highest 0.875. "
+        "Weights of step 2 kept."
+    )
+    assert {"training", "held-out", "weights kept"} <= set(_texts(svg))
+
+
+def test_losses_that_were_not_recorded_are_not_drawn() -> None:
+    texts = _texts(plots.loss_plot([CurvePoint(step=1, loss=0.7, accuracy=None)], [], None))
+    assert "training" in texts
+    assert not {"held-out", "weights kept"} & set(texts)
 
 
 def test_curve_is_described_by_its_ends_and_extremes() -> None:

@@ -14,8 +14,10 @@ from charactertrain.models.packing import PromptGroup, pack
 from charactertrain.objectives.logprobs import token_logprobs
 from charactertrain.records import Prompt
 from charactertrain.runtime.sampling import SamplingSettings
-from charactertrain.runtime.training import Worker
+from charactertrain.runtime.training_engine import OptimizerSettings
+from charactertrain.runtime.worker import LocalWorker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
+from charactertrain.stages.ensemble import EnsembleReward
 from charactertrain.stages.policy_loop import step_prompts
 from charactertrain.stages.policy_step import (
     Models,
@@ -33,31 +35,17 @@ END_TOKEN = 0
 SHORT = PromptGroup((7, 30, 11), ((40, 41), (50, 51, 52, 53)))
 LONG = PromptGroup((9, 8, 60, 61, 62, 63), (tuple(range(70, 90)), (91,)))
 KL, ENTROPY, RATIO, CLIPPED = 1, 2, 3, 4
+OPTIMIZER = OptimizerSettings(weight_decay=0.0, max_grad_norm=1.0, recompute_activations=False)
+SETTINGS = ZeroSettings(stage=0, offload=False, bf16=False, optimizer=OPTIMIZER)
 
 
 @pytest.fixture(scope="module")
-def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
+def models(tiny_model: Path, process_group: None) -> Iterator[Models]:
     """A policy on the reference's own weights, in a process group of one."""
-    rendezvous = tmp_path_factory.mktemp("group") / "rendezvous"
-    torch.distributed.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo",
-        init_method=f"file://{rendezvous}",
-        rank=0,
-        world_size=1,
-    )
-    settings = ZeroSettings(
-        stage=0, offload=False, bf16=False, microbatches=2, weight_decay=0.0, max_grad_norm=1.0
-    )
     load = partial(loading.load_causal_lm, tiny_model, torch.float32)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "LOCAL_RANK"):
-            patch.setenv(name, "0")
-        for name in ("WORLD_SIZE", "LOCAL_SIZE"):
-            patch.setenv(name, "1")
-        policy = ZeroEngine(load, settings)
-        yield Models(policy, FrozenModel(load, settings), (END_TOKEN,))
+    policy = ZeroEngine(load, SETTINGS)
+    yield Models(policy, FrozenModel(load, SETTINGS), (END_TOKEN,))
     policy.close()
-    torch.distributed.destroy_process_group()
 
 
 def make_task(
@@ -80,14 +68,12 @@ def make_task(
             kl_coef=kl_coef,
             learning_rate=1e-3,
             warmup_steps=0,
+            reward=EnsembleReward((0.0,), "mean", 0.0),
             sync_tolerance=0.1,
         ),
         fixed_ending=True,
-        microbatch_size=1,
-        zero_stage=0,
-        offload=False,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
+        token_budget=1,
+        zero=SETTINGS,
         checkpoint_every=1,
         seed=3,
         output=open_directory("/nowhere"),
@@ -106,7 +92,7 @@ def rollouts(group: PromptGroup, logprobs_N: Tensor, rewards: list[float]) -> li
     """The group's responses, sampled with these log-probabilities."""
     parts = logprobs_N.split([len(response) for response in group.responses])
     return [
-        Rollout(group.prompt_token_ids, response, tuple(part.tolist()), reward, "0")
+        Rollout("p", group.prompt_token_ids, response, tuple(part.tolist()), reward, 0.0, "0")
         for response, part, reward in zip(group.responses, parts, rewards, strict=True)
     ]
 
@@ -181,10 +167,7 @@ def test_microbatch_kl_is_to_the_reference(models: Models, tiny_model: Path) -> 
     other = loading.load_causal_lm(tiny_model, torch.float32)
     with torch.no_grad():
         other.lm_head.weight.mul_(0.5)
-    settings = ZeroSettings(
-        stage=0, offload=False, bf16=False, microbatches=1, weight_decay=0.0, max_grad_norm=1.0
-    )
-    far = Models(models.policy, FrozenModel(lambda: other, settings), models.forbidden)
+    far = Models(models.policy, FrozenModel(lambda: other, SETTINGS), models.forbidden)
     group = own_rollouts(models, SHORT, [0.0, 0.0])
     _, near_sums = microbatch_loss(models, make_task(kl_coef=1.0), [group], torch.zeros(2), 6)
     share, sums = microbatch_loss(far, make_task(kl_coef=1.0), [group], torch.zeros(2), 6)
@@ -223,7 +206,7 @@ def test_microbatch_shares_and_sums_add_up_to_those_of_one_piece(models: Models)
 
 def test_policy_step_reports_means_over_the_step(models: Models) -> None:
     groups = [own_rollouts(models, SHORT, [1.0, 3.0]), own_rollouts(models, LONG, [2.0, 2.0])]
-    values = policy_step(models, make_task(), groups, 2, Worker(0, 1, None))
+    values = policy_step(models, make_task(), groups, LocalWorker(print))
     models.policy.step(0.0)
     assert values["ratio"] == pytest.approx(1.0, rel=1e-5)
     assert values["kl"] == pytest.approx(0.0, abs=1e-8)
@@ -257,11 +240,8 @@ def test_end_logprobs_are_over_the_whole_vocabulary(models: Models) -> None:
 
 def drift_of_ending(models: Models, tiny_model: Path, *, is_held: bool) -> float:
     """Mean change of log P(end) over a response after warm-start steps on it, in nats."""
-    settings = ZeroSettings(
-        stage=0, offload=False, bf16=False, microbatches=1, weight_decay=0.0, max_grad_norm=1.0
-    )
     load = partial(loading.load_causal_lm, tiny_model, torch.float32)
-    engine = ZeroEngine(load, settings)
+    engine = ZeroEngine(load, SETTINGS)
     held = WarmStartModels(engine, models.reference if is_held else None, models.forbidden)
     example = PromptGroup(LONG.prompt_token_ids, LONG.responses[:1])
     row = pack([example]).to(engine.device)
@@ -269,7 +249,7 @@ def drift_of_ending(models: Models, tiny_model: Path, *, is_held: bool) -> float
         before = end_logprobs(response_logits(engine, row, ()), models.forbidden)
         for _ in range(30):
             with torch.enable_grad():
-                warm_start_step(held, make_task(), [example], 1, Worker(0, 1, None))
+                warm_start_step(held, make_task(), [example], LocalWorker(print))
             engine.step(3e-3)
         after = end_logprobs(response_logits(engine, row, ()), models.forbidden)
     engine.close()

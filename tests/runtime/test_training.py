@@ -12,8 +12,9 @@ import ray.train
 import torch
 
 from charactertrain.exceptions import TrainingError
-from charactertrain.runtime import training
+from charactertrain.runtime import ray_worker, training
 from charactertrain.runtime.training import WorkerSettings
+from charactertrain.runtime.worker import Worker
 from charactertrain.storage import open_directory
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -22,30 +23,31 @@ NUM_STEPS = 5
 TARGET = 3.0
 
 
-def descend(arguments: dict[str, Any]) -> None:
+def descend(
+    worker: Worker,
+    directory: str,
+    fail_at: int,
+    failures: int,
+    error: type[Exception] = RuntimeError,
+) -> None:
     """Gradient steps on (x - 3)^2, the mean over workers of equal gradients; writes x at the end.
 
     Raises at `fail_at` as often as `failures` says; every call leaves a line in `starts`.
     """
-    worker = training.join_group(arguments)
     x = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.SGD([x], lr=0.1)
     first = 0
-    with training.last_checkpoint() as checkpoint:
+    with worker.last_checkpoint() as checkpoint:
         if checkpoint is not None:
             state = json.loads((checkpoint / f"rank{worker.rank}.json").read_text())
             first = state["step"]
             x.data.fill_(state["x"])
-    directory = Path(arguments["directory"])
-    starts = directory / f"starts{worker.rank}.txt"
+    starts = Path(directory) / f"starts{worker.rank}.txt"
     with starts.open("a") as file:
         file.write(f"{first} of {worker.num_workers}\n")
     for step in range(first, NUM_STEPS):
-        if (
-            step == arguments["fail_at"]
-            and len(starts.read_text().splitlines()) <= arguments["failures"]
-        ):
-            raise arguments["error"](f"no luck at step {step}")
+        if step == fail_at and len(starts.read_text().splitlines()) <= failures:
+            raise error(f"no luck at step {step}")
         loss = (x - TARGET).square()
         optimizer.zero_grad()
         loss.backward()
@@ -55,8 +57,8 @@ def descend(arguments: dict[str, Any]) -> None:
         optimizer.step()
         worker.send({"step": step + 1, "loss": loss.item()})
         state = {"step": step + 1, "x": x.item()}
-        training.report_checkpoint(save_as(worker.rank, state), {"step": step + 1})
-    (directory / f"x{worker.rank}.txt").write_text(str(x.item()))
+        worker.report_checkpoint(save_as(worker.rank, state), {"step": step + 1})
+    (Path(directory) / f"x{worker.rank}.txt").write_text(str(x.item()))
 
 
 def save_as(rank: int, state: dict[str, Any]) -> Callable[[Path], None]:
@@ -72,7 +74,7 @@ def fit(
     fail_at: int = -1,
     failures: int = 0,
     error: type[Exception] = RuntimeError,
-    workers: int = 1,
+    workers: int | tuple[int, int] = 1,
     max_failures: int = 1,
 ) -> list[dict[str, Any]]:
     """The metrics that arrive."""
@@ -149,12 +151,12 @@ def test_checkpoint_is_not_moved_to_a_directory_that_is_not_the_runs(
         experiment_fs_path=str(tmp_path / "checkpoints"), storage_filesystem=pafs.LocalFileSystem()
     )
     context = SimpleNamespace(get_storage=lambda: storage)
-    monkeypatch.setattr("charactertrain.runtime.training.ray.train.get_context", lambda: context)
+    monkeypatch.setattr("charactertrain.runtime.ray_worker.ray.train.get_context", lambda: context)
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "rank0.json").write_text("{}")
     made = ray.train.Checkpoint.from_directory(str(tmp_path / "made"))
     with pytest.raises(OSError, match=r"give a run\.dir on storage that all nodes share"):
-        training._moved(made, "checkpoint_1")
+        ray_worker._moved(made, "checkpoint_1")
     assert (tmp_path / "made" / "rank0.json").exists()
 
 
@@ -173,7 +175,7 @@ def test_fit_does_not_hide_that_metrics_could_not_be_recorded(tmp_path: Path) ->
     assert (tmp_path / "x0.txt").exists()
 
 
-def test_learning_rate_rises_over_the_warmup_and_stays() -> None:
-    rates = [training.learning_rate_at(s, peak=2.0, warmup_steps=4) for s in range(6)]
-    assert rates == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
-    assert training.learning_rate_at(0, peak=2.0, warmup_steps=0) == 2.0
+def test_fit_goes_on_with_as_many_workers_as_there_is_room_for(tmp_path: Path) -> None:
+    lines = fit(tmp_path, workers=(1, 2))
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert (tmp_path / "starts0.txt").read_text() == "0 of 2\n"

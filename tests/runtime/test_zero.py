@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -19,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 CASES = Path(__file__).with_name("zero_cases.py")
 STAGES = (0, 2, 3)
-MICROBATCHES = (1, 4)
+BUDGETS = (10_000, 1)
 WORLD_SIZES = (1, 2)
 TIMEOUT_SECONDS = 300
 LEARNING_RATE = 1e-3
@@ -30,7 +29,7 @@ AllResults = dict[tuple[int, int], Results]
 State = dict[str, Tensor]
 
 spread = pytest.mark.parametrize(
-    ("world_size", "stage", "count"), list(itertools.product(WORLD_SIZES, STAGES, MICROBATCHES))
+    ("world_size", "stage", "budget"), list(itertools.product(WORLD_SIZES, STAGES, BUDGETS))
 )
 placed = pytest.mark.parametrize(
     ("world_size", "stage"), list(itertools.product(WORLD_SIZES, STAGES))
@@ -71,9 +70,11 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def run_group(world_size: int, base: Path, policy: Path, directory: Path) -> None:
+def run_group(
+    world_size: int, base: Path, policy: Path, directory: Path, elastic_number: int = -1
+) -> None:
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    places = [str(free_port()), str(base), str(policy), str(directory)]
+    places = [str(free_port()), str(base), str(policy), str(directory), str(elastic_number)]
     processes = []
     for rank in range(world_size):
         with (directory / f"output{rank}.txt").open("wb") as output:
@@ -100,10 +101,10 @@ def differs_by(left: State, right: State) -> float:
 @pytest.mark.parametrize("kind", ["preference", "policy"])
 @spread
 def test_zero_loss_and_gradient_norm_are_those_of_one_process_and_one_piece(
-    results: AllResults, kind: str, world_size: int, stage: int, count: int
+    results: AllResults, kind: str, world_size: int, stage: int, budget: int
 ) -> None:
     expected = results[1, 0]["plain", kind]
-    found = results[world_size, 0][kind, stage, count]
+    found = results[world_size, 0][kind, stage, budget]
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
 
@@ -111,9 +112,9 @@ def test_zero_loss_and_gradient_norm_are_those_of_one_process_and_one_piece(
 @pytest.mark.parametrize("kind", ["preference", "policy"])
 @spread
 def test_zero_parameters_after_a_step_are_those_of_one_process_and_one_piece(
-    results: AllResults, kind: str, world_size: int, stage: int, count: int
+    results: AllResults, kind: str, world_size: int, stage: int, budget: int
 ) -> None:
-    found = results[world_size, 0][kind, stage, count]
+    found = results[world_size, 0][kind, stage, budget]
     # AdamW's first step is about the learning rate for every parameter with a gradient.
     assert differs_by(found["before"], found["after"]) > LEARNING_RATE / 2
     expected = results[1, 0]["plain", kind]
@@ -122,15 +123,15 @@ def test_zero_parameters_after_a_step_are_those_of_one_process_and_one_piece(
 
 @spread
 def test_zero_every_rank_reports_the_same_metrics(
-    results: AllResults, world_size: int, stage: int, count: int
+    results: AllResults, world_size: int, stage: int, budget: int
 ) -> None:
     for kind, names in (
         ("preference", ("loss", "accuracy", "grad_norm")),
         ("policy", ("loss", "kl", "entropy", "ratio", "clip_fraction", "grad_norm")),
     ):
-        expected = results[1, 0][kind, 0, 1]
+        expected = results[1, 0][kind, 0, BUDGETS[0]]
         for rank in range(world_size):
-            found = results[world_size, rank][kind, stage, count]
+            found = results[world_size, rank][kind, stage, budget]
             for name in names:
                 assert found[name] == pytest.approx(expected[name], rel=1e-4), name
 
@@ -140,7 +141,7 @@ def test_zero_resumed_from_a_checkpoint_goes_on_bit_for_bit(
     results: AllResults, world_size: int, stage: int
 ) -> None:
     found = results[world_size, 0]["resumed", stage]
-    assert found["history"][0]["step"] == 1
+    assert found["history"][0]["loss"] > 0
     assert differs_by(found["expected"], found["found"]) == 0.0
 
 
@@ -150,9 +151,8 @@ def test_zero_loss_that_is_not_finite_on_one_rank_stops_all_before_the_step(
 ) -> None:
     for rank in range(world_size):
         message = results[world_size, rank]["broken", stage]["message"]
-        value = "nan" if rank == world_size - 1 else r"\d"
-        assert f"not finite in microbatch 1 (rank {rank} has " in message
-        assert re.search(rf"has {value}", message)
+        last = world_size - 1
+        assert f"the loss is not finite: rank {last} has nan in part 1. Stopped before" in message
     state = results[world_size, 0]["broken", stage]
     assert differs_by(state["before"], state["after"]) == 0.0
 
@@ -176,13 +176,65 @@ def test_zero_steps_below_the_resolution_of_bf16_add_up(
 
 
 @placed
-def test_zero_checkpoint_of_another_layout_is_refused_on_every_rank(
+def test_zero_checkpoint_of_another_stage_is_refused_on_every_rank(
     results: AllResults, world_size: int, stage: int
 ) -> None:
     for rank in range(world_size):
         message = results[world_size, rank]["resumed", stage]["refusal"]
-        assert "written with workers 7," in message
-        assert f"goes on with workers {world_size}, ZeRO stage {stage}, precision fp32." in message
+        assert f"written with workers {world_size}, ZeRO stage 7," in message
+        assert f"goes on with workers {world_size}, ZeRO stage {stage}, precision bf16." in message
+
+
+@placed
+def test_zero_weights_that_are_put_back_give_the_rewards_of_before(
+    results: AllResults, world_size: int, stage: int
+) -> None:
+    for rank in range(world_size):
+        found = results[world_size, rank]["put back", stage]
+        assert torch.equal(found["before"], found["after"])
+        assert not torch.equal(found["before"], found["changed"])
+
+
+ELASTIC = (2, 1, 2)
+"""Workers of the groups that take a step each."""
+TOLERANCE = {0: 0.0001, 2: 0.01, 3: 0.0001}
+"""Of the learning rate."""
+
+
+def moved(left: State, right: State) -> float:
+    """The mean difference over all parameters."""
+    differences = [(left[name] - right[name]).abs().flatten() for name in left]
+    return float(torch.cat(differences).mean())
+
+
+@pytest.fixture(scope="module")
+def elastic_results(
+    tiny_model: Path, policy_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, int], dict[int, Any]]:
+    """Steps by groups of 2, 1 and 2 workers, and by groups of one alone."""
+    found = {}
+    for name, sizes in (("elastic", ELASTIC), ("alone", (1, 1, 1))):
+        directory = tmp_path_factory.mktemp(name)
+        for number, world_size in enumerate(sizes):
+            run_group(world_size, tiny_model, policy_model, directory, number)
+            file = directory / f"elastic{number}-0.pt"
+            found[name, number] = torch.load(file, weights_only=True)
+            assert not list(directory.glob("stage*/*/.saving-*"))
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_zero_goes_on_with_fewer_and_with_more_workers(
+    elastic_results: dict[tuple[str, int], dict[int, Any]], stage: int
+) -> None:
+    for number in range(len(ELASTIC)):
+        found, expected = (elastic_results[name, number][stage] for name in ("elastic", "alone"))
+        assert found["steps"] == list(range(number + 1))
+        # Sums over workers are rounded in another order, under bf16 (stage 2) more so.
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-2 if stage == 2 else 1e-5)
+        assert moved(found["after"], expected["after"]) < LEARNING_RATE * TOLERANCE[stage]
+    first, last = (elastic_results["elastic", number][stage]["after"] for number in (0, 2))
+    assert moved(first, last) > LEARNING_RATE
 
 
 @placed

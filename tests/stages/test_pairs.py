@@ -1,5 +1,6 @@
 """pairs: the better response first, weights that sum to the trait's, nothing dropped unsaid."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,17 @@ import pytest
 from charactertrain import artifacts
 from charactertrain.artifacts import Identity, Outcome, read_rows
 from charactertrain.config import RunConfig
-from charactertrain.exceptions import SamplingError
+from charactertrain.exceptions import ConfigError, SamplingError
 from charactertrain.pipeline import Stage, Work
 from charactertrain.records import (
     Message,
     PreferencePair,
+    Prompt,
     Ranking,
     Reject,
     Response,
     Trait,
+    from_table,
     to_table,
 )
 from charactertrain.stages import pairs
@@ -161,8 +164,16 @@ def work_maker(tmp_path: Path, traits: list[Trait], responses: list[Response]) -
         other = replace(RANKING, prompt_id="p2", trait_id="curious", split=cast(Any, split))
         files = [f"responses/part-{index:06d}.parquet" for index in range(3)]
         ranked = [f"rankings/part-{index:06d}.parquet" for index in range(2)]
+        prompts = [
+            Prompt(each.prompt_id, each.trait_id, each.family, "trait", each.prompt, each.split)
+            for each in (responses[0], held_out[0])
+        ]
+        prompts.append(replace(prompts[0], prompt_id="p3", family="honest/a-meal", split="test"))
         inputs = {
             "traits": artifact("traits", ("traits/part-000000.parquet", to_table(traits, Trait))),
+            "prompts": artifact(
+                "prompts", ("prompts/part-000000.parquet", to_table(prompts, Prompt))
+            ),
             "responses": artifact(
                 "responses",
                 (files[0], to_table(responses, Response)),
@@ -181,8 +192,8 @@ def work_maker(tmp_path: Path, traits: list[Trait], responses: list[Response]) -
     return make_work
 
 
-def context(config: RunConfig, min_probability: float) -> Context:
-    section = config.pairs.model_copy(update={"min_probability": min_probability})
+def context(config: RunConfig, min_probability: float, **changes: object) -> Context:
+    section = config.pairs.model_copy(update={"min_probability": min_probability} | changes)
     changed = config.model_copy(update={"pairs": section})
     return cast(Context, SimpleNamespace(config=changed))
 
@@ -195,6 +206,11 @@ def test_the_stage_writes_pairs_and_rejects_of_every_file(
     assert outcome.rejects == {"uncertain": 2}
     assert outcome.summary["pairs_by_split"] == {"train": 2, "validation": 2}
     assert outcome.summary["mean_probability"] == pytest.approx(0.875)
+    assert outcome.summary["pairs_from_file"] == 0
+    assert outcome.summary["prompts_by_trait"] == {
+        "curious": {"train": 0, "validation": 1},
+        "honest": {"train": 1, "validation": 0},
+    }
     manifest = artifacts.commit(
         work.directory,
         work.identity,
@@ -214,3 +230,106 @@ def test_a_split_without_pairs_stops_the_stage(
 ) -> None:
     with pytest.raises(SamplingError, match="no validation pair is left"):
         pairs.run(make_work("train"), context(smoke_config, 0.5))
+
+
+def own_row(index: int, **keys: object) -> dict[str, object]:
+    return {
+        "prompt": [{"role": "user", "content": f"Is it so, {index}?"}],
+        "chosen": [{"role": "assistant", "content": "I doubt it."}],
+        "rejected": [{"role": "assistant", "content": "Sure!"}],
+        **keys,
+    }
+
+
+def write_rows(path: Path, *rows: dict[str, object]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def read_parts(work: Work, outcome: Outcome) -> list[list[PreferencePair]]:
+    tables = (work.directory.read_table(name) for name in outcome.files if "rejects" not in name)
+    return [from_table(table, PreferencePair) for table in tables]
+
+
+def test_pairs_of_a_file_join_those_of_rankings(
+    make_work: MakeWork, smoke_config: RunConfig, tmp_path: Path
+) -> None:
+    path = write_rows(
+        tmp_path / "own.jsonl",
+        own_row(0, probability=0.75, split="validation"),
+        own_row(1, trait_id="curious", split="train"),
+        own_row(1, trait_id="curious", chosen=[{"role": "assistant", "content": "No."}]),
+    )
+    work = make_work("validation")
+    first, _ = read_parts(work, pairs.run(work, context(smoke_config, 0.75)))
+    work = make_work("train")
+    outcome = pairs.run(work, context(smoke_config, 0.75, file=path))
+    assert outcome.files == (
+        "pairs/part-000000.parquet",
+        "rejects/pairs/part-000000.parquet",
+        "pairs/part-000001.parquet",
+        "rejects/pairs/part-000001.parquet",
+        "pairs/part-000002.parquet",
+    )
+    again, _, own = read_parts(work, outcome)
+    assert again == first
+    assert [(pair.trait_id, pair.split, pair.weight) for pair in own] == [
+        ("general", "validation", 1.0),
+        ("curious", "train", 1.0),
+        ("curious", "train", 1.0),
+    ]
+    assert outcome.rejects == {"uncertain": 2}
+    assert outcome.summary["pairs_by_split"] == {"train": 6, "validation": 1}
+    # Of b over a and c over a, twice, and of the file.
+    assert outcome.summary["mean_probability"] == pytest.approx((2 * (0.95 + 0.8) + 2.75) / 7)
+    assert outcome.summary["pairs_from_file"] == 3
+    assert outcome.summary["prompts_by_trait"] == {
+        "curious": {"train": 2, "validation": 0},
+        "general": {"train": 0, "validation": 1},
+        "honest": {"train": 1, "validation": 0},
+    }
+
+
+def test_pairs_of_a_file_keep_out_of_the_test_split_of_the_runs_prompts(
+    make_work: MakeWork, smoke_config: RunConfig, tmp_path: Path
+) -> None:
+    path = write_rows(tmp_path / "own.jsonl", own_row(0, family="honest/a-meal"))
+    with pytest.raises(ConfigError, match="family 'honest/a-meal' is one of this run's test split"):
+        pairs.run(make_work("validation"), context(smoke_config, 0.5, file=path))
+
+
+def test_pairs_of_a_file_take_the_place_of_rankings(
+    make_work: MakeWork, smoke_config: RunConfig, tmp_path: Path
+) -> None:
+    work = make_work("validation")
+    work = replace(work, inputs={"traits": work.inputs["traits"]})
+    path = write_rows(
+        tmp_path / "own.jsonl",
+        *(own_row(index, split=("train", "validation")[index % 2]) for index in range(5000)),
+    )
+    outcome = pairs.run(work, context(smoke_config, 0.9, file=path, file_use="replace"))
+    assert outcome.files == ("pairs/part-000000.parquet", "pairs/part-000001.parquet")
+    assert [len(part) for part in read_parts(work, outcome)] == [4096, 904]
+    assert outcome.rejects == {}
+    assert outcome.summary == {
+        "pairs_by_split": {"train": 2500, "validation": 2500},
+        "mean_probability": 1.0,
+        "pairs_from_file": 5000,
+        "prompts_by_trait": {"general": {"train": 2500, "validation": 2500}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("use", "first"), [("join", "see the rejects of earlier stages, "), ("replace", "")]
+)
+def test_a_split_without_pairs_may_be_mended_in_the_file(
+    make_work: MakeWork, smoke_config: RunConfig, tmp_path: Path, use: str, first: str
+) -> None:
+    path = write_rows(tmp_path / "own.jsonl", own_row(0, split="train"))
+    changes = {"file": path, "file_use": use, "validation_share": 0.25}
+    with pytest.raises(SamplingError) as caught:
+        pairs.run(make_work("train"), context(smoke_config, 0.5, **changes))
+    assert str(caught.value) == (
+        f"no validation pair is left; {first}say in the rows of {path} that they are of this "
+        "split, or change pairs.validation_share, which is 0.25"
+    )

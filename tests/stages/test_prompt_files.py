@@ -15,7 +15,8 @@ from charactertrain.config import PromptsSection, RunConfig
 from charactertrain.exceptions import ConfigError
 from charactertrain.records import NO_TRAIT, Prompt
 from charactertrain.seeds import stable_id
-from charactertrain.stages.prompt_files import check, checksum, read_prompts
+from charactertrain.stages import row_files
+from charactertrain.stages.prompt_files import check, read_prompts
 
 Row = Mapping[str, Any]
 TRAITS = ("honest", "curious")
@@ -53,6 +54,10 @@ def read(path: Path, **changes: Any) -> list[Prompt]:
         **{name: changes.pop(name, value) for name, value in settings.items()}
     )
     return [prompt for batch in read_prompts(section, **(options | changes)) for prompt in batch]
+
+
+def checksum(path: Path) -> str:
+    return row_files.checksum(str(path), setting="prompts.file")
 
 
 @pytest.fixture(name="read_rows")
@@ -380,7 +385,7 @@ def test_a_file_that_is_not_what_its_name_says_is_named(
         read(location)
 
 
-@pytest.mark.parametrize("function", [read, lambda path: checksum(str(path))], ids=["read", "sum"])
+@pytest.mark.parametrize("function", [read, checksum], ids=["read", "sum"])
 def test_a_file_that_cannot_be_one_is_refused_with_advice(
     function: Callable[[Path], object], tmp_path: Path
 ) -> None:
@@ -431,28 +436,28 @@ def test_the_checksum_is_that_of_the_contents_wherever_they_are(name: str, tmp_p
         WRITERS[name](tmp_path / folder / name, rows)
         for folder, rows in (("here", ROWS), ("there", ROWS), ("other", [*ROWS, GOOD]))
     ]
-    here, there, other = (checksum(str(path)) for path in paths)
+    here, there, other = (checksum(path) for path in paths)
     assert re.fullmatch("[0-9a-f]{32}", here)
     assert here == there != other
 
 
 def test_the_checksum_covers_every_file_of_a_directory_and_no_other(tmp_path: Path) -> None:
     path = write_arrow(tmp_path / "own", ROWS)
-    before = checksum(str(path))
+    before = checksum(path)
     (path / "state.json").write_text("{}")
-    assert checksum(str(path)) == before
+    assert checksum(path) == before
     last = path / "data-00001-of-00002.arrow"
     data = bytearray(last.read_bytes())
     data[len(data) // 2] ^= 1
     last.write_bytes(bytes(data))
-    assert checksum(str(path)) != before
+    assert checksum(path) != before
 
 
 def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write_jsonl(tmp_path / "own.jsonl", [GOOD])
     assert len(read(Path("~/own.jsonl"))) == 1
-    assert checksum("~/own.jsonl") == checksum(str(tmp_path / "own.jsonl"))
+    assert checksum(Path("~/own.jsonl")) == checksum(tmp_path / "own.jsonl")
 
 
 @pytest.mark.parametrize(("use", "is_enough"), [("join", True), ("replace", False)])

@@ -79,24 +79,109 @@ def report_json() -> Json:
     }
 
 
-def preference_summary() -> Json:
-    accuracy = {
-        "estimate": 0.7,
-        "ci_low": 0.64,
-        "ci_high": 0.76,
+def interval(value: float) -> Json:
+    return {"estimate": value, "ci_low": value - 0.06, "ci_high": value + 0.06}
+
+
+def accuracy(value: float) -> Json:
+    return {
+        **interval(value),
         "num_clusters": 20,
         "num_responses": 120,
+        "num_pairs": 120,
         "length_only": 0.55,
+        "above_length": interval(value - 0.55),
+        "provenance_only": 0.5,
+        "above_provenance": None,
     }
-    calibration = {"bins": [{"confidence": 0.6, "frequency": 0.55, "count": 60}], "brier": 0.2}
+
+
+def unmeasured() -> Json:
     return {
-        "accuracy": accuracy,
-        "accuracy_by_trait": {trait.trait_id: accuracy for trait in TRAITS},
+        "estimate": None,
+        "ci_low": None,
+        "ci_high": None,
+        "num_clusters": 0,
+        "num_responses": 0,
+        "num_pairs": 0,
+    }
+
+
+def without_baselines(value: float) -> Json:
+    baselines = {"length_only", "above_length", "provenance_only", "above_provenance"}
+    return {key: found for key, found in accuracy(value).items() if key not in baselines}
+
+
+def gate(name: str, value: float | None, threshold: float, *, is_met: bool | None) -> Json:
+    return {
+        "name": name,
+        "measure": f"the {name}",
+        "value": value,
+        "ci_low": None if value is None else value - 0.02,
+        "ci_high": None if value is None else value + 0.02,
+        "threshold": threshold,
+        "is_met": is_met,
+    }
+
+
+def member(losses: dict[int, float], num_steps: int, best_step: int) -> Json:
+    row = {"tokens": 9, "padding_share": 0.0, "grad_norm": 1.0, "learning_rate": 1e-5}
+    return {
+        "history": [
+            {"step": step, "loss": 0.7 - 0.1 * step, "accuracy": 0.5, **row}
+            for step in range(1, num_steps + 1)
+        ],
+        "evaluations": [{"step": step, "loss": loss} for step, loss in losses.items()],
+        "best_step": best_step,
+    }
+
+
+def preference_summary() -> Json:
+    """A model with a gold one beside it; the weakest labels and pairs written alike are missing."""
+    calibration = {
+        "bins": [{"confidence": 0.6, "frequency": 0.55, "count": 60}],
+        "ece_ci_low": 0.01,
+        "ece_ci_high": 0.14,
+        "brier": 0.2,
+        "nll": 0.62,
+    }
+    return {
+        "accuracy": accuracy(0.7),
+        "accuracy_by_trait": {trait.trait_id: accuracy(0.7) for trait in TRAITS},
+        "accuracy_by_strength": [
+            {"low": 0.5, "high": 0.6, **unmeasured()},
+            {"low": 0.6, "high": 1.0, **without_baselines(0.75)},
+        ],
+        "accuracy_same_variant": unmeasured(),
         "temperature": 1.5,
         "before_temperature": {**calibration, "ece": 0.12},
         "after_temperature": {**calibration, "ece": 0.03},
+        "baseline_nll": {"length": 0.68, "provenance": 0.69},
         "num_pairs": 120,
-        "history": [{"step": 1, "loss": 0.69, "accuracy": 0.5, "grad_norm": 1.0}],
+        "num_selection_pairs": 114,
+        "length_slope": 0.002,
+        "length_correlation": None,
+        "shortcuts": {"padding": {**interval(0.2), "num_prompts": 11, "raised_share": 0.75}},
+        "levels": {"model": 0.1},
+        "others": {
+            "gold": {
+                "accuracy": accuracy(0.65),
+                "same_order": {**interval(0.8), "num_clusters": 20, "num_responses": 120},
+            }
+        },
+        "trained_prompts": {"model": 40, "gold": 10},
+        "general_left": 3,
+        "labels": "ranked",
+        "objective": "bradley_terry",
+        "gates": [
+            gate("worst_trait_accuracy", 0.64, 0.55, is_met=True),
+            gate("above_length", 0.14, 0.02, is_met=True),
+            gate("calibration_error", 0.03, 0.08, is_met=True),
+        ],
+        "training": {
+            "model": member({2: 0.6, 4: 0.65}, num_steps=4, best_step=2),
+            "gold": member({1: 0.66}, num_steps=1, best_step=1),
+        },
     }
 
 
@@ -246,12 +331,14 @@ def pair(probability: float) -> PreferencePair:
         pair_id=f"pair-{probability}",
         prompt_id="warm-tea-0",
         trait_id="warm",
+        family="warm/tea",
         split="train",
         prompt=(Message("user", "?"),),
         chosen=(Message("assistant", "Yes!"),),
         rejected=(Message("assistant", "Yes."),),
         probability=probability,
         weight=1.0,
+        margin=0.0,
         chosen_id="a",
         rejected_id="b",
         chosen_variant="strong",
@@ -368,11 +455,14 @@ def test_report_objective_is_none_without_contrast() -> None:
 
 def test_report_verdicts_of_a_good_run_are_ok(make_run: MakeRun, context: Context) -> None:
     view = make_view(make_run(), context)
-    assert [verdict.ok for verdict in view.verdicts] == [True] * 7
+    assert [verdict.ok for verdict in view.verdicts] == [True] * 8
     assert "33.0 against 30.0 tokens, +3.0 [1.5, 4.5]" in line_about(view, "cut at 32 tokens")
     assert "80.0 against 100.0 tokens" in line_about(view, "cut at 160 tokens")
-    assert "0.700 [0.640, 0.760] against 0.550, 120 pairs" in line_about(view, "length alone")
-    assert "0.030 after temperature 1.500" in line_about(view, "ECE")
+    assert "0.700 [0.640, 0.760] of 120 pairs" in line_about(view, "below 100 %")
+    assert line_about(view, "the above_length") == (
+        "ok: preference model: the above_length, at least 0.02; 0.140 [0.120, 0.160]"
+    )
+    assert "at most 0.08; 0.030 [0.010, 0.050]" in line_about(view, "the calibration_error")
     assert "0.680 against 0.700" in line_about(view, "distinct bigrams")
 
 
@@ -380,7 +470,7 @@ def test_report_verdicts_are_printed_and_shown(make_run: MakeRun, context: Conte
     results = {**report_json(), "natural_length": None, "distinct_2": effect(0.7, 0.6, 0.02)}
     manifest, page = make_report(make_run(results), context)
     marks = [line.partition(": ")[0] for line in manifest.summary["verdicts"]]
-    assert marks == ["ok", "ok", "unmeasured", "ok", "ok", "ok", "NOT"]
+    assert marks == ["ok", "ok", "unmeasured", "ok", "ok", "ok", "ok", "NOT"]
     assert "0.600 against 0.700" in page
 
 
@@ -452,38 +542,95 @@ def test_report_natural_length_that_is_missing_is_unmeasured(
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "above_length", "errs"),
-    [
-        ({"estimate": 0.6, "ci_low": 0.54}, "NOT", "ok"),
-        ({"estimate": 1.0, "ci_low": 1.0, "ci_high": 1.0}, "ok", "NOT"),
-    ],
+    ("value", "is_met", "mark"),
+    [(0.6, True, "ok"), (0.5, False, "NOT"), (None, None, "unmeasured")],
 )
-def test_report_judges_the_preference_model(
-    make_run: MakeRun, context: Context, accuracy: Json, above_length: str, errs: str
+def test_report_takes_the_verdict_of_each_gate(
+    make_run: MakeRun, context: Context, value: float | None, is_met: bool | None, mark: str
 ) -> None:
-    summary = preference_summary()
-    summary["accuracy"] = {**summary["accuracy"], **accuracy}
+    found = gate("worst_trait_accuracy", value, 0.55, is_met=is_met)
+    summary = {**preference_summary(), "gates": [found]}
     view = make_view(make_run(preference_model=summary), context)
-    assert line_about(view, "length alone").startswith(f"{above_length}: ")
-    assert line_about(view, "below 100 %").startswith(f"{errs}: ")
+    line = line_about(view, "the worst_trait_accuracy, at least 0.55")
+    assert line.startswith(f"{mark}: preference model: ")
+    assert line.endswith("; not measured") == (value is None)
+
+
+def test_report_without_gates_has_none_measured(make_run: MakeRun, context: Context) -> None:
+    summary = {**preference_summary(), "gates": []}
+    view = make_view(make_run(preference_model=summary), context)
+    assert line_about(view, "its gates") == "unmeasured: preference model: its gates"
+
+
+@pytest.mark.parametrize(
+    ("overall", "mark"),
+    [(accuracy(0.99), "ok"), (accuracy(1.0), "NOT"), (unmeasured(), "unmeasured")],
+)
+def test_report_warns_of_a_perfect_accuracy(
+    make_run: MakeRun, context: Context, overall: Json, mark: str
+) -> None:
+    summary = {**preference_summary(), "accuracy": overall}
+    view = make_view(make_run(preference_model=summary), context)
+    assert line_about(view, "below 100 %").startswith(f"{mark}: ")
 
 
 def test_report_names_traits_without_an_error(make_run: MakeRun, context: Context) -> None:
     summary = preference_summary()
-    perfect = {**summary["accuracy"], "estimate": 1.0}
-    summary["accuracy_by_trait"] = {**summary["accuracy_by_trait"], "curious": perfect}
+    summary["accuracy_by_trait"] |= {"curious": accuracy(1.0), "general": accuracy(1.0)}
     view = make_view(make_run(preference_model=summary), context)
-    assert line_about(view, "below 100 %").endswith("100 % for curious")
+    assert line_about(view, "below 100 %").endswith("100 % for curious, general prompts")
 
 
-@pytest.mark.parametrize(("ece", "mark"), [(0.08, "ok"), (0.081, "NOT")])
-def test_report_judges_calibration_after_the_temperature(
-    make_run: MakeRun, context: Context, ece: float, mark: str
-) -> None:
+def test_report_says_that_a_placebo_is_one(make_run: MakeRun, context: Context) -> None:
+    summary = {**preference_summary(), "labels": "shuffled"}
+    view = make_view(make_run(preference_model=summary), context)
+    assert "a placebo" in line_about(view, "the above_length")
+    assert "This model is a placebo" in page.render(view)
+    assert "placebo" not in page.render(make_view(make_run(), context))
+
+
+def test_view_of_the_preference_model(make_run: MakeRun, context: Context) -> None:
     summary = preference_summary()
-    summary["after_temperature"]["ece"] = ece
-    view = make_view(make_run(preference_model=summary), context)
-    assert line_about(view, "ECE").startswith(f"{mark}: ")
+    summary["accuracy_by_trait"] |= {"warm": unmeasured(), "general": accuracy(0.6)}
+    model = make_view(make_run(preference_model=summary), context).preference_model
+    assert model is not None
+    assert [found.is_ceiling for found in model.gates] == [False, False, True]
+    assert model.accuracy_by_trait["warm"] is None
+    general = model.accuracy_by_trait[None]
+    assert general is not None
+    assert (general.accuracy, general.num_pairs, general.num_prompts) == (0.6, 120, 20)
+    assert general.above_length is not None
+    assert general.above_length.value == pytest.approx(0.05)
+    assert (general.provenance_only, general.above_provenance) == (0.5, None)
+    weak, strong = model.accuracy_by_strength
+    assert (weak.low, weak.high, weak.accuracy) == (0.5, 0.6, None)
+    assert strong.accuracy is not None
+    assert (strong.accuracy.accuracy, strong.accuracy.length_only) == (0.75, None)
+    assert model.accuracy_same_variant is None
+    assert model.length_correlation is None
+    (shortcut,) = model.shortcuts
+    assert (shortcut.edit, shortcut.num_prompts, shortcut.raised_share) == ("padding", 11, 0.75)
+    assert shortcut.reading == "rewarded"
+    assert [(point.step, point.loss) for point in model.held_out_losses] == [(2, 0.6), (4, 0.65)]
+    assert (len(model.curve), model.best_step, model.num_general_left) == (4, 2, 3)
+
+
+def test_view_of_the_models_that_were_trained(make_run: MakeRun, context: Context) -> None:
+    summary = preference_summary()
+    summary["training"]["model-1"] = member({4: 0.6}, num_steps=4, best_step=4)
+    summary["others"]["model-1"] = {"accuracy": accuracy(0.69), "same_order": unmeasured()}
+    model = make_view(make_run(preference_model=summary), context).preference_model
+    assert model is not None
+    found = [(row.name, row.num_prompts, row.best_step, row.num_steps) for row in model.members]
+    assert found == [("model", 40, 2, 4), ("gold", 10, 1, 1), ("model-1", 40, 4, 4)]
+    first, gold, second = model.members
+    assert first.accuracy == model.accuracy_overall
+    assert first.same_order is None
+    assert gold.accuracy is not None
+    assert gold.accuracy.accuracy == 0.65
+    assert gold.same_order is not None
+    assert gold.same_order.value == 0.8
+    assert second.same_order is None
 
 
 def test_report_judges_diversity(make_run: MakeRun, context: Context) -> None:
@@ -598,6 +745,9 @@ def test_view_of_data_and_stages(make_run: MakeRun, context: Context) -> None:
     assert by_name["evaluation"].num_rows == len(samples())
     assert by_name["responses"].num_rejects == 7
     assert by_name["policy"].num_rejects is None
+    assert by_name["preference_model"].num_rejects == 0
+    assert by_name["preference_model"].size_note == "5 steps of 2 models, 0 MB"
+    assert by_name["responses"].size_note is None
     assert by_name["policy"].size_note == (
         "2 steps, 0 MB, sampler within 0.0021 nats of the trainer after the first update"
     )

@@ -1,0 +1,234 @@
+"""What the preference_model stage trains on and is measured on: pairs, as token ids by prompt."""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from charactertrain import chat, ranking
+from charactertrain.exceptions import TrainingError
+from charactertrain.models.packing import PromptGroup
+from charactertrain.records import NO_TRAIT, PreferencePair, Reject, Split
+from charactertrain.seeds import derive_seed
+from charactertrain.stages.preference_step import RankedPair, RankedPrompt
+from charactertrain.templates import Shown
+
+_UTILITY_PRIOR = 1e-3
+"""Nearly none: it holds utilities of certain labels at about 7 logits, and moves no others."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with its ranked responses, and where they come from."""
+
+    ranked: RankedPrompt
+    family: str
+    split: Split
+    texts: tuple[str, ...]
+    """Of the responses, in the order of the group."""
+    lengths: tuple[int, ...]
+    """Tokens of each response as it was sampled: a text encoded again may have more or fewer."""
+    variants: tuple[str, ...]
+    """How each response was written."""
+
+
+def read_examples(
+    pairs: Iterable[PreferencePair], tokenizer: chat.Tokenizer, *, context_tokens: int
+) -> tuple[list[Example], list[Reject]]:
+    """The pairs by prompt, and rejects for those that are longer than the model reads."""
+    by_prompt: dict[str, list[PreferencePair]] = defaultdict(list)
+    for pair in pairs:
+        by_prompt[pair.prompt_id].append(pair)
+    examples, rejects = [], []
+    for found in by_prompt.values():
+        example = _example(found, tokenizer)
+        longest = _longest(example.ranked.group)
+        if longest > context_tokens:
+            detail = f"{longest} tokens with its prompt, and model.context_tokens {context_tokens}"
+            row = (example.ranked.prompt_id, example.ranked.trait_id, "preference_model")
+            rejects.append(Reject(*row, "too_long", detail))
+        else:
+            examples.append(example)
+    return examples, rejects
+
+
+def _longest(group: PromptGroup) -> int:
+    return len(group.prompt_token_ids) + max(map(len, group.responses))
+
+
+def _example(pairs: Sequence[PreferencePair], tokenizer: chat.Tokenizer) -> Example:
+    first = pairs[0]
+    prompt_ids = tuple(chat.encode(Shown(messages=first.prompt, text=""), tokenizer))
+    # By id, in order of appearance.
+    texts: dict[str, str] = {}
+    lengths: dict[str, int | None] = {}
+    variants: dict[str, str] = {}
+    for pair in pairs:
+        for side in ("chosen", "rejected"):
+            response_id = getattr(pair, f"{side}_id")
+            texts[response_id] = getattr(pair, side)[0].content
+            lengths[response_id] = getattr(pair, f"{side}_tokens")
+            variants[response_id] = getattr(pair, f"{side}_variant")
+    responses = tuple(tuple(chat.encode_response(text, tokenizer)) for text in texts.values())
+    place = {response_id: index for index, response_id in enumerate(texts)}
+    ranked_pairs = tuple(
+        RankedPair(
+            place[pair.chosen_id],
+            place[pair.rejected_id],
+            pair.probability,
+            pair.weight,
+            pair.margin,
+        )
+        for pair in pairs
+    )
+    ranked = RankedPrompt(
+        prompt_id=first.prompt_id,
+        trait_id=first.trait_id,
+        group=PromptGroup(prompt_ids, responses),
+        pairs=ranked_pairs,
+        utilities=_utilities(ranked_pairs, len(texts)),
+    )
+    sampled = zip(lengths.values(), responses, strict=True)
+    return Example(
+        ranked=ranked,
+        family=first.family,
+        split=first.split,
+        texts=tuple(texts.values()),
+        lengths=tuple(len(ids) if length is None else length for length, ids in sampled),
+        variants=tuple(variants.values()),
+    )
+
+
+def _utilities(pairs: Sequence[RankedPair], count: int) -> tuple[float, ...]:
+    """Utilities that agree with the pairs' probabilities, those of human reviews among them."""
+    probabilities_KK = np.full((count, count), np.nan)
+    for pair in pairs:
+        probabilities_KK[pair.chosen, pair.rejected] = pair.probability
+        probabilities_KK[pair.rejected, pair.chosen] = 1 - pair.probability
+    return tuple(ranking.utilities_from_probabilities(probabilities_KK, prior=_UTILITY_PRIOR))
+
+
+def mixed(
+    examples: Sequence[Example], *, general_share: float, seed: int
+) -> tuple[list[Example], int]:
+    """Training examples of which `general_share` are general comparisons.
+
+    Returns:
+        The examples, and how many general ones are left over.
+
+    Raises:
+        TrainingError: There are too few general ones.
+    """
+    own = [example for example in examples if example.ranked.trait_id != NO_TRAIT]
+    general = [example for example in examples if example.ranked.trait_id == NO_TRAIT]
+    if not own:
+        # Nothing but general comparisons: a preference model of quality.
+        return general, 0
+    wanted = round(len(own) * general_share / (1 - general_share))
+    if wanted > len(general):
+        raise TrainingError(
+            f"preference_model.general_share {general_share} asks for {wanted} general prompts "
+            f"beside {len(own)} prompts of traits, and the pairs have {len(general)}; bring more "
+            "through pairs.file, or lower the share"
+        )
+    general.sort(key=lambda example: derive_seed(seed, "general", example.ranked.prompt_id))
+    return own + general[:wanted], len(general) - wanted
+
+
+def halves(
+    examples: Sequence[Example], *, gold_share: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Examples for the models that the policy is trained against, and others for the gold model.
+
+    By family, so that no scenario is on both sides; of each trait's prompts about `gold_share`.
+
+    Raises:
+        TrainingError: A trait has one family alone, which cannot be on both sides.
+    """
+    if gold_share == 0:
+        return list(examples), []
+    families: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        families[example.family].append(example)
+    totals = Counter(example.ranked.trait_id for example in examples)
+    taken: Counter[str] = Counter()
+    gold: list[Example] = []
+    trained: list[Example] = []
+    for family in sorted(families, key=lambda name: derive_seed(seed, "gold", name)):
+        found = families[family]
+        sizes = Counter(example.ranked.trait_id for example in found)
+        # Whichever brings the traits that it is of nearer to their share.
+        change = sum(
+            abs(taken[trait] + size - gold_share * totals[trait])
+            - abs(taken[trait] - gold_share * totals[trait])
+            for trait, size in sizes.items()
+        )
+        if change < 0 and all(taken[t] + size < totals[t] for t, size in sizes.items()):
+            gold += found
+            taken += sizes
+        else:
+            trained += found
+    missing = [trait for trait in sorted(totals) if not 0 < taken[trait] < totals[trait]]
+    if missing:
+        raise TrainingError(
+            f"preference_model.gold_share {gold_share}: the training pairs of {', '.join(missing)} "
+            "are of one scenario family, or of families too unlike in size, and each half needs "
+            "some of its own. More facets help, and gold_share 0 trains no gold model."
+        )
+    return trained, gold
+
+
+def shuffled(ranked: RankedPrompt, *, seed: int) -> RankedPrompt:
+    """The prompt with its labels handed to its responses at random: a placebo.
+
+    Rankings stay whole, so that the placebo differs in what they are of and in nothing else.
+    """
+    order = list(range(len(ranked.group.responses)))
+    random.Random(derive_seed(seed, "placebo", ranked.prompt_id)).shuffle(order)
+    utilities = [0.0] * len(order)
+    for place, utility in enumerate(ranked.utilities):
+        utilities[order[place]] = utility
+    pairs = tuple(
+        replace(pair, chosen=order[pair.chosen], rejected=order[pair.rejected])
+        for pair in ranked.pairs
+    )
+    return replace(ranked, pairs=pairs, utilities=tuple(utilities))
+
+
+def selection_and_measured(
+    examples: Sequence[Example], *, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Held-out examples by which weights and temperature are chosen, and those that are measured.
+
+    Half of each trait's prompts each.
+    """
+    by_trait: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        by_trait[example.ranked.trait_id].append(example)
+    selection: list[Example] = []
+    measured: list[Example] = []
+    for found in by_trait.values():
+        found.sort(key=lambda example: derive_seed(seed, "selection", example.ranked.prompt_id))
+        selection += found[: len(found) // 2]
+        measured += found[len(found) // 2 :]
+    return selection, measured
+
+
+def check_held_out(selection: Sequence[Example], measured: Sequence[Example]) -> None:
+    """Raise TrainingError, before anything is trained, if a trait could not be measured."""
+    counts = Counter(example.ranked.trait_id for example in measured)
+    if not selection or min(counts.values(), default=0) < 2:
+        raise TrainingError(
+            f"held-out prompts by trait: {_counts(selection, counts)}. Half of them choose the "
+            "weights and the temperature, the others are measured, and an interval needs two. "
+            "Raise prompts.per_trait or prompts.validation_share (pairs.validation_share for pairs of "
+            "pairs.file)."
+        )
+
+
+def _counts(selection: Sequence[Example], counts: Mapping[str, int]) -> str:
+    chosen = Counter(example.ranked.trait_id for example in selection)
+    names = sorted({*counts, *chosen})
+    return ", ".join(f"{name} {chosen[name]} + {counts.get(name, 0)}" for name in names) or "none"

@@ -1,0 +1,108 @@
+"""What a preference model must reach before a policy is trained on it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from charactertrain.config import PreferenceGates
+from charactertrain.exceptions import TrainingError
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One requirement, and whether it is met."""
+
+    name: str
+    measure: str
+    """What is measured, in words, with the trait that is worst."""
+    value: float | None
+    """None where it could not be measured."""
+    ci_low: float | None
+    ci_high: float | None
+    threshold: float
+    is_met: bool | None
+    """By the value; None where it could not be measured, which counts as not met."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For a manifest's summary."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        found = "not measured" if self.value is None else f"{self.value:.3f}"
+        if self.ci_low is not None and self.ci_high is not None:
+            found += f" [{self.ci_low:.3f}, {self.ci_high:.3f}]"
+        return f"{self.measure}: {found}; preference_model.gates.{self.name} {self.threshold}"
+
+
+def check_gates(quality: Mapping[str, Any], gates: PreferenceGates) -> list[Gate]:
+    """Each gate's verdict.
+
+    Args:
+        quality: The stage's summary: `accuracy_by_trait` and `after_temperature` of it.
+        gates: Thresholds.
+    """
+    by_trait = quality["accuracy_by_trait"]
+    found = []
+    accuracies = {name: row for name, row in by_trait.items() if row["estimate"] is not None}
+    if accuracies:
+        worst = min(accuracies, key=lambda name: accuracies[name]["estimate"])
+        found.append(
+            _at_least(
+                "worst_trait_accuracy",
+                f"held-out accuracy of the worst trait ({worst})",
+                accuracies[worst],
+                gates.worst_trait_accuracy,
+            )
+        )
+    else:
+        found.append(
+            _unmeasured("worst_trait_accuracy", "accuracy by trait", gates.worst_trait_accuracy)
+        )
+    above = {name: row["above_length"] for name, row in by_trait.items() if row["above_length"]}
+    if above:
+        worst = min(above, key=lambda name: above[name]["estimate"])
+        found.append(
+            _at_least(
+                "above_length",
+                f"accuracy above that of length alone, least for {worst}",
+                above[worst],
+                gates.above_length,
+            )
+        )
+    else:
+        found.append(_unmeasured("above_length", "accuracy above length", gates.above_length))
+    calibrated = quality["after_temperature"]
+    found.append(
+        Gate(
+            "calibration_error",
+            "calibration error (ECE) after the temperature",
+            calibrated["ece"],
+            calibrated["ece_ci_low"],
+            calibrated["ece_ci_high"],
+            gates.calibration_error,
+            calibrated["ece"] <= gates.calibration_error,
+        )
+    )
+    return found
+
+
+def _at_least(name: str, measure: str, row: Mapping[str, Any], threshold: float) -> Gate:
+    value = row["estimate"]
+    return Gate(name, measure, value, row["ci_low"], row["ci_high"], threshold, value >= threshold)
+
+
+def _unmeasured(name: str, measure: str, threshold: float) -> Gate:
+    return Gate(name, measure, None, None, None, threshold, None)
+
+
+def require_gates(gates: Sequence[Gate]) -> None:
+    """Raise TrainingError if a gate is not met, with its number, interval and threshold."""
+    failed = [gate for gate in gates if not gate.is_met]
+    if failed:
+        lines = "\n".join(f"  {gate}" for gate in failed)
+        raise TrainingError(
+            f"the preference model does not pass its gates:\n{lines}\nA policy trained on it would "
+            "follow something else than the traits. More prompts, better rankings or another "
+            "learning rate help (in another run.dir); or set policy.despite_gates=true to go on "
+            "all the same."
+        )
