@@ -24,7 +24,7 @@ _UNKNOWN = ("softcap", "s_aux", "position_bias")
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of the row, and the stretch that its tokens see besides themselves."""
+    """A stretch of the row, and the piece that its tokens see besides themselves."""
 
     start: int
     end: int
@@ -106,34 +106,51 @@ def packed_attention(
         return _varlen(query[0], key[0], value[0], pieces, scaling, window)[None], None
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    outputs = [_one_piece(query, key, value, piece, scaling, window) for piece in pieces.pieces]
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return _piece_by_piece(query, key, value, pieces, scaling, window), None
 
 
-def _one_piece(
+def _piece_by_piece(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    piece: Piece,
+    pieces: Pieces,
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    own = slice(piece.start, piece.end)
-    prefix = slice(piece.prefix_start, piece.prefix_end)
-    num_prefix, num_own = piece.prefix_end - piece.prefix_start, piece.end - piece.start
-    keys, values = key[:, :, own], value[:, :, own]
-    if num_prefix:
-        keys = torch.cat([key[:, :, prefix], keys], dim=2)
-        values = torch.cat([value[:, :, prefix], values], dim=2)
+    # Split and not sliced: the gradient of a slice is a whole row of zeros but for the slice.
+    sizes = [piece.end - piece.start for piece in pieces.pieces]
+    queries, keys, values = (tensor.split(sizes, dim=2) for tensor in (query, key, value))
+    place = {(piece.start, piece.end): number for number, piece in enumerate(pieces.pieces)}
+    outputs = []
+    for number, piece in enumerate(pieces.pieces):
+        seen = [number]
+        if piece.prefix_end > piece.prefix_start:
+            seen = [place[piece.prefix_start, piece.prefix_end], number]
+        outputs.append(
+            _one_piece(
+                queries[number],
+                torch.cat([keys[index] for index in seen], dim=2),
+                torch.cat([values[index] for index in seen], dim=2),
+                scaling,
+                window,
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+
+
+def _one_piece(
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
+) -> Tensor:
+    """Causal attention whose last query sees all keys, or the last `window` of them."""
+    num_own, num_keys = query.shape[2], keys.shape[2]
     mask: Tensor | None = None
-    if num_prefix or (window is not None and window < num_own):
-        shape = (num_own, num_prefix + num_own)
-        everything = torch.ones(shape, dtype=torch.bool, device=query.device)
-        mask = everything.tril(num_prefix)
+    if num_own < num_keys or (window is not None and window < num_own):
+        everything = torch.ones(num_own, num_keys, dtype=torch.bool, device=query.device)
+        mask = everything.tril(num_keys - num_own)
         if window is not None:
-            mask &= everything.triu(num_prefix - window + 1)
+            mask &= everything.triu(num_keys - num_own - window + 1)
     return F.scaled_dot_product_attention(
-        query[:, :, own], keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling
+        query, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling
     )
 
 
