@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from charactertrain import __version__, pipeline, stages
+from charactertrain import __version__, pipeline
 from charactertrain.artifacts import Manifest, Outcome
 from charactertrain.config import RunConfig, validate
 from charactertrain.constitution import Constitution
@@ -22,6 +22,7 @@ from charactertrain.exceptions import CharacterTrainError
 from charactertrain.models.sources import model_identity
 from charactertrain.pipeline import Action, Step, Work
 from charactertrain.stages import pair_files, prompt_files
+from charactertrain.stages.definitions import define
 from charactertrain.storage import Directory, open_directory, without_keys
 from charactertrain.trait_file import load_constitution
 
@@ -56,7 +57,7 @@ def run(config: RunConfig, console: Console) -> float | None:
     """Run what `config` asks for; the mean trait effect, for sweeps, once there is a report."""
     directory = open_directory(config.run.dir)
     constitution = load_constitution(config.constitution, shipped_dir=CONSTITUTIONS)
-    definitions = stages.define(config, constitution, model_identity)
+    definitions = define(config, constitution, model_identity)
     steps = pipeline.make_plan(definitions, directory, only=config.run.only, until=config.run.until)
     _print_plan(console, config, steps, directory)
     pipeline.check_plan(steps, directory)

@@ -19,7 +19,7 @@ import pytest
 
 from charactertrain import artifacts
 from charactertrain.records import EvaluationSample, PreferencePair, Prompt, Response
-from charactertrain.stages import NAMES
+from charactertrain.stages.definitions import NAMES
 from charactertrain.storage import open_directory
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.slow]

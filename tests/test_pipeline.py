@@ -13,7 +13,7 @@ from charactertrain.config import RunConfig
 from charactertrain.constitution import Constitution, Trait
 from charactertrain.exceptions import ArtifactError, ConfigError
 from charactertrain.pipeline import Action, Stage, Step, Work
-from charactertrain.stages import NAMES, define
+from charactertrain.stages.definitions import NAMES, define
 from charactertrain.storage import Directory, open_directory
 
 

@@ -33,7 +33,7 @@ class RunSection(Section):
     only: str | None
     """Run this stage alone."""
     until: str | None
-    """Run up to and including this stage."""
+    """Run this stage and those that it is made of."""
     dry: bool
     """Print the plan and stop."""
 

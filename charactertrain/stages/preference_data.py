@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -142,10 +142,12 @@ def halves(
 ) -> tuple[list[Example], list[Example]]:
     """Examples for the models that the policy is trained against, and others for the gold model.
 
-    By family, so that no scenario is on both sides; of each trait's prompts about `gold_share`.
+    Of each trait's prompts about `gold_share`, by family, so that no scenario is on both sides. A
+    trait whose families do not allow it, such as one of a single family, is divided by prompt:
+    `shared_families` names what is then on both sides.
 
     Raises:
-        TrainingError: A trait has one family alone, which cannot be on both sides.
+        TrainingError: A trait has a single prompt.
     """
     if gold_share == 0:
         return list(examples), []
@@ -154,11 +156,9 @@ def halves(
         families[example.family].append(example)
     totals = Counter(example.ranked.trait_id for example in examples)
     taken: Counter[str] = Counter()
-    gold: list[Example] = []
-    trained: list[Example] = []
+    gold_families = set()
     for family in sorted(families, key=lambda name: derive_seed(seed, "gold", name)):
-        found = families[family]
-        sizes = Counter(example.ranked.trait_id for example in found)
+        sizes = Counter(example.ranked.trait_id for example in families[family])
         # Whichever brings the traits that it is of nearer to their share.
         change = sum(
             abs(taken[trait] + size - gold_share * totals[trait])
@@ -166,18 +166,43 @@ def halves(
             for trait, size in sizes.items()
         )
         if change < 0 and all(taken[t] + size < totals[t] for t, size in sizes.items()):
-            gold += found
+            gold_families.add(family)
             taken += sizes
-        else:
-            trained += found
-    missing = [trait for trait in sorted(totals) if not 0 < taken[trait] < totals[trait]]
-    if missing:
-        raise TrainingError(
-            f"preference_model.gold_share {gold_share}: the training pairs of {', '.join(missing)} "
-            "are of one scenario family, or of families too unlike in size, and each half needs "
-            "some of its own. More facets help, and gold_share 0 trains no gold model."
+    undivided = {trait for trait in totals if not 0 < taken[trait] < totals[trait]}
+    gold_prompts = _by_prompt(examples, undivided, gold_share=gold_share, seed=seed)
+    trained: list[Example] = []
+    gold: list[Example] = []
+    for example in examples:
+        ranked = example.ranked
+        is_gold = (
+            ranked.prompt_id in gold_prompts
+            if ranked.trait_id in undivided
+            else example.family in gold_families
         )
+        (gold if is_gold else trained).append(example)
     return trained, gold
+
+
+def _by_prompt(
+    examples: Sequence[Example], traits: Collection[str], *, gold_share: float, seed: int
+) -> set[str]:
+    """Prompts of the given traits for the gold model."""
+    chosen: set[str] = set()
+    for trait in sorted(traits):
+        ids = [e.ranked.prompt_id for e in examples if e.ranked.trait_id == trait]
+        if len(ids) < 2:
+            raise TrainingError(
+                f"trait {trait!r} has one training prompt, and the model and the gold model need "
+                "one each; raise prompts.per_trait, or set preference_model.gold_share=0"
+            )
+        ids.sort(key=lambda prompt_id: derive_seed(seed, "gold", prompt_id))
+        chosen.update(ids[: max(1, int(gold_share * len(ids)))])
+    return chosen
+
+
+def shared_families(trained: Sequence[Example], gold: Sequence[Example]) -> list[str]:
+    """Scenario families that both halves have prompts of, in order."""
+    return sorted({e.family for e in trained} & {e.family for e in gold})
 
 
 def shuffled(ranked: RankedPrompt, *, seed: int) -> RankedPrompt:
@@ -223,8 +248,8 @@ def check_held_out(selection: Sequence[Example], measured: Sequence[Example]) ->
         raise TrainingError(
             f"held-out prompts by trait: {_counts(selection, counts)}. Half of them choose the "
             "weights and the temperature, the others are measured, and an interval needs two. "
-            "Raise prompts.per_trait or prompts.validation_share (pairs.validation_share for pairs of "
-            "pairs.file)."
+            "Raise prompts.per_trait or prompts.validation_share; pairs.validation_share where the "
+            "pairs are those of a file."
         )
 
 

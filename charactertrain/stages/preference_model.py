@@ -219,6 +219,7 @@ def _summary(
             if name != MODEL
         },
         "trained_prompts": {"model": len(data.trained), "gold": len(data.gold)},
+        "shared_families": preference_data.shared_families(data.trained, data.gold),
         "general_left": data.num_general_left,
         "labels": config.labels,
         "objective": config.objective,

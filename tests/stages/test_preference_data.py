@@ -19,6 +19,7 @@ from charactertrain.stages.preference_data import (
     mixed,
     read_examples,
     selection_and_measured,
+    shared_families,
     shuffled,
 )
 from charactertrain.stages.preference_step import RankedPair, RankedPrompt
@@ -408,3 +409,18 @@ def test_shuffling_depends_on_the_seed_and_on_the_prompt_alone() -> None:
     assert [shuffled(ranked, seed=1) for ranked in reversed(prompts)] == found[::-1]
     assert [shuffled(ranked, seed=2) for ranked in prompts] != found
     assert len({of_one.utilities for of_one in found}) == 6
+
+
+def test_halves_of_a_trait_of_one_family_are_by_prompt_and_said_to_be() -> None:
+    examples = families_of({"warm": [9], "curious": [2, 2, 2, 2]})
+    trained, gold = halves(examples, gold_share=0.5, seed=3)
+    counts = Counter(e.ranked.trait_id for e in gold)
+    assert counts == {"warm": 4, "curious": 4}
+    assert len(trained) + len(gold) == len(examples)
+    (shared,) = shared_families(trained, gold)
+    assert {e.ranked.trait_id for e in examples if e.family == shared} == {"warm"}
+
+
+def test_a_trait_of_one_prompt_has_no_half() -> None:
+    with pytest.raises(TrainingError, match=r"'warm' has one training prompt.*gold_share=0"):
+        halves(families_of({"warm": [1]}), gold_share=0.5, seed=3)

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from charactertrain import artifacts, stages
+from charactertrain import artifacts
 from charactertrain.artifacts import Identity, Manifest, Outcome, require
 from charactertrain.config import RunConfig, validate
 from charactertrain.constitution import Constitution
@@ -27,6 +27,7 @@ from charactertrain.runtime.session import Session
 from charactertrain.seeds import derive_seed
 from charactertrain.stages import report, report_view
 from charactertrain.stages.context import Context
+from charactertrain.stages.definitions import NAMES
 from charactertrain.stages.report import printed
 from charactertrain.storage import Directory, open_directory
 
@@ -361,7 +362,7 @@ def run_directory_maker(tmp_path: Path) -> MakeRun:
             "evaluation": ("samples", to_table(samples(), EvaluationSample)),
         }
         found = {**summaries(), **changed}
-        for name in stages.NAMES[:-1]:
+        for name in NAMES[:-1]:
             directory = run_directory.child(name)
             files = []
             if name in tables:
@@ -399,7 +400,7 @@ def light_context(config: RunConfig) -> Context:
 
 
 def make_report(run_directory: Directory, context: Context) -> tuple[Manifest, str]:
-    stage = Stage("report", stages.NAMES[:-1], {}, {}, "one page")
+    stage = Stage("report", NAMES[:-1], {}, {}, "one page")
     step = Step(stage, Identity("report", {}, {}), Action.RUN, ())
     manifest = execute(
         step, run_directory, lambda work: report.run(work, context), code_version="0.1.0+test"
@@ -408,7 +409,7 @@ def make_report(run_directory: Directory, context: Context) -> tuple[Manifest, s
 
 
 def make_view(run_directory: Directory, context: Context) -> ReportView:
-    names = stages.NAMES[:-1]
+    names = NAMES[:-1]
     directories = {name: run_directory.child(name) for name in names}
     inputs = {name: (found, require(found, name)) for name, found in directories.items()}
     stage = Stage("report", names, {}, {}, "one page")
@@ -740,7 +741,7 @@ def test_view_of_data_and_stages(make_run: MakeRun, context: Context) -> None:
     assert [bin_.count for bin_ in view.data.label_strength] == [1, 0, 1, 0, 0, 0, 0, 0, 0, 1]
     assert {row.count for row in view.data.prompts} == {PROMPTS_PER_FAMILY}
     by_name = {stage.name: stage for stage in view.stages}
-    assert list(by_name) == list(stages.NAMES[:-1])
+    assert list(by_name) == list(NAMES[:-1])
     assert by_name["prompts"].num_rows == len(prompts())
     assert by_name["evaluation"].num_rows == len(samples())
     assert by_name["responses"].num_rejects == 7

@@ -1,0 +1,195 @@
+"""The nine stages in order: what each reads, what decides its result, and where it is written.
+
+This file is light; a stage's module is imported when the stage runs.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from charactertrain.artifacts import Json
+from charactertrain.config import RunConfig, Section, identity
+from charactertrain.constitution import Constitution
+from charactertrain.pipeline import Stage
+from charactertrain.stages import row_files
+
+NAMES = (
+    "traits",
+    "prompts",
+    "responses",
+    "rankings",
+    "pairs",
+    "preference_model",
+    "policy",
+    "evaluation",
+    "report",
+)
+
+
+def define(
+    config: RunConfig,
+    constitution: Constitution,
+    identify: Callable[[str], Mapping[str, str]],
+) -> list[Stage]:
+    """The stages of a run of `config`; `identify` names a model by its path."""
+    model = {
+        "weights": dict(identify(config.model.path)),
+        "precision": config.model.precision,
+        "context_tokens": config.model.context_tokens,
+        "sampler": config.sampler.kind,
+    }
+    asked = model | {
+        "trait_placement": config.model.trait_placement,
+        "traits_shown": config.model.traits_shown,
+    }
+    judge = config.rankings.judge_model
+    sizes = _sizes(config, constitution)
+    character = {"constitution": constitution.model_dump(mode="json")}
+    return [
+        _stage("traits", (), character, {}, sizes),
+        *_data_stages(config, asked, None if judge is None else dict(identify(judge)), sizes),
+        *_training_stages(config, model, asked, sizes),
+        _stage("report", NAMES[:-1], {}, {}, sizes),
+    ]
+
+
+def _data_stages(
+    config: RunConfig, asked: Json, judge: Json | None, sizes: Mapping[str, str]
+) -> list[Stage]:
+    """Prompts to pairs. `asked`: the model and how it is shown the character."""
+    seed = {"seed": config.seed}
+    synthesis = {
+        "prompt_synthesis": config.model.prompt_synthesis,
+        "messages_per_call": config.model.messages_per_call,
+    }
+    # The template check draws responses as the responses stage does.
+    drawn = config.responses.model_dump(include={"temperature", "max_tokens", "ending"})
+    prompts = {
+        **seed,
+        "model": asked | synthesis,
+        "responses": drawn,
+        "contents of prompts.file": _contents(config.prompts.file, "prompts.file"),
+    }
+    # The seed draws the splits that a file does not name.
+    pairs = {**seed, "contents of pairs.file": _contents(config.pairs.file, "pairs.file")}
+    return [
+        _stage("prompts", ("traits",), prompts, {"prompts": config.prompts}, sizes),
+        _stage(
+            "responses",
+            ("traits", "prompts"),
+            {**seed, "model": asked},
+            {"responses": config.responses},
+            sizes,
+        ),
+        _stage(
+            "rankings",
+            ("traits", "prompts", "responses"),
+            {**seed, "model": asked, "judge": judge},
+            {"rankings": config.rankings},
+            sizes,
+        ),
+        _stage("pairs", _inputs_of_pairs(config), pairs, {"pairs": config.pairs}, sizes),
+    ]
+
+
+def _contents(file: str | None, setting: str) -> str | None:
+    return None if file is None else row_files.checksum(file, setting=setting)
+
+
+def _inputs_of_pairs(config: RunConfig) -> tuple[str, ...]:
+    if config.pairs.file_use == "replace":
+        return ("traits",)
+    if config.pairs.file is None:
+        return ("traits", "responses", "rankings")
+    # Prompts for the splits of their families, which the file's pairs may be of too.
+    return ("traits", "prompts", "responses", "rankings")
+
+
+def _training_stages(
+    config: RunConfig, model: Json, asked: Json, sizes: Mapping[str, str]
+) -> list[Stage]:
+    """Preference model to evaluation, which shows the trait to the base as `asked` says."""
+    seed = {"seed": config.seed}
+    return [
+        _stage(
+            "preference_model",
+            ("traits", "pairs"),
+            {**seed, "model": model, "candidates": config.responses.per_prompt},
+            {"preference_model": config.preference_model},
+            sizes,
+        ),
+        _stage(
+            "policy",
+            ("traits", "prompts", "responses", "rankings", "preference_model"),
+            {**seed, "model": model},
+            {"policy": config.policy},
+            sizes,
+        ),
+        _stage(
+            "evaluation",
+            ("traits", "prompts", "preference_model", "policy"),
+            {**seed, "model": asked},
+            {"evaluation": config.evaluation},
+            sizes,
+        ),
+    ]
+
+
+def _stage(
+    name: str,
+    inputs: tuple[str, ...],
+    plain: dict[str, Any],
+    sections: Mapping[str, Section],
+    sizes: Mapping[str, str],
+) -> Stage:
+    return Stage(
+        name=name,
+        inputs=inputs,
+        identity_config=plain | {key: identity(value) for key, value in sections.items()},
+        resolved_config=plain
+        | {key: value.model_dump(mode="json") for key, value in sections.items()},
+        size=sizes[name],
+    )
+
+
+def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
+    # Without general prompts, which no candidate is sampled for.
+    share = 1 - config.prompts.kind_shares.get("general", 0.0)
+    wanted = round(len(constitution.traits) * config.prompts.per_trait * share)
+    is_replaced = config.prompts.file_use == "replace"
+    trained = round(wanted * (1 - config.prompts.test_share))
+    tested = wanted - trained
+    candidates = config.responses.per_prompt
+    pairs = trained * candidates * (candidates - 1) // 2
+    steps = config.policy.num_steps
+    rollouts = config.policy.prompts_per_step * config.policy.group_size
+    sizes = {
+        "traits": f"{len(constitution.traits)} traits",
+        "prompts": f"{wanted} prompts wanted",
+        "responses": f"up to {trained * candidates} responses",
+        "rankings": f"up to {trained} rankings",
+        "pairs": f"up to {pairs} pairs",
+        "preference_model": f"{config.preference_model.epochs} epochs over up to {pairs} pairs",
+        "policy": f"{steps} steps of {rollouts} responses",
+        "evaluation": f"up to {2 * tested * config.evaluation.responses_per_prompt} responses",
+        "report": "one page",
+    }
+    if is_replaced:
+        sizes |= dict.fromkeys(
+            ("prompts", "responses", "rankings", "pairs", "preference_model", "evaluation"),
+            "as many as prompts.file has prompts for",
+        )
+    return sizes | _sizes_with_own_pairs(config, sizes)
+
+
+def _sizes_with_own_pairs(config: RunConfig, sizes: Mapping[str, str]) -> dict[str, str]:
+    """Sizes that depend on pairs.file."""
+    if config.pairs.file is None:
+        return {}
+    if config.pairs.file_use == "join":
+        joined = ("pairs", "preference_model")
+        return {name: f"{sizes[name]} and those of pairs.file" for name in joined}
+    own = "as many pairs as pairs.file has"
+    return {
+        "pairs": own,
+        "preference_model": f"{config.preference_model.epochs} epochs over {own}",
+    }
