@@ -1,7 +1,8 @@
 """The whole loop on the tiny random model: real Ray, vLLM and DeepSpeed, killed at every turn.
 
-One run is killed with SIGKILL in a data stage and in both training stages, and finished by the same
-command each time; the tests below look at what it left.
+One run is killed with SIGKILL in a data stage and in both training stages, and goes on by the same
+command each time: with two workers, then with one, and with two again. The tests below look at what
+it left.
 """
 
 import json
@@ -60,9 +61,9 @@ def finish(directory: Path, *overrides: str) -> int:
         process.kill()
 
 
-def kill_when(directory: Path, condition: Callable[[], bool]) -> None:
+def kill_when(directory: Path, condition: Callable[[], bool], *overrides: str) -> None:
     """Run until the condition holds, then kill the driver without warning."""
-    process = start(directory)
+    process = start(directory, *overrides)
     deadline = time.monotonic() + _TIMEOUT_SECONDS
     while not condition():
         assert process.poll() is None, (directory.parent / "log.txt").read_text()[-3000:]
@@ -97,11 +98,11 @@ def killed_run(tmp_path_factory: pytest.TempPathFactory) -> KilledRun:
     assert not (directory / "responses" / "manifest.json").exists()
     lines_at_kill = {}
     moments = {
-        "preference_model": partial(_has_checkpoint, directory / "preference_model"),
-        "policy": partial(_has_checkpoint_after_warm_start, directory / "policy"),
+        "preference_model": (partial(_has_checkpoint, directory / "preference_model"), 2),
+        "policy": (partial(_has_checkpoint_after_warm_start, directory / "policy"), 1),
     }
-    for stage, moment in moments.items():
-        kill_when(directory, moment)
+    for stage, (moment, num_workers) in moments.items():
+        kill_when(directory, moment, f"cluster.num_workers={num_workers}")
         assert not (directory / stage / "manifest.json").exists()
         lines_at_kill[stage] = len(metric_lines(directory))
     status = finish(directory)
@@ -174,7 +175,8 @@ def test_killed_training_goes_on_from_its_checkpoint(killed_run: KilledRun) -> N
 @pytest.mark.parametrize(
     ("stage", "name"),
     [
-        ("preference_model", "results.json"),
+        ("preference_model", "model.json"),
+        ("preference_model", "gold.json"),
         ("policy", "warm_start.json"),
         ("policy", "optimise.json"),
     ],

@@ -111,6 +111,11 @@ def load_preference_model(directory: Path, dtype: torch.dtype, *, seed: int) -> 
         config.initializer_range = _HEAD_STD
     torch.manual_seed(seed)
     model = _load_weights(AutoModelForSequenceClassification, directory, config, dtype)
+    if not hasattr(model, "score"):
+        raise ModelError(
+            f"{directory}: expected a model whose sequence classification has a linear head "
+            f"`score`, found {type(model).__name__}; choose another model"
+        )
     model.config.initializer_range = usual_std
     return model
 

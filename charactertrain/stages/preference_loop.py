@@ -176,15 +176,16 @@ class _Training:
         for step, prompts in steps_of(task, self._member, len(progress.history)):
             if progress.is_over(task.patience):
                 break
+            name = f"step {step + 1} of {self._member.name}"
             values = preference_step(
-                self._engine, prompts, task.objective, self._worker, task.token_budget
+                self._engine, prompts, task.objective, self._worker, task.token_budget, name
             )
             rate = schedule.rate(step)
             values["grad_norm"] = self._engine.step(rate)
             progress.history.append({"step": step + 1, **values, "learning_rate": rate})
             if step + 1 in evaluated:
                 values["held_out_loss"] = self._evaluate(step + 1)
-            self._worker.send({"model": self._member.name, "step": f"{step + 1}/{total}", **values})
+            self._worker.send({"member": self._member.name, "step": f"{step + 1}/{total}", **values})
             if (step + 1) % task.checkpoint_every == 0 and step + 1 < total:
                 self._worker.report_checkpoint(self._save, {"step": step + 1})
         self._finish()

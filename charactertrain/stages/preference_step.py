@@ -70,9 +70,13 @@ def preference_step(
     objective: PreferenceObjective,
     worker: Worker,
     token_budget: int,
+    name: str = "the step",
 ) -> dict[str, Any]:
-    """Add the gradient of one step; returns its metrics, the same on every rank."""
-    sums = _sums(engine, prompts, objective, worker, token_budget)
+    """Add the gradient of one step; returns its metrics, the same on every rank.
+
+    `name` is what the step is called if its loss is not finite.
+    """
+    sums = _sums(engine, prompts, objective, worker, token_budget, name)
     loss, accuracy, weight, undecided, tokens, padded = sums.tolist()
     return {
         "loss": loss / weight,
@@ -91,7 +95,7 @@ def held_out_loss(
     token_budget: int,
 ) -> float:
     """The objective's mean over prompts that are not trained on, the same on every rank."""
-    sums = _sums(engine, prompts, objective, worker, token_budget)
+    sums = _sums(engine, prompts, objective, worker, token_budget, "held out")
     return float(sums[0] / sums[2])
 
 
@@ -101,6 +105,7 @@ def _sums(
     objective: PreferenceObjective,
     worker: Worker,
     token_budget: int,
+    name: str,
 ) -> Tensor:
     """Sums over all prompts: loss, accuracy, weight, weight without a label, tokens, with padding.
 
@@ -116,7 +121,7 @@ def _sums(
         share = loss / total_weight * (1.0 if indices else 0.0)
         if torch.is_grad_enabled():
             names = ", ".join(prompt.prompt_id for prompt in batch)
-            engine.backward(share, f"prompts {names}")
+            engine.backward(share, f"{name}, prompts {names}")
         if indices:
             values = [loss, terms.accuracy_sum, terms.weight_sum, terms.undecided_weight_sum]
             sums[:4] += torch.stack([value.detach().double() for value in values])
