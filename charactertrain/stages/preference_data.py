@@ -151,14 +151,31 @@ def halves(
     """
     if gold_share == 0:
         return list(examples), []
-    families: dict[str, list[Example]] = defaultdict(list)
+    families, undivided = _gold_families(examples, gold_share=gold_share, seed=seed)
+    prompts = _gold_prompts(examples, undivided, gold_share=gold_share, seed=seed)
+
+    def is_gold(example: Example) -> bool:
+        if example.ranked.trait_id in undivided:
+            return example.ranked.prompt_id in prompts
+        return example.family in families
+
+    gold = [example for example in examples if is_gold(example)]
+    return [example for example in examples if not is_gold(example)], gold
+
+
+def _gold_families(
+    examples: Sequence[Example], *, gold_share: float, seed: int
+) -> tuple[set[str], set[str]]:
+    """Families for the gold model, and the traits that they do not divide."""
+    families: dict[str, Counter[str]] = defaultdict(Counter)
+    totals: Counter[str] = Counter()
     for example in examples:
-        families[example.family].append(example)
-    totals = Counter(example.ranked.trait_id for example in examples)
+        families[example.family][example.ranked.trait_id] += 1
+        totals[example.ranked.trait_id] += 1
     taken: Counter[str] = Counter()
-    gold_families = set()
+    chosen = set()
     for family in sorted(families, key=lambda name: derive_seed(seed, "gold", name)):
-        sizes = Counter(example.ranked.trait_id for example in families[family])
+        sizes = families[family]
         # Whichever brings the traits that it is of nearer to their share.
         change = sum(
             abs(taken[trait] + size - gold_share * totals[trait])
@@ -166,24 +183,12 @@ def halves(
             for trait, size in sizes.items()
         )
         if change < 0 and all(taken[t] + size < totals[t] for t, size in sizes.items()):
-            gold_families.add(family)
+            chosen.add(family)
             taken += sizes
-    undivided = {trait for trait in totals if not 0 < taken[trait] < totals[trait]}
-    gold_prompts = _by_prompt(examples, undivided, gold_share=gold_share, seed=seed)
-    trained: list[Example] = []
-    gold: list[Example] = []
-    for example in examples:
-        ranked = example.ranked
-        is_gold = (
-            ranked.prompt_id in gold_prompts
-            if ranked.trait_id in undivided
-            else example.family in gold_families
-        )
-        (gold if is_gold else trained).append(example)
-    return trained, gold
+    return chosen, {trait for trait in totals if not 0 < taken[trait] < totals[trait]}
 
 
-def _by_prompt(
+def _gold_prompts(
     examples: Sequence[Example], traits: Collection[str], *, gold_share: float, seed: int
 ) -> set[str]:
     """Prompts of the given traits for the gold model."""

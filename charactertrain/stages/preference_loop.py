@@ -185,7 +185,9 @@ class _Training:
             progress.history.append({"step": step + 1, **values, "learning_rate": rate})
             if step + 1 in evaluated:
                 values["held_out_loss"] = self._evaluate(step + 1)
-            self._worker.send({"member": self._member.name, "step": f"{step + 1}/{total}", **values})
+            self._worker.send(
+                {"member": self._member.name, "step": f"{step + 1}/{total}", **values}
+            )
             if (step + 1) % task.checkpoint_every == 0 and step + 1 < total:
                 self._worker.report_checkpoint(self._save, {"step": step + 1})
         self._finish()
