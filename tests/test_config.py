@@ -291,6 +291,11 @@ WITHOUT_KL = (
     ("settings", "expected"),
     [
         (
+            {"preference_model.general_share": 0.1},
+            "preference_model.general_share is 0.1, and general comparisons come from pairs.file "
+            "alone, which is null; name a file, or give 0",
+        ),
+        (
             {"cluster.num_workers": [3, 2]},
             "cluster.num_workers is (3, 2); give (fewest, most)",
         ),

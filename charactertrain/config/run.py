@@ -84,6 +84,7 @@ class RunConfig(Section):
         problems = [
             *_sequence_problems(self),
             *_list_problems(self),
+            *_general_problems(self),
             *_sampler_problems(self),
             *_language_problems(self),
             *_directory_problems(self),
@@ -121,6 +122,15 @@ def _list_problems(config: RunConfig) -> list[str]:
         f"preference_model.objective plackett_luce sums over all subsets of a prompt's responses, "
         f"of which responses.variants asks for {longest}; give {MAX_LIST} at most, or objective "
         "bradley_terry"
+    ]
+
+
+def _general_problems(config: RunConfig) -> list[str]:
+    if config.preference_model.general_share == 0 or config.pairs.file is not None:
+        return []
+    return [
+        f"preference_model.general_share is {config.preference_model.general_share}, and general "
+        "comparisons come from pairs.file alone, which is null; name a file, or give 0"
     ]
 
 

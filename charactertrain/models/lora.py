@@ -46,7 +46,8 @@ def add_adapters(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
         # How GPT-2's layers hold their weights.
         fan_in_fan_out=any(layers.values()),
     )
-    adapted: PeftModel = get_peft_model(model, config)
+    # In the model's own dtype: DeepSpeed wants one of all that is trained, and keeps fp32 masters.
+    adapted: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=False)
     for name, parameter in adapted.named_parameters():
         if name.endswith(".score.weight"):
             parameter.requires_grad = True

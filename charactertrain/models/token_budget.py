@@ -29,7 +29,8 @@ def microbatches(lengths: Sequence[int], *, num_workers: int, budget: int) -> li
         loads, bins = _spread(order, lengths, num_workers * per_worker)
         if all(load <= budget or len(items) == 1 for load, items in zip(loads, bins, strict=True)):
             break
-        per_worker += 1
+        # By a tenth at a time: one at a time would take as many rounds as there are items.
+        per_worker += 1 + per_worker // 10
     # Microbatches that run at the same time are about as long.
     by_load = sorted(range(len(bins)), key=lambda index: (-loads[index], index))
     return [[bins[index] for index in by_load[rank::num_workers]] for rank in range(num_workers)]

@@ -129,5 +129,7 @@ class _StoredLines:
         self._is_written, self._written_at = True, time.monotonic()
 
 
-def _short(value: float | int | str) -> str:
+def _short(value: float | int | str | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

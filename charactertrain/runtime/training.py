@@ -91,7 +91,8 @@ def fit(
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            raise TrainingError(_cause(error)) from error
+            reason = ray.get(relay.stopped.remote())
+            raise TrainingError(reason or _cause(error)) from error
         reason = ray.get(relay.stopped.remote())
         if reason is not None:
             raise TrainingError(reason)

@@ -3,7 +3,7 @@
 import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,14 @@ class ZeroSettings:
 
     stage: int
     offload: bool
-    bf16: bool
-    """Compute in bf16 with fp32 master weights; otherwise all in fp32."""
     optimizer: OptimizerSettings
+    bf16: bool = False
+    """Compute in bf16 with fp32 master weights; otherwise all in fp32. A worker knows (`in_dtype`):
+    the driver's hardware may be another."""
+
+    def in_dtype(self, dtype: torch.dtype) -> "ZeroSettings":
+        """The same for a model that computes in `dtype`."""
+        return replace(self, bf16=dtype is torch.bfloat16)
 
 
 def deepspeed_config(settings: ZeroSettings, *, universal: bool = False) -> dict[str, Any]:

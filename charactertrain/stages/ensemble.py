@@ -16,25 +16,42 @@ class EnsembleReward:
     levels: tuple[float, ...]
     """Each member's mean reward of held-out responses, which its training leaves free: taken off,
     so that members can be set against one another."""
+    length_slopes: tuple[float, ...]
+    """Each member's reward per token of length, taken off, so that length earns nothing."""
     aggregate: Literal["mean", "minimum"]
     disagreement_coef: float
     """Of the members' variance, taken off: the uncertainty-weighted optimisation of Coste et al.
     (2023), eq. 4, https://arxiv.org/abs/2310.02743; `minimum` is their worst-case one, eq. 3."""
 
-    def combine(self, rewards_MR: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    def combine(
+        self, rewards_MR: Sequence[Sequence[float]], lengths_R: Sequence[int]
+    ) -> tuple[list[float], list[float]]:
         """The reward of each response, and the members' standard deviation about their mean.
 
         Args:
             rewards_MR: For each of M members its rewards of R responses.
+            lengths_R: Tokens of each response.
         """
-        rewards = np.array(rewards_MR, float) - np.array(self.levels)[:, None]
+        extra_R = np.array(lengths_R, float) - np.mean(lengths_R)
+        earned_MR = np.array(self.length_slopes)[:, None] * extra_R
+        rewards = np.array(rewards_MR, float) - np.array(self.levels)[:, None] - earned_MR
         combined = rewards.mean(axis=0) if self.aggregate == "mean" else rewards.min(axis=0)
         combined = combined - self.disagreement_coef * rewards.var(axis=0)
         return combined.tolist(), rewards.std(axis=0).tolist()
 
 
 def ensemble_rewards(
-    members: Sequence[Sampler], ensemble: EnsembleReward, sequences: Sequence[Sequence[int]]
+    members: Sequence[Sampler],
+    ensemble: EnsembleReward,
+    sequences: Sequence[Sequence[int]],
+    lengths: Sequence[int],
 ) -> tuple[list[float], list[float]]:
-    """The reward of each sequence of token ids, and the members' standard deviation."""
-    return ensemble.combine([member.rewards(sequences) for member in members])
+    """The reward of each sequence of token ids, and the members' standard deviation.
+
+    Args:
+        members: One for each of the ensemble's levels.
+        ensemble: How their rewards become one.
+        sequences: Prompts with their responses.
+        lengths: Tokens of each response.
+    """
+    return ensemble.combine([member.rewards(sequences) for member in members], lengths)

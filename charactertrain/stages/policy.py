@@ -91,7 +91,6 @@ def _task(work: Work, context: Context) -> PolicyTask:
         rollouts=RolloutSettings(
             sampling=sampling,
             group_size=config.group_size,
-            length_slope=preference_manifest.summary["length_slope"],
             seed=context.config.seed,
         ),
         advantages=config.objective.name,
@@ -102,6 +101,7 @@ def _task(work: Work, context: Context) -> PolicyTask:
         warmup_steps=config.warmup_steps,
         reward=EnsembleReward(
             levels=tuple(preference_manifest.summary["levels"].values()),
+            length_slopes=tuple(preference_manifest.summary["length_slopes"].values()),
             aggregate=config.reward.aggregate,
             disagreement_coef=config.reward.disagreement_coef,
         ),
@@ -121,7 +121,7 @@ def _task(work: Work, context: Context) -> PolicyTask:
         optimise=optimise,
         fixed_ending=config.ending == "fixed",
         token_budget=config.resources.tokens_per_microbatch,
-        zero=zero_settings(config, context.config.model.precision),
+        zero=zero_settings(config),
         checkpoint_every=config.resources.checkpoint_every,
         seed=context.config.seed,
         output=work.directory,

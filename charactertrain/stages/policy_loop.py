@@ -67,8 +67,9 @@ class _Optimisation:
             self._engine = training_engine(task, start, checkpoint)
             # The policy as it starts, as in Ouyang et al. (2022): towards the base, the KL would
             # undo the warm start.
-            load = partial(loading.load_causal_lm, start, resolve_precision(task.precision))
-            reference = FrozenModel(load, task.zero)
+            dtype = resolve_precision(task.precision)
+            load = partial(loading.load_causal_lm, start, dtype)
+            reference = FrozenModel(load, task.zero.in_dtype(dtype))
         self._history: list[dict[str, Any]] = []
         if checkpoint is not None:
             self._history = read_state(checkpoint)["history"]

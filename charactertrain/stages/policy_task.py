@@ -67,8 +67,9 @@ class PolicyTask:
 
 def training_engine(task: PolicyTask, directory: Path, checkpoint: Path | None) -> ZeroEngine:
     """A training engine on the weights in `directory`, or where `checkpoint` left them."""
-    load = partial(loading.load_causal_lm, directory, resolve_precision(task.precision))
-    engine = ZeroEngine(load, task.zero, checkpoint)
+    dtype = resolve_precision(task.precision)
+    load = partial(loading.load_causal_lm, directory, dtype)
+    engine = ZeroEngine(load, task.zero.in_dtype(dtype), checkpoint)
     check_packable(engine.module)
     return engine
 

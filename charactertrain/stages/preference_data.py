@@ -10,6 +10,7 @@ import numpy as np
 from charactertrain import chat, ranking
 from charactertrain.exceptions import TrainingError
 from charactertrain.models.packing import PromptGroup
+from charactertrain.objectives.preference import MAX_LIST
 from charactertrain.records import NO_TRAIT, PreferencePair, Reject, Split
 from charactertrain.seeds import derive_seed
 from charactertrain.stages.preference_step import RankedPair, RankedPrompt
@@ -133,8 +134,28 @@ def mixed(
             f"beside {len(own)} prompts of traits, and the pairs have {len(general)}; bring more "
             "through pairs.file, or lower the share"
         )
-    general.sort(key=lambda example: derive_seed(seed, "general", example.ranked.prompt_id))
-    return own + general[:wanted], len(general) - wanted
+    return own + _drawn(general, wanted, seed=seed), len(general) - wanted
+
+
+def mixed_held_out(
+    examples: Sequence[Example], *, general_share: float, seed: int
+) -> list[Example]:
+    """Held-out examples of which at most `general_share` are general comparisons.
+
+    More of them would decide which weights are kept, and what the model is said to be worth.
+    """
+    own = [example for example in examples if example.ranked.trait_id != NO_TRAIT]
+    general = [example for example in examples if example.ranked.trait_id == NO_TRAIT]
+    if not own:
+        return general
+    return own + _drawn(general, round(len(own) * general_share / (1 - general_share)), seed=seed)
+
+
+def _drawn(examples: Sequence[Example], count: int, *, seed: int) -> list[Example]:
+    def draw(example: Example) -> int:
+        return derive_seed(seed, "general", example.ranked.prompt_id)
+
+    return sorted(examples, key=draw)[:count]
 
 
 def halves(
@@ -157,7 +178,7 @@ def halves(
     def is_gold(example: Example) -> bool:
         if example.ranked.trait_id in undivided:
             return example.ranked.prompt_id in prompts
-        return example.family in families
+        return _scenario(example) in families
 
     gold = [example for example in examples if is_gold(example)]
     return [example for example in examples if not is_gold(example)], gold
@@ -170,7 +191,7 @@ def _gold_families(
     families: dict[str, Counter[str]] = defaultdict(Counter)
     totals: Counter[str] = Counter()
     for example in examples:
-        families[example.family][example.ranked.trait_id] += 1
+        families[_scenario(example)][example.ranked.trait_id] += 1
         totals[example.ranked.trait_id] += 1
     taken: Counter[str] = Counter()
     chosen = set()
@@ -206,8 +227,13 @@ def _gold_prompts(
 
 
 def shared_families(trained: Sequence[Example], gold: Sequence[Example]) -> list[str]:
-    """Scenario families that both halves have prompts of, in order."""
-    return sorted({e.family for e in trained} & {e.family for e in gold})
+    """Scenarios that both halves have prompts of, in order."""
+    return sorted(set(map(_scenario, trained)) & set(map(_scenario, gold)))
+
+
+def _scenario(example: Example) -> str:
+    """The family without its trait: traits that share a facet share its scenario."""
+    return example.family.partition("/")[2] or example.family
 
 
 def shuffled(ranked: RankedPrompt, *, seed: int) -> RankedPrompt:
@@ -246,16 +272,41 @@ def selection_and_measured(
     return selection, measured
 
 
-def check_held_out(selection: Sequence[Example], measured: Sequence[Example]) -> None:
+def check_held_out(
+    trained: Sequence[Example], selection: Sequence[Example], measured: Sequence[Example]
+) -> None:
     """Raise TrainingError, before anything is trained, if a trait could not be measured."""
     counts = Counter(example.ranked.trait_id for example in measured)
-    if not selection or min(counts.values(), default=0) < 2:
+    traits = {example.ranked.trait_id for example in [*trained, *measured]}
+    if len(traits) > 1:
+        # Of quality in general no trait is claimed.
+        traits.discard(NO_TRAIT)
+    if not trained or not selection or any(counts[trait] < 2 for trait in traits):
         raise TrainingError(
             f"held-out prompts by trait: {_counts(selection, counts)}. Half of them choose the "
             "weights and the temperature, the others are measured, and an interval needs two. "
             "Raise prompts.per_trait or prompts.validation_share; pairs.validation_share where the "
             "pairs are those of a file."
         )
+
+
+def check_lists(examples: Sequence[Example]) -> None:
+    """Raise TrainingError if the Plackett-Luce loss cannot take the examples.
+
+    It sums over all subsets of a prompt's responses, and knows no margins of pairs.
+    """
+    for example in examples:
+        size, prompt_id = len(example.texts), example.ranked.prompt_id
+        if size > MAX_LIST:
+            raise TrainingError(
+                f"preference_model.objective plackett_luce takes {MAX_LIST} responses to a prompt "
+                f"at most, and prompt {prompt_id} has {size}; use objective bradley_terry"
+            )
+        if any(pair.margin != 0 for pair in example.ranked.pairs):
+            raise TrainingError(
+                "preference_model.objective plackett_luce compares whole rankings, and a pair of "
+                f"prompt {prompt_id} has a margin; use objective bradley_terry"
+            )
 
 
 def _counts(selection: Sequence[Example], counts: Mapping[str, int]) -> str:

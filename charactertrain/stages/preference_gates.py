@@ -6,6 +6,7 @@ from typing import Any
 
 from charactertrain.config import PreferenceGates
 from charactertrain.exceptions import TrainingError
+from charactertrain.records import NO_TRAIT
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ def check_gates(quality: Mapping[str, Any], gates: PreferenceGates) -> list[Gate
         quality: The stage's summary: `accuracy_by_trait` and `after_temperature` of it.
         gates: Thresholds.
     """
-    by_trait = quality["accuracy_by_trait"]
+    by_trait = {name: row for name, row in quality["accuracy_by_trait"].items() if name != NO_TRAIT}
+    by_trait = by_trait or quality["accuracy_by_trait"]
     found = []
     accuracies = {name: row for name, row in by_trait.items() if row["estimate"] is not None}
-    if accuracies:
+    if accuracies and len(accuracies) == len(by_trait):
         worst = min(accuracies, key=lambda name: accuracies[name]["estimate"])
         found.append(
             _at_least(
@@ -59,7 +61,7 @@ def check_gates(quality: Mapping[str, Any], gates: PreferenceGates) -> list[Gate
             _unmeasured("worst_trait_accuracy", "accuracy by trait", gates.worst_trait_accuracy)
         )
     above = {name: row["above_length"] for name, row in by_trait.items() if row["above_length"]}
-    if above:
+    if above and len(above) == len(by_trait):
         worst = min(above, key=lambda name: above[name]["estimate"])
         found.append(
             _at_least(

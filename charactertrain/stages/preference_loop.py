@@ -1,5 +1,6 @@
 """The worker's side of the preference_model stage: its models, one after the other."""
 
+import gc
 import json
 import tempfile
 from collections.abc import Iterator
@@ -13,8 +14,7 @@ from torch import Tensor
 
 from charactertrain.models import loading
 from charactertrain.models.lora import LoraSettings, add_adapters, merge_adapters
-from charactertrain.models.packing import PromptGroup, is_packable
-from charactertrain.models.token_budget import microbatches
+from charactertrain.models.packing import PromptGroup
 from charactertrain.runtime.hardware import resolve_precision
 from charactertrain.runtime.learning_rate import Decay, Schedule
 from charactertrain.runtime.worker import Worker
@@ -26,8 +26,8 @@ from charactertrain.stages.preference_step import (
     RankedPrompt,
     group_rewards,
     held_out_loss,
+    my_microbatches,
     preference_step,
-    row_tokens,
 )
 from charactertrain.storage import Directory
 
@@ -148,7 +148,7 @@ class _Training:
     ) -> None:
         self._worker, self._task, self._member = worker, task, member
         self._dtype = resolve_precision(task.precision)
-        self._engine = ZeroEngine(self._load_model, task.zero, checkpoint)
+        self._engine = ZeroEngine(self._load_model, task.zero.in_dtype(self._dtype), checkpoint)
         self._progress = _Progress()
         self._best: dict[str, Tensor] = {}
         """Weights of the best step, on rank 0."""
@@ -156,7 +156,9 @@ class _Training:
             state = read_state(checkpoint)
             self._progress = _Progress(state["history"], state["evaluations"])
             if worker.rank == 0 and (checkpoint / _BEST).exists():
-                self._best = load_file(checkpoint / _BEST)
+                # Copies: Ray Train deletes the file that these would be views of.
+                found = load_file(checkpoint / _BEST)
+                self._best = {name: tensor.clone() for name, tensor in found.items()}
 
     def _load_base(self) -> Any:
         directory = Path(self._task.model_directory)
@@ -227,6 +229,10 @@ class _Training:
         self._engine.close()
         if self._worker.rank == 0:
             self._write_model(model)
+        # DeepSpeed's hooks on it hold the engine, and the next member needs its room.
+        del model
+        gc.collect()
+        if self._worker.rank == 0:
             results = {
                 "history": progress.history,
                 "evaluations": progress.evaluations,
@@ -241,19 +247,15 @@ class _Training:
         """Rewards of the responses of every scored group, on every rank."""
         self._engine.module.eval()
         groups, worker = self._task.scored, self._worker
-        packs = is_packable(self._engine.module)
-        spread = microbatches(
-            [row_tokens(group, packs=packs) for group in groups],
-            num_workers=worker.num_workers,
-            budget=self._task.token_budget,
-        )
         mine: dict[int, list[float]] = {}
-        for indices in spread[worker.rank]:
+        for indices, count in my_microbatches(
+            self._engine, groups, worker, self._task.token_budget
+        ):
             batch = [groups[index] for index in indices or [0]]
-            rewards = group_rewards(self._engine, batch)[0].tolist()
+            rewards = group_rewards(self._engine, batch, count)[0].tolist()
             for index in indices:
-                count = len(groups[index].responses)
-                mine[index], rewards = rewards[:count], rewards[count:]
+                size = len(groups[index].responses)
+                mine[index], rewards = rewards[:size], rewards[size:]
         gathered: list[Any] = [None] * worker.num_workers
         torch.distributed.all_gather_object(gathered, mine)
         found = {index: values for part in gathered for index, values in part.items()}

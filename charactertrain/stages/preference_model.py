@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from charactertrain.artifacts import Manifest, Outcome, iter_rows, read_rows
@@ -12,7 +12,6 @@ from charactertrain.models.lora import LoraSettings
 from charactertrain.pipeline import Work
 from charactertrain.records import PreferencePair, Reject, Trait, to_table
 from charactertrain.runtime import training
-from charactertrain.runtime.hardware import resolve_precision
 from charactertrain.runtime.training import WorkerSettings
 from charactertrain.runtime.training_engine import OptimizerSettings
 from charactertrain.runtime.zero import ZeroSettings
@@ -23,7 +22,7 @@ from charactertrain.stages.preference_data import Example
 from charactertrain.stages.preference_gates import check_gates
 from charactertrain.stages.preference_loop import Member, PreferenceTask, train
 from charactertrain.stages.preference_shortcuts import EditedResponse
-from charactertrain.stages.preference_step import PreferenceObjective
+from charactertrain.stages.preference_step import PreferenceObjective, RankedPrompt
 
 MODEL = "model"
 GOLD = "gold"
@@ -84,12 +83,11 @@ def worker_settings(context: Context) -> WorkerSettings:
     )
 
 
-def zero_settings(section: PreferenceModelSection | PolicySection, precision: str) -> ZeroSettings:
+def zero_settings(section: PreferenceModelSection | PolicySection) -> ZeroSettings:
     """How a training section asks for its model to be spread and stepped."""
     return ZeroSettings(
         stage=section.deepspeed.stage,
         offload=section.deepspeed.offload,
-        bf16=resolve_precision(precision).itemsize == 2,
         optimizer=OptimizerSettings(
             section.weight_decay, section.max_grad_norm, section.resources.recompute_activations
         ),
@@ -121,10 +119,15 @@ def _read(work: Work, context: Context) -> tuple[_Data, list[Reject]]:
     trained, gold = preference_data.halves(
         training_examples, gold_share=config.gold_share, seed=seed
     )
-    selection, measured = preference_data.selection_and_measured(
-        [example for example in examples if example.split == "validation"], seed=seed
+    held_out = preference_data.mixed_held_out(
+        [example for example in examples if example.split == "validation"],
+        general_share=config.general_share,
+        seed=seed,
     )
-    preference_data.check_held_out(selection, measured)
+    selection, measured = preference_data.selection_and_measured(held_out, seed=seed)
+    preference_data.check_held_out(trained, selection, measured)
+    if config.objective == "plackett_luce":
+        preference_data.check_lists([*trained, *gold, *selection])
     traits = {trait.trait_id: trait for trait in read_rows(*work.inputs["traits"], "traits", Trait)}
     edited = preference_shortcuts.edited_responses(
         measured, traits, tokenizer, context_tokens=context_tokens, seed=seed
@@ -149,7 +152,7 @@ def _members(data: _Data, config: PreferenceModelSection, *, seed: int) -> tuple
     )
 
 
-def _labelled(example: Example, config: PreferenceModelSection, *, seed: int) -> Any:
+def _labelled(example: Example, config: PreferenceModelSection, *, seed: int) -> RankedPrompt:
     if config.labels == "shuffled":
         return preference_data.shuffled(example.ranked, seed=seed)
     return example.ranked
@@ -157,10 +160,9 @@ def _labelled(example: Example, config: PreferenceModelSection, *, seed: int) ->
 
 def _task(data: _Data, work: Work, context: Context) -> PreferenceTask:
     config, seed = context.config.preference_model, context.config.seed
-    precision = context.config.model.precision
     return PreferenceTask(
         model_directory=str(context.model_directory),
-        precision=precision,
+        precision=context.config.model.precision,
         members=_members(data, config, seed=seed),
         selection=tuple(_labelled(example, config, seed=seed) for example in data.selection),
         scored=(
@@ -177,7 +179,7 @@ def _task(data: _Data, work: Work, context: Context) -> PreferenceTask:
         patience=config.patience,
         lora=None if config.lora is None else LoraSettings(config.lora.rank, config.lora.alpha),
         token_budget=config.resources.tokens_per_microbatch,
-        zero=zero_settings(config, precision),
+        zero=zero_settings(config),
         checkpoint_every=config.resources.checkpoint_every,
         output=work.directory,
     )
@@ -197,7 +199,9 @@ def _summary(
         for name, found in results.items()
     }
     edits = results[MODEL]["rewards"][len(ids) :]
-    baselines = preference_quality.fit_baselines(data.trained)
+    baselines = preference_quality.fit_baselines(
+        [replace(example, ranked=_labelled(example, config, seed=seed)) for example in data.trained]
+    )
     pairs = {
         name: preference_quality.held_out_pairs(data.measured, found)
         for name, found in rewards.items()
@@ -206,6 +210,11 @@ def _summary(
     quality = preference_quality.measure(selection, pairs[MODEL], baselines, seed=seed)
     quality |= {
         "length_slope": preference_quality.length_slope(data.held_out, rewards[MODEL]),
+        "length_slopes": {
+            name: preference_quality.length_slope(data.held_out, found)
+            for name, found in rewards.items()
+            if name != GOLD
+        },
         "length_correlation": preference_quality.length_correlation(
             data.measured, rewards[MODEL], seed=seed
         ),

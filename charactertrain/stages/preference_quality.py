@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from charactertrain import bradley_terry, calibration, reliability
 from charactertrain.stages.preference_data import Example
@@ -16,6 +17,7 @@ _NUM_BINS = 15
 _NUM_RESAMPLES = 2000
 _LENGTH_SCALE = 100
 """Tokens: lengths are of about 1, so that the baseline's prior is weak."""
+_LEAST_PROBABILITY = 1e-6
 STRENGTHS = ((0.5, 0.6), (0.6, 0.75), (0.75, 0.9), (0.9, 1.0))
 """Bands of the label's probability, the lower end left out except for 0.5."""
 
@@ -225,13 +227,19 @@ def _calibration(pairs: Sequence[HeldOutPair], temperature: float, seed: int) ->
         "ece_ci_low": low,
         "ece_ci_high": high,
         "brier": calibration.brier_score(both, both_targets),
-        "nll": calibration.negative_log_likelihood(both, both_targets),
+        "nll": _nll(both, both_targets),
     }
 
 
 def _baseline_nll(pairs: Sequence[HeldOutPair], margin_of: Callable[[HeldOutPair], float]) -> float:
     predicted = calibration.probabilities([margin_of(pair) for pair in pairs], 1.0)
-    return calibration.negative_log_likelihood(predicted, [pair.pair.probability for pair in pairs])
+    return _nll(predicted, [pair.pair.probability for pair in pairs])
+
+
+def _nll(predicted: ArrayLike, targets: ArrayLike) -> float:
+    # A temperature fitted to few pairs may round a probability to 0 or 1.
+    clipped = np.clip(predicted, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    return calibration.negative_log_likelihood(clipped, targets)
 
 
 def length_slope(examples: Sequence[Example], rewards: Mapping[str, Sequence[float]]) -> float:

@@ -80,7 +80,7 @@ def preference_step(
     loss, accuracy, weight, undecided, tokens, padded = sums.tolist()
     return {
         "loss": loss / weight,
-        "accuracy": accuracy / (weight - undecided) if weight > undecided else float("nan"),
+        "accuracy": accuracy / (weight - undecided) if weight > undecided else None,
         "tokens": int(tokens),
         "padding_share": 1 - tokens / padded,
     }
@@ -113,7 +113,8 @@ def _sums(
     """
     total_weight = sum(pair.weight for prompt in prompts for pair in prompt.pairs)
     sums = torch.zeros(6, dtype=torch.float64, device=engine.device)
-    for indices, count in _my_microbatches(engine, prompts, worker, token_budget):
+    groups = [prompt.group for prompt in prompts]
+    for indices, count in my_microbatches(engine, groups, worker, token_budget):
         # A worker without prompts of its own still passes through the model, with weight zero.
         batch = [prompts[index] for index in indices or [0]]
         rewards_R, num_tokens, num_padded = group_rewards(engine, [p.group for p in batch], count)
@@ -130,21 +131,24 @@ def _sums(
     return sums
 
 
-def _my_microbatches(
-    engine: TrainingEngine, prompts: Sequence[RankedPrompt], worker: Worker, token_budget: int
+def my_microbatches(
+    engine: TrainingEngine, groups: Sequence[PromptGroup], worker: Worker, token_budget: int
 ) -> list[tuple[list[int], int]]:
-    """This worker's microbatches, each with the number of batches that it is padded into."""
+    """This worker's microbatches, each with the number of batches that it is padded into.
+
+    Indices of the groups; none for a worker that has nothing left, and still passes through.
+    """
     packs = is_packable(engine.module)
     spread = microbatches(
-        [row_tokens(prompt.group, packs=packs) for prompt in prompts],
+        [row_tokens(group, packs=packs) for group in groups],
         num_workers=worker.num_workers,
         budget=token_budget,
     )
     counts = []
     for places in zip(*spread, strict=True):
-        groups = [[prompts[index].group for index in place or [0]] for place in places]
+        of_all = [[groups[index] for index in place or [0]] for place in places]
         # As many for all workers, or some would wait for the others for ever.
-        counts.append(1 if packs else max(padding.num_batches(group) for group in groups))
+        counts.append(1 if packs else max(padding.num_batches(found) for found in of_all))
     return list(zip(spread[worker.rank], counts, strict=True))
 
 

@@ -43,8 +43,6 @@ class RolloutSettings:
 
     sampling: SamplingSettings
     group_size: int
-    length_slope: float
-    """Reward per token that length alone earns, taken off."""
     seed: int
 
 
@@ -84,15 +82,19 @@ class RolloutCollector:
             chat.encode_exchange(prompt.text, sample.text, self._tokenizer)
             for prompt, sample in zip(repeated, samples, strict=True)
         ]
-        rewards, disagreements = ensemble_rewards(self._rewards, self._ensemble, sequences)
-        mean_length = sum(len(sample.token_ids) for sample in samples) / len(samples)
+        rewards, disagreements = ensemble_rewards(
+            self._rewards,
+            self._ensemble,
+            sequences,
+            [len(sample.token_ids) for sample in samples],
+        )
         rollouts = [
             Rollout(
                 prompt_id=prompt.prompt_id,
                 prompt_token_ids=sample.prompt_token_ids,
                 token_ids=sample.token_ids,
                 logprobs=sample.logprobs,
-                reward=reward - settings.length_slope * (len(sample.token_ids) - mean_length),
+                reward=reward,
                 disagreement=disagreement,
                 weight_version=sample.weight_version,
             )

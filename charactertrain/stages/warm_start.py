@@ -44,9 +44,10 @@ def warm_start(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> Non
     warm = task.warm_start
     base = Path(task.model_directory)
     engine = training_engine(task, base, checkpoint)
-    load_base = partial(loading.load_causal_lm, base, resolve_precision(task.precision))
+    dtype = resolve_precision(task.precision)
+    load_base = partial(loading.load_causal_lm, base, dtype)
     ends = forbidden_tokens(task)
-    reference = FrozenModel(load_base, task.zero) if ends else None
+    reference = FrozenModel(load_base, task.zero.in_dtype(dtype)) if ends else None
     models = WarmStartModels(engine, reference, ends)
     history: list[dict[str, Any]] = []
     if checkpoint is not None:

@@ -42,7 +42,9 @@ from charactertrain.stages.preference_step import (
 from charactertrain.stages.rollouts import Rollout, RolloutSettings
 from charactertrain.storage import open_directory
 
-STAGES = (0, 2, 3)
+STAGES = (0, 1, 2, 3)
+STEPPED = (0, 2, 3)
+"""Those of which steps are compared: gradients of 1 go the way of 2."""
 BUDGETS = (10_000, 1)
 """Tokens of a microbatch: all of a step at once, and one prompt at a time."""
 NUM_PROMPTS = 4
@@ -96,14 +98,14 @@ def policy_task(model: Path, token_budget: int) -> PolicyTask:
             prompts=(),
             num_steps=1,
             prompts_per_step=NUM_PROMPTS,
-            rollouts=RolloutSettings(sampling, 3, 0.0, 0),
+            rollouts=RolloutSettings(sampling, 3, 0),
             advantages="grpo",
             clip_low=0.2,
             clip_high=0.3,
             kl_coef=0.5,
             learning_rate=LEARNING_RATE,
             warmup_steps=0,
-            reward=EnsembleReward((0.0,), "mean", 0.0),
+            reward=EnsembleReward((0.0,), (0.0,), "mean", 0.0),
             sync_tolerance=0.1,
         ),
         fixed_ending=True,
@@ -348,7 +350,7 @@ def elastic(base: Path, worker: Worker, stage: int, directory: Path, number: int
 
 
 def results(base: Path, policy: Path, worker: Worker, directory: Path) -> Iterator[tuple[Any, Any]]:
-    for stage, budget in itertools.product(STAGES, BUDGETS):
+    for stage, budget in itertools.product(STEPPED, BUDGETS):
         yield ("preference", stage, budget), preference_numbers(base, worker, stage, budget)
         yield ("policy", stage, budget), policy_numbers(base, policy, worker, stage, budget)
     for stage in STAGES:
@@ -381,7 +383,7 @@ def main(rank: int, world_size: int, port: str, places: list[Path], elastic_numb
     else:
         found = {
             stage: elastic(base, worker, stage, directory / f"stage{stage}", elastic_number)
-            for stage in STAGES
+            for stage in STEPPED
         }
     name = f"results{rank}.pt" if elastic_number < 0 else f"elastic{elastic_number}-{rank}.pt"
     torch.save(found, directory / name)

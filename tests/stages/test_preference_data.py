@@ -15,8 +15,10 @@ from charactertrain.records import NO_TRAIT, Message, PreferencePair, Reject
 from charactertrain.stages.preference_data import (
     Example,
     check_held_out,
+    check_lists,
     halves,
     mixed,
+    mixed_held_out,
     read_examples,
     selection_and_measured,
     shared_families,
@@ -268,7 +270,7 @@ def test_general_examples_depend_on_the_seed_and_not_on_the_order_of_rows() -> N
 def families_of(sizes: dict[str, list[int]]) -> list[Example]:
     """For each trait families of so many prompts."""
     return [
-        make_example(f"{trait}-{number}-{index}", trait, f"{trait}/{number}")
+        make_example(f"{trait}-{number}-{index}", trait, f"{trait}/{trait} {number}")
         for trait, of_trait in sizes.items()
         for number, size in enumerate(of_trait)
         for index in range(size)
@@ -310,9 +312,9 @@ def test_halves_depend_on_the_seed_and_not_on_the_order_of_rows() -> None:
 
 def test_a_scenario_of_two_traits_is_on_one_side() -> None:
     for seed in range(10):
-        # As files of pairs may have it: prompts of both traits in families of one name.
+        # Facets that two traits share are one scenario, in families of a name each.
         examples = [
-            make_example(f"{trait}-{number}-{index}", trait, f"scenario {number}")
+            make_example(f"{trait}-{number}-{index}", trait, f"{trait}/scenario {number}")
             for trait, of_one in (("warm", 1), ("curious", 3))
             for number in range(6)
             for index in range(of_one + number % 2)
@@ -320,7 +322,7 @@ def test_a_scenario_of_two_traits_is_on_one_side() -> None:
         trained, gold = halves(examples, gold_share=0.5, seed=seed)
         assert trained
         assert gold
-        assert {e.family for e in trained}.isdisjoint({e.family for e in gold})
+        assert shared_families(trained, gold) == []
 
 
 def test_held_out_examples_are_halved_within_each_trait() -> None:
@@ -341,20 +343,20 @@ def test_held_out_halves_depend_on_the_seed_and_not_on_the_order_of_rows() -> No
 
 def test_trait_that_could_not_be_measured_is_refused_before_training() -> None:
     enough = families_of({"warm": [4], "curious": [3]})
-    check_held_out(*selection_and_measured(enough, seed=1))
+    check_held_out(enough, *selection_and_measured(enough, seed=1))
     few = families_of({"warm": [4], "curious": [2]})
     with pytest.raises(TrainingError, match=r"curious 1 \+ 1, warm 2 \+ 2.*validation_share"):
-        check_held_out(*selection_and_measured(few, seed=1))
+        check_held_out(few, *selection_and_measured(few, seed=1))
     with pytest.raises(TrainingError, match=r"curious 0 \+ 1"):
-        check_held_out(*selection_and_measured(families_of({"curious": [1]}), seed=1))
+        check_held_out(few, *selection_and_measured(families_of({"curious": [1]}), seed=1))
 
 
 def test_no_held_out_prompts_are_refused() -> None:
     with pytest.raises(TrainingError, match="none"):
-        check_held_out([], [])
+        check_held_out([], [], [])
     measured = families_of({"warm": [3]})
     with pytest.raises(TrainingError, match=r"warm 0 \+ 3"):
-        check_held_out([], measured)
+        check_held_out(measured, [], measured)
 
 
 # The placebo
@@ -418,9 +420,39 @@ def test_halves_of_a_trait_of_one_family_are_by_prompt_and_said_to_be() -> None:
     assert counts == {"warm": 4, "curious": 4}
     assert len(trained) + len(gold) == len(examples)
     (shared,) = shared_families(trained, gold)
-    assert {e.ranked.trait_id for e in examples if e.family == shared} == {"warm"}
+    assert shared == "warm 0"
 
 
 def test_a_trait_of_one_prompt_has_no_half() -> None:
     with pytest.raises(TrainingError, match=r"'warm' has one training prompt.*gold_share=0"):
         halves(families_of({"warm": [1]}), gold_share=0.5, seed=3)
+
+
+def test_a_trait_that_is_trained_and_not_held_out_is_refused_before_training() -> None:
+    trained, held_out = families_of({"warm": [4], "curious": [4]}), families_of({"warm": [8]})
+    with pytest.raises(TrainingError, match=r"curious 0 \+ 0|warm 4 \+ 4"):
+        check_held_out(trained, *selection_and_measured(held_out, seed=1))
+    general = families_of({"warm": [4], NO_TRAIT: [4]})
+    check_held_out(general, *selection_and_measured(held_out, seed=1))
+
+
+def test_held_out_general_comparisons_are_no_more_than_their_share() -> None:
+    examples = families_of({"warm": [6], NO_TRAIT: [1] * 40})
+    assert len(mixed_held_out(examples, general_share=0.0, seed=1)) == 6
+    found = mixed_held_out(examples, general_share=0.25, seed=1)
+    assert Counter(e.ranked.trait_id for e in found) == {"warm": 6, NO_TRAIT: 2}
+    # Fewer than asked for are no reason to stop, nor are none of a trait.
+    assert len(mixed_held_out(examples[:7], general_share=0.5, seed=1)) == 7
+    assert len(mixed_held_out(examples[6:], general_share=0.0, seed=1)) == 40
+
+
+def test_lists_are_checked_for_the_loss_that_takes_whole_rankings() -> None:
+    (example,) = families_of({"warm": [1]})
+    check_lists([example])
+    long = replace(example, texts=("a",) * 11)
+    with pytest.raises(TrainingError, match="has 11; use objective bradley_terry"):
+        check_lists([long])
+    pair = replace(example.ranked.pairs[0], margin=0.5)
+    ahead = replace(example, ranked=replace(example.ranked, pairs=(pair,)))
+    with pytest.raises(TrainingError, match="has a margin"):
+        check_lists([ahead])

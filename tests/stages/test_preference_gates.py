@@ -66,3 +66,13 @@ def test_the_message_has_number_interval_and_threshold() -> None:
         "held-out accuracy of the worst trait (warm): 0.550 [0.450, 0.650]; "
         "preference_model.gates.worst_trait_accuracy 0.6"
     ) in str(caught.value)
+
+
+def test_gates_of_traits_leave_out_general_comparisons_unless_there_are_no_others() -> None:
+    found = quality(general=row(0.3, -0.2), warm=row(0.9, 0.3))
+    assert verdicts(found) == [True, True, True]
+    assert verdicts(quality(general=row(0.3, -0.2))) == [False, False, True]
+
+
+def test_a_trait_that_could_not_be_measured_is_not_passed_over() -> None:
+    assert verdicts(quality(warm=row(0.9, 0.3), curious=row(None, None))) == [None, None, True]

@@ -181,7 +181,6 @@ def test_a_killed_training_goes_on_bit_for_bit(
         "members": members,
         "checkpoint_every": 2,
         "precision": precision,
-        "zero": replace(ZERO, bf16=precision == "bf16"),
     }
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     for directory in (undisturbed, killed):
@@ -231,14 +230,17 @@ def test_weights_of_the_lowest_held_out_loss_are_kept(tiny_model: Path, tmp_path
         assert results(short)["rewards"] == found["rewards"]
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_adapters_learn_and_are_merged(tiny_model: Path, tmp_path: Path, stage: int) -> None:
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (3, "bf16")])
+def test_adapters_learn_and_are_merged(
+    tiny_model: Path, tmp_path: Path, stage: int, precision: str
+) -> None:
     task = make_task(
         tiny_model,
         tmp_path,
         lora=LoraSettings(rank=16, alpha=32),
         epochs=3,
         learning_rate=5e-3,
+        precision=precision,
         zero=replace(ZERO, stage=stage),
     )
     train(SavingWorker(tmp_path), task)
@@ -249,7 +251,9 @@ def test_adapters_learn_and_are_merged(tiny_model: Path, tmp_path: Path, stage: 
     ids = torch.tensor([[*prompt.prompt_token_ids, *prompt.responses[0]]])
     with torch.no_grad():
         reward = float(model(input_ids=ids).logits)
-    assert reward == pytest.approx(results(tmp_path)["rewards"][0][0], abs=1e-3)
+    # In bf16 what is merged is rounded once more.
+    tolerance = 1e-3 if precision == "fp32" else 0.1
+    assert reward == pytest.approx(results(tmp_path)["rewards"][0][0], abs=tolerance)
 
 
 def test_members_that_are_finished_are_not_trained_again(tiny_model: Path, tmp_path: Path) -> None:

@@ -171,6 +171,20 @@ def test_compared_counts_pairs_in_the_same_order() -> None:
     assert found["accuracy"]["estimate"] == 1.0
 
 
+def test_a_model_that_is_certain_and_wrong_has_a_finite_likelihood() -> None:
+    # Pairs in order without error: the temperature falls to its least, and one wrong pair follows.
+    right = [example(f"r{i}", [(0, 1, 1.0)], lengths=[1, 2]) for i in range(4)]
+    wrong = example("w", [(0, 1, 1.0)], lengths=[1, 2])
+    rewards = {f"r{i}": [2.0, 0.0] for i in range(4)} | {"w": [0.0, 2.0]}
+    found = quality.measure(
+        quality.held_out_pairs(right, rewards),
+        quality.held_out_pairs([*right, wrong], rewards),
+        NO_BASELINES,
+        seed=1,
+    )
+    assert found["after_temperature"]["nll"] == pytest.approx(-math.log(1e-6) / 5, rel=1e-3)
+
+
 # Shortcuts
 
 
