@@ -24,8 +24,8 @@ from charactertrain.models.packed_attention import Piece, Pieces, cut
 class PromptGroup:
     """A prompt and its responses as token ids."""
 
-    prompt_token_ids: tuple[int, ...]
-    responses: tuple[tuple[int, ...], ...]
+    prompt_token_ids: Sequence[int]
+    responses: tuple[Sequence[int], ...]
 
     @property
     def num_tokens(self) -> int:

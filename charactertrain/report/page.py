@@ -55,7 +55,7 @@ def _environment() -> Environment:
         accuracies=sections.accuracies,
         accuracy_chart=sections.accuracy_chart,
         calibration_chart=sections.calibration_chart,
-        curve_charts=sections.curve_charts,
+        preference_charts=sections.preference_charts,
     )
     return environment
 

@@ -123,7 +123,7 @@ def calibration_chart(model: PreferenceModelView) -> Markup | None:
     return Markup(plots.calibration_plot(before, after)) if before or after else None
 
 
-def curve_charts(model: PreferenceModelView) -> dict[str, Chart]:
+def preference_charts(model: PreferenceModelView) -> dict[str, Chart]:
     """Further charts of the preference model by name; what was not measured is absent."""
     charts = {}
     if model.shortcuts:

@@ -1,6 +1,7 @@
 """What the preference_model stage trains on and is measured on: pairs, as token ids by prompt."""
 
 import random
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,12 +40,14 @@ def read_examples(
     pairs: Iterable[PreferencePair], tokenizer: chat.Tokenizer, *, context_tokens: int
 ) -> tuple[list[Example], list[Reject]]:
     """The pairs by prompt, and rejects for those that are longer than the model reads."""
-    by_prompt: dict[str, list[PreferencePair]] = defaultdict(list)
+    gathered: dict[str, _Gathered] = {}
     for pair in pairs:
-        by_prompt[pair.prompt_id].append(pair)
+        if pair.prompt_id not in gathered:
+            gathered[pair.prompt_id] = _Gathered(pair, tokenizer)
+        gathered[pair.prompt_id].add(pair, tokenizer)
     examples, rejects = [], []
-    for found in by_prompt.values():
-        example = _example(found, tokenizer)
+    for found in gathered.values():
+        example = found.example()
         longest = _longest(example.ranked.group)
         if longest > context_tokens:
             detail = f"{longest} tokens with its prompt, and model.context_tokens {context_tokens}"
@@ -59,47 +62,54 @@ def _longest(group: PromptGroup) -> int:
     return len(group.prompt_token_ids) + max(map(len, group.responses))
 
 
-def _example(pairs: Sequence[PreferencePair], tokenizer: chat.Tokenizer) -> Example:
-    first = pairs[0]
-    prompt_ids = tuple(chat.encode(Shown(messages=first.prompt, text=""), tokenizer))
-    # By id, in order of appearance.
-    texts: dict[str, str] = {}
-    lengths: dict[str, int | None] = {}
-    variants: dict[str, str] = {}
-    for pair in pairs:
+class _Gathered:
+    """A prompt's pairs so far, each response once however many pairs it is in."""
+
+    def __init__(self, first: PreferencePair, tokenizer: chat.Tokenizer) -> None:
+        self._prompt_id, self._trait_id = first.prompt_id, first.trait_id
+        self._family, self._split = first.family, first.split
+        self._prompt = _token_ids(chat.encode(Shown(messages=first.prompt, text=""), tokenizer))
+        self._places: dict[str, int] = {}
+        self._texts: list[str] = []
+        self._responses: list[Sequence[int]] = []
+        self._lengths: list[int] = []
+        self._variants: list[str] = []
+        self._pairs: list[RankedPair] = []
+
+    def add(self, pair: PreferencePair, tokenizer: chat.Tokenizer) -> None:
         for side in ("chosen", "rejected"):
             response_id = getattr(pair, f"{side}_id")
-            texts[response_id] = getattr(pair, side)[0].content
-            lengths[response_id] = getattr(pair, f"{side}_tokens")
-            variants[response_id] = getattr(pair, f"{side}_variant")
-    responses = tuple(tuple(chat.encode_response(text, tokenizer)) for text in texts.values())
-    place = {response_id: index for index, response_id in enumerate(texts)}
-    ranked_pairs = tuple(
-        RankedPair(
-            place[pair.chosen_id],
-            place[pair.rejected_id],
-            pair.probability,
-            pair.weight,
-            pair.margin,
+            if response_id in self._places:
+                continue
+            self._places[response_id] = len(self._places)
+            text, length = getattr(pair, side)[0].content, getattr(pair, f"{side}_tokens")
+            self._texts.append(text)
+            self._responses.append(_token_ids(chat.encode_response(text, tokenizer)))
+            self._lengths.append(len(self._responses[-1]) if length is None else length)
+            self._variants.append(getattr(pair, f"{side}_variant"))
+        places = (self._places[pair.chosen_id], self._places[pair.rejected_id])
+        self._pairs.append(RankedPair(*places, pair.probability, pair.weight, pair.margin))
+
+    def example(self) -> Example:
+        return Example(
+            ranked=RankedPrompt(
+                prompt_id=self._prompt_id,
+                trait_id=self._trait_id,
+                group=PromptGroup(self._prompt, tuple(self._responses)),
+                pairs=tuple(self._pairs),
+                utilities=_utilities(self._pairs, len(self._texts)),
+            ),
+            family=self._family,
+            split=self._split,
+            texts=tuple(self._texts),
+            lengths=tuple(self._lengths),
+            variants=tuple(self._variants),
         )
-        for pair in pairs
-    )
-    ranked = RankedPrompt(
-        prompt_id=first.prompt_id,
-        trait_id=first.trait_id,
-        group=PromptGroup(prompt_ids, responses),
-        pairs=ranked_pairs,
-        utilities=_utilities(ranked_pairs, len(texts)),
-    )
-    sampled = zip(lengths.values(), responses, strict=True)
-    return Example(
-        ranked=ranked,
-        family=first.family,
-        split=first.split,
-        texts=tuple(texts.values()),
-        lengths=tuple(len(ids) if length is None else length for length, ids in sampled),
-        variants=tuple(variants.values()),
-    )
+
+
+def _token_ids(ids: Sequence[int]) -> Sequence[int]:
+    # A tenth of a tuple's memory: every worker holds those of all prompts.
+    return array("i", ids)
 
 
 def _utilities(pairs: Sequence[RankedPair], count: int) -> tuple[float, ...]:

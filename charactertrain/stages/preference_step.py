@@ -28,7 +28,7 @@ from charactertrain.runtime.training_engine import TrainingEngine
 from charactertrain.runtime.worker import Worker
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RankedPair:
     """Two of a prompt's responses, by their places in its group."""
 
