@@ -42,8 +42,9 @@ from charactertrain.runtime.sampling import (
     Score,
     ScoreRequest,
 )
-from charactertrain.runtime.zero import ZeroEngine
-from charactertrain.stages.preference_loop import group_rewards
+from charactertrain.runtime.torch_engine import TorchEngine
+from charactertrain.runtime.training_engine import OptimizerSettings
+from charactertrain.stages.preference_step import group_rewards
 from charactertrain.templates import JUDGE_CHOICES, Shown, judge_conversation, plain_conversation
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -554,29 +555,17 @@ def test_rewards_are_the_same_in_serving_and_in_training(
         expected = [float(plain(input_ids=torch.tensor([ids])).logits) for ids in sequences]
 
     loaded = loading.load_preference_model(tmp_path, torch.float32, seed=2)
-    engine = cast(ZeroEngine, _PlainEngine(loaded))
+    settings = OptimizerSettings(weight_decay=0.0, max_grad_norm=1.0, recompute_activations=False)
+    engine = TorchEngine(lambda: loaded, settings, bf16=False)
     group = PromptGroup(
         tuple(prompt_ids), tuple(tuple(ids[len(prompt_ids) :]) for ids in sequences)
     )
     with torch.no_grad():
-        packed = group_rewards(engine, [group]).tolist()
+        packed = group_rewards(engine, [group])[0].tolist()
 
     assert max(expected) - min(expected) > 0.5
     for found in (*served, packed):
         assert found == pytest.approx(expected, abs=1e-4)
-
-
-class _PlainEngine:
-    """What `group_rewards` needs of a `ZeroEngine`."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, module: PreTrainedModel) -> None:
-        self.module = module
-
-    def forward(self, **inputs: Any) -> Any:
-        """The model's output."""
-        return self.module(**inputs)
 
 
 @pytest.mark.slow
