@@ -44,37 +44,11 @@ def check_gates(quality: Mapping[str, Any], gates: PreferenceGates) -> list[Gate
     """
     by_trait = {name: row for name, row in quality["accuracy_by_trait"].items() if name != NO_TRAIT}
     by_trait = by_trait or quality["accuracy_by_trait"]
-    found = []
-    accuracies = {name: row for name, row in by_trait.items() if row["estimate"] is not None}
-    if accuracies and len(accuracies) == len(by_trait):
-        worst = min(accuracies, key=lambda name: accuracies[name]["estimate"])
-        found.append(
-            _at_least(
-                "worst_trait_accuracy",
-                f"held-out accuracy of the worst trait ({worst})",
-                accuracies[worst],
-                gates.worst_trait_accuracy,
-            )
-        )
-    else:
-        found.append(
-            _unmeasured("worst_trait_accuracy", "accuracy by trait", gates.worst_trait_accuracy)
-        )
-    above = {name: row["above_length"] for name, row in by_trait.items() if row["above_length"]}
-    if above and len(above) == len(by_trait):
-        worst = min(above, key=lambda name: above[name]["estimate"])
-        found.append(
-            _at_least(
-                "above_length",
-                f"accuracy above that of length alone, least for {worst}",
-                above[worst],
-                gates.above_length,
-            )
-        )
-    else:
-        found.append(_unmeasured("above_length", "accuracy above length", gates.above_length))
+    above = {name: row["above_length"] for name, row in by_trait.items()}
     calibrated = quality["after_temperature"]
-    found.append(
+    return [
+        _worst("worst_trait_accuracy", "held-out accuracy of a trait", by_trait, gates),
+        _worst("above_length", "accuracy of a trait above that of length alone", above, gates),
         Gate(
             "calibration_error",
             "calibration error (ECE) after the temperature",
@@ -83,18 +57,28 @@ def check_gates(quality: Mapping[str, Any], gates: PreferenceGates) -> list[Gate
             calibrated["ece_ci_high"],
             gates.calibration_error,
             calibrated["ece"] <= gates.calibration_error,
-        )
+        ),
+    ]
+
+
+def _worst(
+    name: str, measure: str, rows: Mapping[str, Mapping[str, Any] | None], gates: PreferenceGates
+) -> Gate:
+    """The gate of the trait that is worst; not measured if any trait is not."""
+    threshold: float = getattr(gates, name)
+    found = {trait: row for trait, row in rows.items() if row and row["estimate"] is not None}
+    if not found or len(found) < len(rows):
+        return Gate(name, measure, None, None, None, threshold, None)
+    trait, row = min(found.items(), key=lambda item: item[1]["estimate"])
+    return Gate(
+        name,
+        f"{measure}, worst for {trait}",
+        row["estimate"],
+        row["ci_low"],
+        row["ci_high"],
+        threshold,
+        row["estimate"] >= threshold,
     )
-    return found
-
-
-def _at_least(name: str, measure: str, row: Mapping[str, Any], threshold: float) -> Gate:
-    value = row["estimate"]
-    return Gate(name, measure, value, row["ci_low"], row["ci_high"], threshold, value >= threshold)
-
-
-def _unmeasured(name: str, measure: str, threshold: float) -> Gate:
-    return Gate(name, measure, None, None, None, threshold, None)
 
 
 def require_gates(gates: Sequence[Gate]) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from charactertrain.exceptions import TrainingError
 from charactertrain.models import loading
 from charactertrain.models.lora import LoraSettings, add_adapters, merge_adapters
 from charactertrain.models.packing import PromptGroup
@@ -204,6 +206,12 @@ class _Training:
             self._task.token_budget,
         )
         self._engine.module.train()
+        # The same on every rank, so that all stop.
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the held-out loss of {self._member.name} is {loss} after step {step}; the last "
+                "checkpoint is good: lower the learning rate and start in another run.dir"
+            )
         self._progress.evaluations.append({"step": step, "loss": loss})
         if self._progress.best_step == step:
             self._best = self._engine.full_state(self._dtype)

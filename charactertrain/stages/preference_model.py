@@ -207,13 +207,13 @@ def _summary(
         for name, found in rewards.items()
     }
     selection = preference_quality.held_out_pairs(data.selection, rewards[MODEL])
+    # What a policy is trained on: the model and those that differ from it in their seed.
+    ensemble = {name: found for name, found in rewards.items() if name != GOLD}
     quality = preference_quality.measure(selection, pairs[MODEL], baselines, seed=seed)
     quality |= {
-        "length_slope": preference_quality.length_slope(data.held_out, rewards[MODEL]),
         "length_slopes": {
             name: preference_quality.length_slope(data.held_out, found)
-            for name, found in rewards.items()
-            if name != GOLD
+            for name, found in ensemble.items()
         },
         "length_correlation": preference_quality.length_correlation(
             data.measured, rewards[MODEL], seed=seed
@@ -221,7 +221,7 @@ def _summary(
         "shortcuts": preference_shortcuts.effects(
             data.edited, edits, data.measured, rewards[MODEL], seed=seed
         ),
-        "levels": {name: _level(found) for name, found in rewards.items() if name != GOLD},
+        "levels": {name: _level(found) for name, found in ensemble.items()},
         "others": {
             name: preference_quality.compared(found, pairs[MODEL], baselines, seed=seed)
             for name, found in pairs.items()

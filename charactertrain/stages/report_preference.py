@@ -40,7 +40,7 @@ def preference_model(summary: Json) -> PreferenceModelView:
         accuracy_same_variant=_accuracy(summary["accuracy_same_variant"]),
         shortcuts=tuple(_shortcut(edit, values) for edit, values in summary["shortcuts"].items()),
         length_correlation=_estimate(summary["length_correlation"]),
-        length_slope=summary["length_slope"],
+        length_slope=summary["length_slopes"]["model"],
         before_temperature=_calibration(summary["before_temperature"]),
         after_temperature=_calibration(summary["after_temperature"]),
         temperature=summary["temperature"],

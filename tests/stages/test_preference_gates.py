@@ -36,8 +36,8 @@ def test_gates_look_at_the_worst_trait() -> None:
     assert verdicts(found) == [True, True, True]
     worst, above, _ = check_gates(found, GATES)
     assert (worst.value, above.value) == (0.6, 0.06)
-    assert "(curious)" in worst.measure
-    assert "warm" in above.measure
+    assert worst.measure.endswith("worst for curious")
+    assert above.measure.endswith("worst for warm")
     require_gates(check_gates(found, GATES))
 
 
@@ -63,7 +63,7 @@ def test_the_message_has_number_interval_and_threshold() -> None:
     with pytest.raises(TrainingError) as caught:
         require_gates(check_gates(quality(warm=row(0.55, 0.3)), GATES))
     assert (
-        "held-out accuracy of the worst trait (warm): 0.550 [0.450, 0.650]; "
+        "held-out accuracy of a trait, worst for warm: 0.550 [0.450, 0.650]; "
         "preference_model.gates.worst_trait_accuracy 0.6"
     ) in str(caught.value)
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from charactertrain.exceptions import TrainingError
 from charactertrain.models.lora import LoraSettings
 from charactertrain.models.packing import PromptGroup
 from charactertrain.runtime.training_engine import OptimizerSettings
@@ -228,6 +229,17 @@ def test_weights_of_the_lowest_held_out_loss_are_kept(tiny_model: Path, tmp_path
     train(SavingWorker(short), cut)
     if results(short)["best_step"] == found["best_step"]:
         assert results(short)["rewards"] == found["rewards"]
+
+
+def test_a_held_out_loss_that_is_no_number_stops_before_anything_is_written(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    (prompt,) = planted(1, seed=2)
+    broken = replace(prompt, pairs=(replace(prompt.pairs[0], margin=float("nan")),))
+    task = make_task(tiny_model, tmp_path, selection=(broken,), epochs=1)
+    with pytest.raises(TrainingError, match="held-out loss of model is nan after step 5"):
+        train(SavingWorker(tmp_path), task)
+    assert not (tmp_path / "model.json").exists()
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (3, "bf16")])

@@ -160,7 +160,7 @@ def preference_summary() -> Json:
         "baseline_nll": {"length": 0.68, "provenance": 0.69},
         "num_pairs": 120,
         "num_selection_pairs": 114,
-        "length_slope": 0.002,
+        "length_slopes": {"model": 0.002},
         "length_correlation": None,
         "shortcuts": {"padding": {**interval(0.2), "num_prompts": 11, "raised_share": 0.75}},
         "levels": {"model": 0.1},
