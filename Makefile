@@ -61,7 +61,7 @@ $(VENV)/.lock: requirements/$(LOCK).txt
 	        "Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "Installing $< into $(VENV): a few minutes."
 	$(PYTHON) -m venv $(VENV)
-	torch=$$(grep '^torch==' $<); $(INSTALL) "$$torch" || { \
+	@torch=$$(grep '^torch==' $<); $(INSTALL) "$$torch" || { \
 	    echo "error: your package index has no $$torch. PyTorch keeps its CPU builds on an index" \
 	        "of its own (see its installation page): set PIP_EXTRA_INDEX_URL to it, and run again." \
 	        >&2; exit 1; }

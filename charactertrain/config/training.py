@@ -13,7 +13,7 @@ class TrainingResources(Section):
     tokens_per_microbatch: PositiveInt
     """Tokens that one worker runs at a time; a longer prompt with its responses runs alone."""
     recompute_activations: bool
-    """Compute activations again in the backward pass: less memory, a third more time."""
+    """Compute activations again in the backward pass: less memory, a second forward pass."""
     checkpoint_every: PositiveInt
     """Steps between checkpoints."""
 

@@ -72,6 +72,8 @@ class PreferenceModelView:
     """Step whose weights were kept."""
     members: tuple[Member, ...]
     """All models that were trained, the model first."""
+    shared_scenarios: tuple[str, ...]
+    """Scenarios that both the model and the gold model were trained on; empty is as it should be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -55,6 +55,7 @@ def preference_model(summary: Json) -> PreferenceModelView:
         held_out_losses=tuple(HeldOutLoss(**row) for row in training["evaluations"]),
         best_step=training["best_step"],
         members=tuple(_member(name, summary) for name in summary["training"]),
+        shared_scenarios=tuple(summary["shared_families"]),
     )
 
 

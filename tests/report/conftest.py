@@ -258,6 +258,7 @@ def preference_model() -> PreferenceModelView:
             for step in range(6, 49, 6)
         ),
         best_step=30,
+        shared_scenarios=(),
         members=(
             Member(
                 name="model",

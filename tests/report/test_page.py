@@ -243,6 +243,7 @@ def _bare_model(view: ReportView) -> PreferenceModelView:
         held_out_losses=(),
         best_step=None,
         members=(),
+        shared_scenarios=(),
     )
 
 
@@ -423,3 +424,12 @@ def test_contrast_is_qualified_where_it_made_the_labels(light_view: ReportView) 
     )
     html = render(replace(light_view, ranker_checks=judged))
     assert "contrast is close to what was trained for" not in html
+
+
+def test_scenarios_that_the_gold_model_shares_are_named(view: ReportView) -> None:
+    assert view.preference_model is not None
+    assert "than the model, of other scenarios;" in render(view)
+    shared = replace(view.preference_model, shared_scenarios=("a gift", HOSTILE))
+    found = render(replace(view, preference_model=shared))
+    assert "of which those of a gift, " in found
+    assert HOSTILE not in found

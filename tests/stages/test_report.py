@@ -172,6 +172,7 @@ def preference_summary() -> Json:
         },
         "trained_prompts": {"model": 40, "gold": 10},
         "general_left": 3,
+        "shared_families": [],
         "labels": "ranked",
         "objective": "bradley_terry",
         "gates": [
