@@ -73,7 +73,7 @@ class PreferenceModelView:
     members: tuple[Member, ...]
     """All models that were trained, the model first."""
     shared_scenarios: tuple[str, ...]
-    """Scenarios that both the model and the gold model were trained on; empty is as it should be."""
+    """Scenarios of both the model and the gold model; empty is as it should be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
