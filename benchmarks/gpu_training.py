@@ -2,10 +2,12 @@
 
 A Llama of random weights, about 1B parameters by default, on groups of a prompt with four
 responses, in one process without Ray, vLLM or DeepSpeed: torch and transformers are all that it
-needs. Ours: the stage's own step. Peer: the usual loop, a padded batch of whole chosen and rejected
-sequences, in the same precision on the same weights. MFU is 6 x (parameters without embeddings) x
-tokens a second, by the rate of a large matrix product measured in the same run; attention is not
-counted. Prints one JSON line; `ratio`: our comparisons a second by the peer's.
+needs; `--zero` measures on DeepSpeed's engine, where that is installed. Ours: the stage's own step,
+with Liger's kernels where that is installed, as the GPU lock has it. Peer: the usual loop, a padded
+batch of whole chosen and rejected sequences through transformers' model, in the same precision on
+the same weights. MFU is 6 x (parameters without embeddings) x tokens a second, by the rate of a
+large matrix product measured in the same run; attention is not counted. Prints one JSON line;
+`ratio`: our comparisons a second by the peer's.
 
 python benchmarks/gpu_training.py [--layers 16] [--hidden 2048] [--sequence 2048] [--steps 6]
 """
@@ -15,6 +17,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -22,12 +25,13 @@ import torch
 import transformers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedModel
 
 from charactertrain.models import packed_attention
+from charactertrain.models.fused_kernels import fuse
 from charactertrain.models.packing import PromptGroup
 from charactertrain.runtime.torch_engine import TorchEngine
-from charactertrain.runtime.training_engine import OptimizerSettings
+from charactertrain.runtime.training_engine import OptimizerSettings, TrainingEngine
 from charactertrain.runtime.worker import LocalWorker, process_group_of_one
 from charactertrain.stages.preference_step import (
     PreferenceObjective,
@@ -48,9 +52,10 @@ def main() -> None:
     rate = _matrix_rate(arguments)
     prompts = _prompts(arguments)
     with process_group_of_one():
+        # The peer first: what is fused is fused for the whole process.
         sides = {
-            "ours": _measure(_ours, arguments, prompts, rate),
-            "peer": _measure(_peer, arguments, prompts, rate),
+            "peer": _measure(_peer, partial(_load, arguments), arguments, prompts, rate),
+            "ours": _measure(_ours, partial(_load_fused, arguments), arguments, prompts, rate),
         }
     ours, peer = (sides[side]["comparisons_per_second"] for side in ("ours", "peer"))
     cuda = torch.cuda.is_available()
@@ -65,6 +70,7 @@ def main() -> None:
         "matrix_tflops": round(rate / 1e12, 2),
         "sequence": arguments.sequence,
         "token_budget": arguments.token_budget,
+        "engine": "torch" if arguments.zero is None else f"DeepSpeed, ZeRO stage {arguments.zero}",
         "device": torch.cuda.get_device_name() if cuda else platform.machine(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
@@ -94,7 +100,7 @@ def _matrix_rate(arguments: argparse.Namespace) -> float:
     return 10 * 2 * size**3 / (time.perf_counter() - started)
 
 
-def _load(arguments: argparse.Namespace) -> LlamaForSequenceClassification:
+def _load(arguments: argparse.Namespace, dtype: torch.dtype) -> PreTrainedModel:
     config = LlamaConfig(
         hidden_size=arguments.hidden,
         intermediate_size=4 * arguments.hidden,
@@ -107,8 +113,16 @@ def _load(arguments: argparse.Namespace) -> LlamaForSequenceClassification:
         use_cache=False,
     )
     torch.manual_seed(0)
-    model = LlamaForSequenceClassification(config)
+    with torch.device(_device()):
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+    return model
+
+
+def _load_fused(arguments: argparse.Namespace, dtype: torch.dtype) -> PreTrainedModel:
+    """As the stages load models."""
+    model = _load(arguments, dtype)
     model.set_attn_implementation(packed_attention.NAME)
+    fuse(model)
     return model
 
 
@@ -137,19 +151,32 @@ def _prompts(arguments: argparse.Namespace) -> list[RankedPrompt]:
     return prompts
 
 
-Step = Callable[[TorchEngine, list[RankedPrompt], argparse.Namespace], int]
+Prompts = list[RankedPrompt]
+Step = Callable[[TrainingEngine, Prompts, argparse.Namespace], int]
 """Adds a step's gradient; returns the tokens that are not padding."""
+Load = Callable[[torch.dtype], PreTrainedModel]
+
+
+def _engine(
+    load: Load, arguments: argparse.Namespace, settings: OptimizerSettings
+) -> TrainingEngine:
+    if arguments.zero is None:
+        return TorchEngine(partial(load, torch.float32), settings, bf16=True)
+    from charactertrain.runtime.zero import ZeroEngine, ZeroSettings
+
+    zero = ZeroSettings(arguments.zero, offload=False, optimizer=settings, bf16=True)
+    return ZeroEngine(partial(load, torch.bfloat16), zero)
 
 
 def _measure(
-    step: Step, arguments: argparse.Namespace, prompts: list[RankedPrompt], rate: float
+    step: Step, load: Load, arguments: argparse.Namespace, prompts: Prompts, rate: float
 ) -> dict[str, Any]:
     settings = OptimizerSettings(
         weight_decay=0.0, max_grad_norm=1.0, recompute_activations=arguments.recompute
     )
-    engine = TorchEngine(lambda: _load(arguments), settings, bf16=True)
+    engine = _engine(load, arguments, settings)
     body = sum(
-        value.numel()
+        getattr(value, "ds_numel", value.numel())
         for name, value in engine.module.named_parameters()
         if "embed_tokens" not in name
     )
@@ -167,7 +194,7 @@ def _measure(
     seconds = time.perf_counter() - started
     comparisons = arguments.steps * len(prompts) * CANDIDATES * (CANDIDATES - 1) // 2
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-    del engine
+    engine.close()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return {
@@ -179,7 +206,9 @@ def _measure(
     }
 
 
-def _ours(engine: TorchEngine, prompts: list[RankedPrompt], arguments: argparse.Namespace) -> int:
+def _ours(
+    engine: TrainingEngine, prompts: list[RankedPrompt], arguments: argparse.Namespace
+) -> int:
     objective = PreferenceObjective("bradley_terry", centering=0.0, margin=0.0)
     worker = LocalWorker(print)
     return int(
@@ -187,7 +216,9 @@ def _ours(engine: TorchEngine, prompts: list[RankedPrompt], arguments: argparse.
     )
 
 
-def _peer(engine: TorchEngine, prompts: list[RankedPrompt], arguments: argparse.Namespace) -> int:
+def _peer(
+    engine: TrainingEngine, prompts: list[RankedPrompt], arguments: argparse.Namespace
+) -> int:
     """All pairs, some at a time, each as two whole sequences padded to the longest."""
     pairs = [
         (
@@ -220,6 +251,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--token-budget", type=int, default=8192)
     parser.add_argument("--peer-batch", type=int, default=4, help="pairs at a time")
     parser.add_argument("--matrix", type=int, default=8192)
+    parser.add_argument("--zero", type=int, choices=range(4), help="stage of DeepSpeed's engine")
     parser.add_argument("--recompute", action="store_true", help="recompute activations, both")
     return parser.parse_args()
 

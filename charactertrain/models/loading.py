@@ -16,6 +16,7 @@ from transformers import (
 
 from charactertrain.exceptions import ModelError
 from charactertrain.models import packed_attention
+from charactertrain.models.fused_kernels import fuse
 from charactertrain.models.packing import is_packable
 
 
@@ -92,6 +93,7 @@ def _load_weights(
         setattr(model.config, name, value)
     if is_packable(model):
         model.set_attn_implementation(packed_attention.NAME)
+    fuse(model)
     model.config.use_cache = False
     return model
 

@@ -165,7 +165,7 @@ def _varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     # A prompt's keys are there once for itself and once for each response.
-    keys, values = (tensor[:, pieces.keys_K].transpose(0, 1) for tensor in (key, value))
+    keys, values = (tensor.transpose(0, 1)[pieces.keys_K] for tensor in (key, value))
     output = varlen_attn(
         query.transpose(0, 1).contiguous(),
         keys.contiguous(),

@@ -50,6 +50,9 @@ class TrainingEngine(Protocol):
                 has changed. Or the gradient's norm is not.
         """
 
+    def close(self) -> None:
+        """Release the state, so that another engine can take its place. Of no use afterwards."""
+
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; norms and biases do not."""

@@ -10,6 +10,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero import GatheredParameters
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -177,6 +178,11 @@ class ZeroEngine:
         """
         # DeepSpeed averages gradients over workers; shares add.
         self._engine.backward(loss_share * dist.get_world_size())
+        if isinstance(self._optimizer, BF16_Optimizer):
+            # DeepSpeed 0.19 has added these to the sums in fp32, and would again with the next
+            # microbatch: it clears them by a hook on the forward's output, which finds no tensor
+            # in a `ModelOutput`.
+            self._optimizer.clear_lp_grads()
         self._losses.append((loss_share.detach(), rows))
 
     def step(self, learning_rate: float) -> float:

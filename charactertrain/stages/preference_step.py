@@ -114,6 +114,7 @@ def _sums(
     total_weight = sum(pair.weight for prompt in prompts for pair in prompt.pairs)
     sums = torch.zeros(6, dtype=torch.float64, device=engine.device)
     groups = [prompt.group for prompt in prompts]
+    tokens = padded = 0
     for indices, count in my_microbatches(engine, groups, worker, token_budget):
         # A worker without prompts of its own still passes through the model, with weight zero.
         batch = [prompts[index] for index in indices or [0]]
@@ -126,7 +127,9 @@ def _sums(
         if indices:
             values = [loss, terms.accuracy_sum, terms.weight_sum, terms.undecided_weight_sum]
             sums[:4] += torch.stack([value.detach().double() for value in values])
-            sums[4:] += torch.tensor([num_tokens, num_padded], device=engine.device)
+            # On a GPU: nothing here waits, so that the next row is packed while it computes.
+            tokens, padded = tokens + num_tokens, padded + num_padded
+    sums[4:] = torch.tensor([tokens, padded])
     torch.distributed.all_reduce(sums)
     return sums
 

@@ -1,5 +1,6 @@
 """Packed rows: what a model makes of each response is what it makes of it alone."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from transformers import (
 
 from charactertrain.exceptions import ModelError
 from charactertrain.models import loading, packed_attention, packing
+from charactertrain.models.fused_kernels import FUSED, fuse
 from charactertrain.models.packed_attention import Piece, cut
 from charactertrain.models.packing import PromptGroup, check_packable, is_packable, pack
 
@@ -538,6 +540,31 @@ def test_packed_logits_in_bfloat16_on_a_gpu_are_those_of_the_loop_on_a_cpu(confi
         rounding = relative_error(rounded, value)
         assert 0 < rounding < 0.1
         assert relative_error(found, value) < 2 * rounding
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fused_kernels_compute_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if CONFIGS[name].model_type not in FUSED:
+        pytest.skip("is not fused")
+    model = make_model(CONFIGS[name])
+    random = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Norms would otherwise be all ones, or all zeros.
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
+    model.bfloat16().float().set_attn_implementation(packed_attention.NAME)
+    exact = logits_and_gradient(model)
+    plain = logits_and_gradient(model.bfloat16().to("cuda"))
+    # Some are put into the module of the model's type.
+    of_type = sys.modules[type(model).__module__]
+    for attribute, value in list(vars(of_type).items()):
+        monkeypatch.setattr(of_type, attribute, value)
+    fuse(model)
+    fused = logits_and_gradient(model)
+    assert any(not torch.equal(a, b) for a, b in zip(fused, plain, strict=True))
+    for found, rounded, value in zip(fused, plain, exact, strict=True):
+        assert relative_error(found, value) < max(2 * relative_error(rounded, value), 0.01)
 
 
 def logits_and_gradient(model: PreTrainedModel) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,14 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-import ray
 
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
     """A Ray cluster of this module's own."""
+    # What trains is also tested where Ray is not installed.
+    import ray
+
     ray.init(
         address="local",
         num_cpus=4,

@@ -239,6 +239,15 @@ def test_zero_goes_on_with_fewer_and_with_more_workers(
 
 
 @placed
+def test_zero_gradients_of_microbatches_add_up_under_bf16_too(
+    results: AllResults, world_size: int, stage: int
+) -> None:
+    together, one_by_one = results[world_size, 0]["bf16 norms", stage]
+    exact = results[1, 0]["plain", "preference"]["grad_norm"]
+    assert [together, one_by_one] == [pytest.approx(exact, rel=0.05)] * 2
+
+
+@placed
 def test_zero_first_step_of_adam_is_the_learning_rate_under_bf16_too(
     results: AllResults, world_size: int, stage: int
 ) -> None:

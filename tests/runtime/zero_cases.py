@@ -276,6 +276,16 @@ def first_bf16_step(base: Path, worker: Worker, stage: int) -> Tensor:
     return (after["model.norm.weight"] - before["model.norm.weight"]) if after else torch.zeros(0)
 
 
+def bf16_grad_norms(base: Path, worker: Worker, stage: int) -> list[float]:
+    """Of the first step under bf16, in one microbatch and in one for each prompt."""
+    norms = []
+    for budget in BUDGETS:
+        engine = preference_engine(base, zero_settings(stage, bf16=True))
+        norms.append(step(engine, worker, budget=budget)["grad_norm"])
+        engine.close()
+    return norms
+
+
 def broken(base: Path, worker: Worker, stage: int) -> dict[str, Any]:
     """What happens when the last rank's second of two microbatches has a loss that is no number."""
     engine = preference_engine(base, zero_settings(stage))
@@ -359,6 +369,7 @@ def results(base: Path, policy: Path, worker: Worker, directory: Path) -> Iterat
         yield ("exploded", stage), exploded(base, worker, stage)
         yield ("bf16", stage), bf16_norm(base, worker, stage)
         yield ("first", stage), first_bf16_step(base, worker, stage)
+        yield ("bf16 norms", stage), bf16_grad_norms(base, worker, stage)
         yield ("put back", stage), put_back(base, worker, stage)
     if worker.num_workers == 1:
         yield ("plain", "preference"), plain_preference(base)

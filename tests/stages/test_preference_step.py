@@ -122,12 +122,9 @@ def worker(rank: int = 0, num_workers: int = 1) -> LocalWorker:
 
 def gradients(engine: TorchEngine) -> dict[str, Tensor]:
     """What has been added up since the last call, by parameter."""
-    found = {
-        name: parameter.grad.clone()
-        for name, parameter in engine.module.named_parameters()
-        if parameter.grad is not None
-    }
-    engine.module.zero_grad()
+    found = {name: gradient.clone() for name, gradient in engine.gradients().items()}
+    for gradient in engine.gradients().values():
+        gradient.zero_()
     return found
 
 
