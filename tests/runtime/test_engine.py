@@ -391,19 +391,18 @@ def test_a_text_in_writing_goes_on_with_the_new_weights(
     old_sender = WeightSender(model, [sampler.handle], rank=0, dtype=torch.float32)
     old_sender.send("1")
     sender = WeightSender(others, [sampler.handle], rank=0, dtype=torch.float32)
-    requests = [SampleRequest(f"r{seed}", SHOWN, seed) for seed in range(8)]
+    # Several times what is written at a time, so that it takes a while.
+    requests = [SampleRequest(f"r{seed}", SHOWN, seed) for seed in range(96)]
     writing = sampler.handle.sample.remote(requests, NATURAL)
-    before = ray.get(sampler.handle.counts.remote()).steps
-    while ray.get(sampler.handle.counts.remote()).steps < before + 5:
-        time.sleep(0.01)
+    time.sleep(0.5)
     sender.send("2")
     samples: list[Sample] = ray.get(writing)
-    samples = [sample for sample in samples if len(sample.token_ids) == NATURAL.max_tokens]
-    assert samples
-    for sample in samples:
+    of_both = [sample for sample in samples if len(sample.weight_versions) > 1]
+    assert of_both
+    for sample in of_both:
         (first, start), (second, change) = sample.weight_versions
         assert (first, start, second) == ("1", 0, "2")
-        assert 0 < change < NATURAL.max_tokens
+        assert 0 < change < len(sample.token_ids)
         # Each token has the probability that the weights gave it that wrote it.
         old, new = (
             expected_logprobs(weights, sample.prompt_token_ids, sample.token_ids)
