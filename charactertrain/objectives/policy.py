@@ -141,6 +141,7 @@ def cispo_loss(
         clip_high: The paper tunes this one.
     """
     log_ratios_N = _log_ratios(logprobs_N, behaviour_logprobs_N).detach()
+    assert advantages_N.shape == log_ratios_N.shape, (advantages_N.shape, log_ratios_N.shape)
     ratios_N = log_ratios_N.clamp(max=_MAX_LOG_RATIO).exp()
     importance_N = ratios_N.clamp(1 - clip_low, 1 + clip_high)
     return PolicyTerms(
