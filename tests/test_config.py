@@ -249,6 +249,11 @@ def test_unknown_key_is_refused_with_its_path(recipe: Json, key: str, expected: 
         ("pairs.validation_share", 1, r".* less than 1 \(found 1\)"),
         ("sampler.kind", "openai", r"Input should be 'vllm' or 'fake'"),
         ("sampler.resources.num_engines", [1, 2, 3], r".* at most 2 items"),
+        ("policy.watch.every", -1, r".* greater than or equal to 0 \(found -1\)"),
+        ("policy.watch.prompts", 1, r".* greater than or equal to 2 \(found 1\)"),
+        ("policy.watch.patience", 0, r".* greater than 0 \(found 0\)"),
+        ("policy.watch.entropy_floor", 1, r".* less than 1 \(found 1\)"),
+        ("policy.watch.distinct_floor", -0.1, r".* greater than or equal to 0 \(found -0\.1\)"),
         ("seed", None, r".* valid integer \(found None\)"),
         ("logging.wandb", "on", r"Input should be 'off', 'offline' or 'online'"),
     ],
@@ -257,6 +262,25 @@ def test_a_value_out_of_range_is_named_and_shown(
     recipe: Json, key: str, value: object, expected: str
 ) -> None:
     assert re.match(f"{key}: {expected}", said_about(changed(recipe, {key: value})))
+
+
+@pytest.mark.parametrize(
+    ("band", "end", "expected"),
+    [
+        ([1.0, 2.0], 0, "Input should be less than 1 (found 1.0)"),
+        ([0.5, 1.0], 1, "Input should be greater than 1 (found 1.0)"),
+        ([0.5], 1, "Field required (found [0.5])"),
+    ],
+)
+def test_a_band_of_lengths_holds_the_first_reading(
+    recipe: Json, band: list[float], end: int, expected: str
+) -> None:
+    said = said_about(changed(recipe, {"policy.watch.length_band": band}))
+    assert said == f"policy.watch.length_band.{end}: {expected}"
+
+
+def test_no_readings_are_asked_for_by_zero(recipe: Json) -> None:
+    assert validate(changed(recipe, {"policy.watch.every": 0})).policy.watch.every == 0
 
 
 def test_an_unknown_variant_is_named(recipe: Json) -> None:
@@ -640,6 +664,9 @@ def test_gates_that_change_no_row_are_no_identity_and_stay_in_the_config(recipe:
     assert identity(stricter.preference_model) == identity(plain.preference_model)
     told = validate(changed(recipe, {"policy.despite_gates": True}))
     assert identity(told.policy) == identity(plain.policy)
+    # It decides where training stops, and which weights are kept.
+    watched = validate(changed(recipe, {"policy.watch.patience": 9}))
+    assert identity(watched.policy) != identity(plain.policy)
     # This one picks the ranker.
     judged = validate(changed(recipe, {"rankings.min_judge_accuracy": 0.9}))
     assert identity(judged.rankings) != identity(plain.rankings)

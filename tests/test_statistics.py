@@ -13,6 +13,7 @@ from charactertrain.statistics import (
     cluster_bootstrap_difference,
     cluster_bootstrap_mean,
     cluster_jackknife_statistic,
+    fall_from_best,
     resampled,
     values_by_cluster,
 )
@@ -227,3 +228,45 @@ def test_statistics_refuse_a_single_prompt() -> None:
         cluster_bootstrap_mean({"p": [1.0, 2.0, 3.0]}, num_resamples=10, seed=0)
     with pytest.raises(ValueError, match="more prompts"):
         cluster_jackknife_statistic({"p": [1.0]}, {"p": [2.0]}, sum)
+
+
+def test_fall_from_best_by_hand() -> None:
+    series = [
+        {"a": [0.0], "b": [2.0]},
+        {"a": [2.0], "b": [4.0]},
+        {"a": [1.0, 1.0], "b": [3.0, 3.0]},
+    ]
+    found = fall_from_best(series, num_resamples=200, seed=0)
+    assert (found.best, found.fall) == (1, 1.0)
+    # Both prompts fell by as much, so that no resample differs.
+    assert found.limit == pytest.approx(0.0, abs=1e-12)
+    assert found.is_established
+
+
+def test_fall_from_best_is_negative_where_the_last_is_best() -> None:
+    found = fall_from_best(
+        [{"a": [0.0], "b": [1.0]}, {"a": [1.0], "b": [2.0]}], num_resamples=200, seed=0
+    )
+    assert (found.best, found.fall, found.is_established) == (0, -1.0, False)
+
+
+def test_fall_from_the_best_of_more_measurements_has_a_higher_limit() -> None:
+    rng = np.random.default_rng(0)
+    series = [{f"p{i}": [value] for i, value in enumerate(rng.normal(size=50))} for _ in range(12)]
+    limits = [
+        fall_from_best([*series[:count], series[-1]], num_resamples=2000, seed=0).limit
+        for count in (1, 4, 11)
+    ]
+    assert limits == sorted(limits)
+    assert limits[2] > 1.2 * limits[0]
+
+
+def test_fall_from_best_needs_the_same_prompts_and_one_before() -> None:
+    with pytest.raises(ValueError, match="1 measurement: a fall needs one before"):
+        fall_from_best([{"a": [0.0], "b": [1.0]}], num_resamples=200, seed=0)
+    with pytest.raises(ValueError, match="lack a response in one arm: c"):
+        fall_from_best(
+            [{"a": [0.0], "b": [1.0], "c": [1.0]}, {"a": [0.0], "b": [1.0]}],
+            num_resamples=200,
+            seed=0,
+        )

@@ -17,6 +17,7 @@ from charactertrain.config.training import (
     PreferenceGates,
     PreferenceModelSection,
     RewardSection,
+    WatchSection,
 )
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "RewardSection",
     "RunConfig",
     "Section",
+    "WatchSection",
     "identity",
     "validate",
 ]

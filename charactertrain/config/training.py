@@ -128,6 +128,24 @@ class PolicyResources(TrainingResources):
     """That sample, beside those of the preference model."""
 
 
+class WatchSection(Section):
+    """Readings on held-out prompts during the policy steps, and when they stop the training."""
+
+    every: Count
+    """Steps between readings; the first is before the first step. 0 for none."""
+    prompts: Annotated[int, Field(ge=2)]
+    """Held-out prompts, the same at every reading; an interval over prompts needs two."""
+    responses_per_prompt: PositiveInt
+    patience: PositiveInt
+    """Readings in a row in which the gold reward lies below its best that stop the training."""
+    entropy_floor: Annotated[float, Field(ge=0, lt=1)]
+    """Least entropy, as a share of the first reading's; 0 for no floor."""
+    distinct_floor: Annotated[float, Field(ge=0, lt=1)]
+    """Least distinct-2, as a share of the first reading's; 0 for no floor."""
+    length_band: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(gt=1)]]
+    """Least and most mean length, as multiples of the first reading's."""
+
+
 class PolicySection(Section):
     """Optimisation of the policy against the preference model."""
 
@@ -156,6 +174,7 @@ class PolicySection(Section):
     max_grad_norm: PositiveFloat
     sync_tolerance: PositiveFloat
     """Largest mean difference between the sampler's and the trainer's probe logprobs, in nats."""
+    watch: WatchSection
     deepspeed: DeepSpeedSection
     resources: PolicyResources
 

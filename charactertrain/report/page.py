@@ -5,7 +5,7 @@ import functools
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from charactertrain.report import plots, reading, sections, text
+from charactertrain.report import plots, reading, sections, text, watch_plots
 from charactertrain.report.view import ReportView
 
 
@@ -56,6 +56,8 @@ def _environment() -> Environment:
         accuracy_chart=sections.accuracy_chart,
         calibration_chart=sections.calibration_chart,
         preference_charts=sections.preference_charts,
+        over_optimisation_chart=watch_plots.over_optimisation_chart,
+        watch_panels=watch_plots.watch_panels,
     )
     return environment
 

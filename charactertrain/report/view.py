@@ -16,6 +16,7 @@ from charactertrain.report.training_view import (
     RankerCheck,
     TemplateCheck,
 )
+from charactertrain.report.watch_view import WatchView
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +159,8 @@ class ReportView:
     """Training and held-out quality of the preference model."""
     policy: tuple[PolicyStep, ...]
     """Steps of policy training in order, warm start first."""
+    watch: WatchView | None
+    """Readings during policy training; None leaves the section out: older runs have none."""
     template_checks: tuple[TemplateCheck, ...]
     """Template check by trait and measure."""
     ranker_checks: tuple[RankerCheck, ...]

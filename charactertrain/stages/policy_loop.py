@@ -104,43 +104,51 @@ class _Optimisation:
 
     def run(self) -> None:
         """Take groups, step and send weights, `num_steps` times; writes model/."""
-        task, worker, history = self._task, self._worker, self._history
-        first_step, num_steps = len(history), task.optimise.num_steps
-        rates = Schedule(
-            task.optimise.learning_rate, task.optimise.warmup_steps, num_steps, "constant"
-        )
+        first_step, num_steps = len(self._history), self._task.optimise.num_steps
         self._send(first_step)
         self._read(first_step)
         for step in range(first_step, num_steps):
-            clock = _Clock()
-            taken, batch = self._take(step)
-            clock.lap("sample_seconds")
-            values = self._step(batch)
-            values["grad_norm"] = self._engine.step(rates.rate(step))
-            clock.lap("train_seconds")
-            if taken.lost:
-                self._replace(taken.lost)
-            if task.optimise.objective is not None:
-                self._send(step + 1)
-                clock.lap("sync_seconds")
-                values |= self._checked(batch.groups[0])
-            values |= _sampled(taken, batch)
-            values |= clock.laps | {"seconds": sum(clock.laps.values())}
-            history.append({"phase": "optimise", "step": step + 1, **values})
-            worker.send({"step": f"{step + 1}/{num_steps}", **values})
+            self._take_step(step)
             if self._read(step + 1):
                 break
-            if (step + 1) % task.checkpoint_every == 0 and step + 1 < num_steps:
-                save = partial(self._engine.save, state=self._state())
-                worker.report_checkpoint(save, {"step": step + 1})
-                if self._monitor is not None:
-                    self._monitor.forget_worse()
+            if (step + 1) % self._task.checkpoint_every == 0 and step + 1 < num_steps:
+                self._save(step + 1)
+        self._write()
+
+    def _take_step(self, step: int) -> None:
+        settings, clock = self._task.optimise, _Clock()
+        rates = Schedule(
+            settings.learning_rate, settings.warmup_steps, settings.num_steps, "constant"
+        )
+        taken, batch = self._take(step)
+        clock.lap("sample_seconds")
+        values = self._step(batch)
+        values["grad_norm"] = self._engine.step(rates.rate(step))
+        clock.lap("train_seconds")
+        if taken.lost:
+            self._replace(taken.lost)
+        if settings.objective is not None:
+            self._send(step + 1)
+            clock.lap("sync_seconds")
+            values |= self._checked(batch.groups[0])
+        values |= _sampled(taken, batch)
+        values |= clock.laps | {"seconds": sum(clock.laps.values())}
+        self._history.append({"phase": "optimise", "step": step + 1, **values})
+        self._worker.send({"step": f"{step + 1}/{settings.num_steps}", **values})
+
+    def _save(self, step: int) -> None:
+        save = partial(self._engine.save, state=self._state())
+        self._worker.report_checkpoint(save, {"step": step})
+        if self._monitor is not None:
+            self._monitor.forget_worse()
+
+    def _write(self) -> None:
         if self._monitor is not None:
             self._monitor.export()
         else:
-            write_model(self._engine, task, worker, "model")
-        if worker.rank == 0:
-            task.output.write_bytes("optimise.json", json.dumps(history).encode())
+            write_model(self._engine, self._task, self._worker, "model")
+        if self._worker.rank == 0:
+            self._task.output.write_bytes("optimise.json", json.dumps(self._history).encode())
         torch.distributed.barrier()
         if self._sender is not None:
             self._sender.close()

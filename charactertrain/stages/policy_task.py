@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from charactertrain.models import loading
-from charactertrain.records import Prompt
 from charactertrain.models.packing import PromptGroup, check_packable
+from charactertrain.records import Prompt
 from charactertrain.runtime.hardware import resolve_precision
 from charactertrain.runtime.training_engine import TrainingEngine
 from charactertrain.runtime.worker import Worker

@@ -33,7 +33,7 @@ from charactertrain.report.view import (
     TraitView,
 )
 from charactertrain.seeds import derive_seed
-from charactertrain.stages import report_data, report_preference
+from charactertrain.stages import report_data, report_preference, report_watch
 
 MEASURES: tuple[Measure, ...] = tuple(MEASURE_LABELS)
 NUM_SAMPLES = 8
@@ -70,6 +70,7 @@ def assemble(work: Work, config: RunConfig, run: RunView, results: Json) -> Repo
         ),
         preference_model=report_preference.preference_model(manifests["preference_model"].summary),
         policy=_policy_steps(manifests["policy"].summary["history"]),
+        watch=report_watch.watch(manifests["policy"].summary),
         template_checks=_template_checks(
             manifests["prompts"].summary["template_check"], config.prompts
         ),

@@ -46,6 +46,7 @@ from charactertrain.report.view import (
     TraitView,
     Verdict,
 )
+from charactertrain.report.watch_view import WatchReading, WatchView
 
 
 def effect(base: float, policy: float, half_width: float) -> Effect:
@@ -315,6 +316,32 @@ def policy_steps() -> tuple[PolicyStep, ...]:
     return warm_start + optimise
 
 
+def watch() -> WatchView:
+    """Five readings: the gold reward turns after the third, and the run stops."""
+    golds = (0.0, 0.31, 0.42, 0.27, 0.08)
+    return WatchView(
+        readings=tuple(
+            WatchReading(
+                step=25 * index,
+                kl=0.011 * index,
+                distance=math.sqrt(0.3 * index),
+                reward=estimate(0.21 + 0.25 * index, 0.117),
+                gold=estimate(-0.13 + gold, 0.153),
+                reward_change=estimate(0.25 * index, 0.019 * index),
+                gold_change=estimate(gold, 0.023 * index),
+                entropy=2.31 - 0.21 * index,
+                length_tokens=28.4 - 0.3 * index,
+                distinct_2=0.741 - 0.022 * index,
+                detectors={"enthusiastic": 0.031 + 0.11 * index, "brief": 0.062},
+            )
+            for index, gold in enumerate(golds)
+        ),
+        num_prompts=64,
+        stopped="over-optimisation at step 100: the gold reward fell\nentropy at step 100 is low",
+        exported_step=50,
+    )
+
+
 def data() -> DataView:
     """Prompt counts of two families a trait, rejects and label strengths."""
     trait_prompts = tuple(
@@ -437,6 +464,7 @@ def report_view() -> ReportView:
         samples_note="The first held-out prompts by prompt_id, not picked by result.",
         preference_model=preference_model(),
         policy=policy_steps(),
+        watch=watch(),
         template_checks=(
             TemplateCheck(
                 trait_id="enthusiastic",
@@ -482,4 +510,4 @@ def report_view() -> ReportView:
 @pytest.fixture(name="light_view", scope="session")
 def report_view_with_few_charts(view: ReportView) -> ReportView:
     """A report with one trait and without training, which is quick to render."""
-    return replace(view, traits=view.traits[:1], policy=(), preference_model=None)
+    return replace(view, traits=view.traits[:1], policy=(), watch=None, preference_model=None)

@@ -60,6 +60,7 @@ def _without_everything(view: ReportView) -> ReportView:
         samples_note=None,
         preference_model=None,
         policy=(),
+        watch=None,
         template_checks=(),
         ranker_checks=(),
         data=DataView(prompts=(), rejects=None, label_strength=(), coverage=None, ranking=None),

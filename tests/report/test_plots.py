@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from charactertrain.report import plots, sections
+from charactertrain.report import plots, sections, watch_plots
 from charactertrain.report.data_view import HistogramBin
 from charactertrain.report.preference_view import CurvePoint, HeldOutLoss, Shortcut
 from charactertrain.report.svg import HIGHER
@@ -15,8 +15,9 @@ from charactertrain.report.view import ReportView
 
 
 def _all_plots(view: ReportView) -> list[str]:
-    model = view.preference_model
+    model, watch = view.preference_model, view.watch
     assert model
+    assert watch
     return [
         plots.effects_plot(view.traits, "contrast"),
         plots.accuracy_plot(sections.accuracies(model)),
@@ -25,6 +26,7 @@ def _all_plots(view: ReportView) -> list[str]:
         plots.curve_plot("policy reward", "Reward", [(1, 0.1), (2, 0.4), (3, 0.2)]),
         plots.calibration_plot(model.before_temperature, model.after_temperature),
         plots.histogram_plot(view.data.label_strength),
+        watch_plots.over_optimisation_plot(watch.readings, watch.exported_step),
     ]
 
 

@@ -759,6 +759,34 @@ def test_view_of_data_and_stages(make_run: MakeRun, context: Context) -> None:
     ]
 
 
+def test_readings_of_the_policy_are_shown_where_its_manifest_has_them(
+    make_run: MakeRun, context: Context
+) -> None:
+    view = make_view(make_run(), context)
+    assert view.watch is None
+    assert "Over-optimisation" not in page.render(view)
+    reading = {
+        "step": 0,
+        "reward": 0.25,
+        "reward_interval": [0.125, 0.375],
+        "gold": None,
+        "gold_interval": None,
+        "detectors": {},
+        "kl": 0.0,
+        "entropy": 2.0,
+        "length_tokens": 9.0,
+        "distinct_2": 0.5,
+        "num_prompts": 2,
+        "rewards_by_prompt": {"a": 0.125, "b": 0.375},
+        "golds_by_prompt": None,
+    }
+    watched = {"readings": [reading], "stopped": None, "exported_step": 0}
+    policy = {**summaries()["policy"], "watch": watched}
+    shown = page.render(make_view(make_run(policy=policy), context))
+    assert '0.250 <span class="unit">[0.125, 0.375]</span>' in shown
+    assert "Over-optimisation could not be seen" in shown
+
+
 def test_provenance_names_the_run_and_its_model(make_run: MakeRun, context: Context) -> None:
     run = make_view(make_run(), context).run
     assert (run.name, run.model_name, run.constitution_name) == ("run", "tiny_random", "small")
