@@ -1,7 +1,7 @@
 """conf/ and the types behind it: every file composes, every contradiction is said by its key."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,21 @@ Json = dict[str, Any]
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
-MAX_LEAVES = 150
+MAX_LEAVES = 170
 MAX_DEPTH = 4
+OBJECTIVES = {
+    "grpo": "policy_gradient",
+    "centered": "policy_gradient",
+    "rloo": "policy_gradient",
+    "reinforce": "policy_gradient",
+    "cispo": "policy_gradient",
+    "gspo": "policy_gradient",
+    "policy_gradient": "policy_gradient",
+    "dpo": "dpo",
+    "best_of_n": "best_of_n",
+}
+"""Options of the group, and the kind of section that each is."""
+
 
 # What a choice needs beside it to fit the recipe.
 OPTIONS = [
@@ -35,7 +48,7 @@ OPTIONS = [
     ("cluster=ray", "sampler=vllm_gpu", "run.dir=/shared/run"),
     *((f"ranker={name}",) for name in ("auto", "contrast", "judge", "judge_listwise")),
     *((f"ranker={name}",) for name in ("rating", "ensemble")),
-    *((f"objective={name}",) for name in ("grpo", "centered", "rloo")),
+    *((f"objective={name}",) for name in OBJECTIVES),
     *(
         (f"deepspeed@{stage}.deepspeed={name}",)
         for stage in ("preference_model", "policy")
@@ -108,7 +121,7 @@ def test_experiment_wins_over_the_recipe(compose: Any, recipe: Json, name: str) 
 def test_command_line_wins_over_an_experiment(compose: Any, name: str) -> None:
     composed = compose(f"experiment={name}", "policy.num_steps=77", "objective=rloo")
     assert composed["policy"]["num_steps"] == 77
-    assert composed["policy"]["objective"]["name"] == "rloo"
+    assert composed["policy"]["objective"]["advantages"] == "rloo"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -148,7 +161,7 @@ def test_options_take_effect_where_they_belong(compose: Any) -> None:
         )
     )
     assert config.rankings.ranker == "judge"
-    assert config.policy.objective.name == "rloo"
+    assert config.policy.objective.advantages == "rloo"  # type: ignore[union-attr]
     assert config.preference_model.deepspeed.stage == 0
     assert (config.policy.deepspeed.stage, config.policy.deepspeed.offload) == (3, True)
     assert config.model.name == "tiny_random"
@@ -214,7 +227,7 @@ def test_unknown_key_is_refused_with_its_path(recipe: Json, key: str, expected: 
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("policy.objective.clip_low", 1.5, r".* less than 1 \(found 1\.5\)"),
+        ("policy.objective.clip_low", 1.5, r".* less than or equal to 1 \(found 1\.5\)"),
         ("policy.num_steps", 0, r".* greater than 0 \(found 0\)"),
         ("policy.group_size", 1, r".* greater than or equal to 2 \(found 1\)"),
         ("policy.num_steps", "many", r".* valid integer.*\(found 'many'\)"),
@@ -307,7 +320,7 @@ NO_JUDGE = "rankings: ranker is contrast, which asks no judge; leave out judge_m
 
 WITHOUT_KL = (
     "a policy with no KL to the reference drifts into hacks of its reward; ask for it by setting "
-    "both kl_coef=0 and without_kl=true"
+    "both coef=0 and without=true"
 )
 
 
@@ -380,12 +393,26 @@ WITHOUT_KL = (
             "own working directory; give an absolute path that all nodes share",
         ),
         (
-            {"policy.objective.kl_coef": 0},
-            "policy.objective: kl_coef is 0.0 and without_kl is False: " + WITHOUT_KL,
+            {"policy.kl.coef": 0},
+            "policy.kl: coef is 0.0 and without is False: " + WITHOUT_KL,
         ),
         (
-            {"policy.objective.without_kl": True},
-            "policy.objective: kl_coef is 0.05 and without_kl is True: " + WITHOUT_KL,
+            {"policy.kl.without": True},
+            "policy.kl: coef is 0.05 and without is True: " + WITHOUT_KL,
+        ),
+        (
+            {"policy.kl.estimator": "k1"},
+            "policy.kl: estimator k1 has no gradient in the loss (its expectation is 0): use k2, "
+            "whose gradient is that of the KL, or place=reward",
+        ),
+        (
+            {"policy.objective.loss": "cispo", "policy.objective.dual_clip": 3.0},
+            "policy.objective: dual_clip is of loss clipped, and loss is cispo; give null",
+        ),
+        (
+            {"policy.resources.engines": 2},
+            "policy.resources.engines is 2, and sampler.resources.num_engines allows 1; raise the "
+            "one or lower the other",
         ),
         (
             {"prompts.test_share": 0.5, "prompts.validation_share": 0.5},
@@ -480,9 +507,18 @@ def test_a_length_that_is_not_used_need_not_fit(recipe: Json) -> None:
     assert validate(changed(recipe, settings)).evaluation.length_max_tokens == 9999
 
 
+@pytest.mark.parametrize(("name", "kind"), OBJECTIVES.items())
+def test_every_objective_goes_with_every_experiment(
+    compose: Callable[..., Json], name: str, kind: str
+) -> None:
+    for experiment in ("demo", "smoke", "[demo,placebo]"):
+        values = compose(f"objective={name}", f"experiment={experiment}")
+        assert validate(values).policy.objective.kind == kind
+
+
 def test_a_policy_without_kl_is_asked_for_by_name(recipe: Json) -> None:
-    settings = {"policy.objective.kl_coef": 0, "policy.objective.without_kl": True}
-    assert validate(changed(recipe, settings)).policy.objective.kl_coef == 0
+    settings = {"policy.kl.coef": 0, "policy.kl.without": True}
+    assert validate(changed(recipe, settings)).policy.kl.coef == 0
 
 
 def test_worked_lines_are_english(recipe: dict[str, Any]) -> None:
@@ -601,7 +637,7 @@ def test_identity_leaves_out_files_that_stages_name_by_their_contents(recipe: Js
 def test_identity_leaves_out_how_a_stage_runs(smoke_config: RunConfig) -> None:
     found = identity(smoke_config.policy)
     assert found["num_steps"] == 2
-    assert found["objective"]["kl_coef"] == 0.05
+    assert found["kl"]["coef"] == 0.05
     assert found["warm_start"]["epochs"] == 1
     keys = {key for path, _ in leaves(found) for key in path}
     assert keys.isdisjoint({"resources", "deepspeed", "tokens_per_microbatch", "stage", "offload"})

@@ -13,6 +13,7 @@ from charactertrain.config.data import (
     ResponsesSection,
     SamplerSection,
 )
+from charactertrain.config.objective import KINDS
 from charactertrain.config.section import Count, PositiveFloat, PositiveInt, Section
 from charactertrain.config.training import (
     EvaluationSection,
@@ -85,6 +86,7 @@ class RunConfig(Section):
             *_sequence_problems(self),
             *_list_problems(self),
             *_general_problems(self),
+            *_policy_problems(self),
             *_sampler_problems(self),
             *_language_problems(self),
             *_directory_problems(self),
@@ -131,6 +133,16 @@ def _general_problems(config: RunConfig) -> list[str]:
     return [
         f"preference_model.general_share is {config.preference_model.general_share}, and general "
         "comparisons come from pairs.file alone, which is null; name a file, or give 0"
+    ]
+
+
+def _policy_problems(config: RunConfig) -> list[str]:
+    engines, (_, most) = config.policy.resources.engines, config.sampler.resources.num_engines
+    if engines <= most:
+        return []
+    return [
+        f"policy.resources.engines is {engines}, and sampler.resources.num_engines allows "
+        f"{most}; raise the one or lower the other"
     ]
 
 
@@ -235,8 +247,11 @@ def validate(values: Mapping[str, Any]) -> RunConfig:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"])
+            # Where a section is one of several kinds, the kind is no key.
+            key = ".".join(str(part) for part in problem["loc"] if part not in KINDS)
             message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "union_tag_not_found":
+                key, message = f"{key}.kind", "Field required"
             shown = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
             lines.append(f"{key}: {message}{shown}" if key else f"{message}{shown}")
         raise ConfigError("the configuration is not valid:\n  " + "\n  ".join(lines)) from None

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from charactertrain.config.objective import KlSection, Objective
 from charactertrain.config.section import Count, Fraction, PositiveFloat, PositiveInt, Section
 
 
@@ -90,12 +91,25 @@ class PreferenceModelSection(Section):
         return self
 
 
+class LengthBand(Section):
+    """A soft bound on length, so that reward is not bought with it."""
+
+    shortest: Count
+    """Tokens."""
+    longest: PositiveInt
+    """Tokens."""
+    cost: Annotated[float, Field(ge=0)]
+    """Reward per token outside, in the preference model's logits."""
+
+
 class RewardSection(Section):
     """How the rewards of an ensemble become one; of one model they change nothing."""
 
     aggregate: Literal["mean", "minimum"]
     disagreement_coef: Annotated[float, Field(ge=0)]
     """Of the members' variance, taken off."""
+    length: LengthBand | None
+    """Beside what the preference model thinks of length, which is taken off."""
 
 
 class WarmStartSection(Section):
@@ -107,27 +121,11 @@ class WarmStartSection(Section):
     learning_rate: PositiveFloat
 
 
-class ObjectiveSection(Section):
-    """The policy objective."""
+class PolicyResources(TrainingResources):
+    """How the policy stage runs."""
 
-    name: Literal["grpo", "centered", "rloo"]
-    """How advantages are made from a group's rewards."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)]
-    clip_high: PositiveFloat
-    kl_coef: Annotated[float, Field(ge=0)]
-    """Weight of the per-token KL to the reference, in units of advantage per nat."""
-    without_kl: bool
-    """Must be true for kl_coef 0: an unanchored policy is asked for by name."""
-
-    @model_validator(mode="after")
-    def _anchored(self) -> Self:
-        if (self.kl_coef == 0) != self.without_kl:
-            raise ValueError(
-                f"kl_coef is {self.kl_coef} and without_kl is {self.without_kl}: a policy with "
-                "no KL to the reference drifts into hacks of its reward; ask for it by setting "
-                "both kl_coef=0 and without_kl=true"
-            )
-        return self
+    engines: PositiveInt
+    """That sample, beside those of the preference model."""
 
 
 class WatchSection(Section):
@@ -154,8 +152,16 @@ class PolicySection(Section):
     despite_gates: bool
     """Go on with a preference model that does not pass its gates."""
     warm_start: WarmStartSection
-    objective: ObjectiveSection
+    objective: Objective
+    kl: KlSection
     reward: RewardSection
+    general_share: Annotated[float, Field(ge=0, lt=1)]
+    """Share of prompts on which no trait should show; rewarded like the others."""
+    max_staleness: Count
+    """Most steps between the weights that wrote a token and the step that is trained on it. 0:
+    engines wait while a step is trained, and every step is on-policy."""
+    max_refills: Count
+    """Most groups of a step that are replaced because all their rewards are equal."""
     num_steps: PositiveInt
     prompts_per_step: PositiveInt
     group_size: Annotated[int, Field(ge=2)]
@@ -170,7 +176,7 @@ class PolicySection(Section):
     """Largest mean difference between the sampler's and the trainer's probe logprobs, in nats."""
     watch: WatchSection
     deepspeed: DeepSpeedSection
-    resources: TrainingResources
+    resources: PolicyResources
 
 
 class EvaluationSection(Section):

@@ -1,6 +1,7 @@
-"""Log-probabilities of tokens, and sums and means of values over tokens.
+"""Log-probabilities of tokens and the entropy of their distributions.
 
 Shapes: B sequences, T tokens, V vocabulary, N = B * T tokens in one row, C tokens of a chunk.
+Tokens may as well come in one row: N in place of BT.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ def token_logprobs(logits_BTV: Tensor, token_ids_BT: Tensor) -> Tensor:
     """Log-probability of each token, shape BT, in nats, at least in float32.
 
     `logits_BTV[b, t]` must be the logits that predict `token_ids_BT[b, t]`: the caller shifts.
-    Padding needs a valid id (not -100), whose value is then masked.
 
     Memory beyond the logits: a chunk of them in float32 and, in the backward, their gradient.
     """
@@ -33,24 +33,9 @@ def entropy(logits_BTV: Tensor) -> Tensor:
     return torch.cat(entropies).view(logits_BTV.shape[:-1])
 
 
-def masked_sum(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Sum of the values where the mask is True; what padding holds (nan too) has no influence."""
-    assert values_BT.shape == mask_BT.shape, (values_BT.shape, mask_BT.shape)
-    # Not values * mask: nan * 0 is nan.
-    return torch.where(mask_BT, values_BT, 0.0).sum()
-
-
-def token_mean(values_BT: Tensor, mask_BT: Tensor, *, num_tokens: int | Tensor) -> Tensor:
-    """This micro-batch's share of the mean over all tokens of an optimizer step.
-
-    Args:
-        values_BT: One value per token.
-        mask_BT: True where a token counts.
-        num_tokens: Tokens that count in the whole step, over all ranks and micro-batches, so that
-            shares add up to the mean however the step was cut. A mean per micro-batch would weigh
-            a token by how few others it came with.
-    """
-    return masked_sum(values_BT, mask_BT) / num_tokens
+def at_least_float32(values: Tensor) -> Tensor:
+    """The values in float32, or in float64 if they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 _CHUNK_VALUES = 2**23
@@ -69,9 +54,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits_BTV: Tensor, token_ids_BT: Tensor) -> Tensor:
-        normalizers = [
-            _at_least_float32(chunk_CV).logsumexp(-1) for chunk_CV in _chunks(logits_BTV)
-        ]
+        normalizers = [at_least_float32(chunk_CV).logsumexp(-1) for chunk_CV in _chunks(logits_BTV)]
         normalizers_BT = torch.cat(normalizers).view(token_ids_BT.shape)
         ctx.save_for_backward(logits_BTV, token_ids_BT, normalizers_BT)
         return logits_BTV.gather(-1, token_ids_BT[..., None]).squeeze(-1) - normalizers_BT
@@ -89,19 +72,15 @@ class _TokenLogprobs(torch.autograd.Function):
             chunk = slice(first, first + len(logits_CV))
             first = chunk.stop
             gradient_C1 = gradient_BT.flatten()[chunk, None]
-            logprobs_CV = _at_least_float32(logits_CV) - normalizers_BT.flatten()[chunk, None]
+            logprobs_CV = at_least_float32(logits_CV) - normalizers_BT.flatten()[chunk, None]
             gradient_CV = logprobs_CV.exp_().mul_(-gradient_C1)
             gradient_CV.scatter_add_(-1, token_ids_BT.flatten()[chunk, None], gradient_C1)
             target_CV.copy_(gradient_CV)
         return logits_gradient_BTV, None
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
 def _entropy(logits_CV: Tensor) -> Tensor:
-    logprobs_CV = _at_least_float32(logits_CV).log_softmax(-1)
+    logprobs_CV = at_least_float32(logits_CV).log_softmax(-1)
     # 0 * -inf is nan, in the value and in the gradient.
     finite_CV = logprobs_CV.clamp(min=torch.finfo(logprobs_CV.dtype).min)
     return -(finite_CV.exp() * finite_CV).sum(-1)

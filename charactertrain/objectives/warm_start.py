@@ -1,19 +1,18 @@
 """The loss of the supervised warm start.
 
-Shapes: B responses, T tokens.
+Shapes: N tokens of the responses of a micro-batch in a row.
 """
 
 from torch import Tensor
 
-from charactertrain.objectives.logprobs import token_mean
+from charactertrain.objectives.aggregation import weighted_sum
 
 
-def supervised_loss(logprobs_BT: Tensor, mask_BT: Tensor, *, num_tokens: int | Tensor) -> Tensor:
+def supervised_loss(logprobs_N: Tensor, weights_N: Tensor) -> Tensor:
     """This micro-batch's share of the mean negative log-likelihood, in nats per token.
 
     Args:
-        logprobs_BT: Of each token under the policy being trained.
-        mask_BT: True at the tokens of responses.
-        num_tokens: Tokens that count in the whole step, over all ranks and micro-batches.
+        logprobs_N: Of each token under the policy being trained.
+        weights_N: Each token's share of the whole step (`aggregation`).
     """
-    return -token_mean(logprobs_BT, mask_BT, num_tokens=num_tokens)
+    return -weighted_sum(logprobs_N, weights_N)

@@ -43,7 +43,8 @@ class EngineSource:
     def open_for_training(self) -> "LeasedSampler":
         """A sampler whose engine's weights are about to be changed by weight updates.
 
-        Use its `handle`: an engine that took the place of one that died would have other weights.
+        Use its `handle`: an engine that took the place of one that died would have other weights,
+        until it is sent those in training.
         """
         sampler = self.open()
         sampler.disown_weights()
@@ -141,6 +142,12 @@ class LeasedSampler:
         """The preference model's scalar for each whole sequence."""
         results: list[float] = self._call(lambda engine: engine.rewards.remote(token_ids))
         return results
+
+    def replace_for_training(self) -> None:
+        """Lease another engine in the place of one that died, as `open_for_training` does."""
+        ray.get(self._broker.discard.remote(self.lease))
+        self._lease()
+        self.disown_weights()
 
     def disown_weights(self) -> None:
         """Record that the engine's weights are about to be changed by weight updates."""

@@ -54,7 +54,7 @@ class FakeSampler:
             token_ids=token_ids,
             logprobs=(-math.log(len(_WORDS)),) * length,
             finish_reason="length" if length == settings.max_tokens else "stop",
-            weight_version="fake",
+            weight_versions=(("fake", 0),),
             cached_tokens=0,
         )
 

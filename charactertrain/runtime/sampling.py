@@ -40,8 +40,9 @@ class Sample:
     logprobs: tuple[float, ...]
     """Per token, under the distribution sampled from, in nats."""
     finish_reason: FinishReason
-    weight_version: str
-    """The weights that wrote it."""
+    weight_versions: tuple[tuple[str, int], ...]
+    """The weights that wrote it, and the first token of each's: one, unless an update came in
+    between."""
     cached_tokens: int
     """Of the prompt's, found in the engine's prefix cache."""
 
@@ -92,6 +93,10 @@ class Choice:
     prompt_tokens: int
     cached_tokens: int
     """Of the prompt's tokens, found in the engine's prefix cache."""
+
+
+ABORTED = "aborted"
+"""The reason of a request that the engine gave up; it may be asked again."""
 
 
 @dataclass(frozen=True)

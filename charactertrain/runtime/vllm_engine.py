@@ -17,6 +17,7 @@ from charactertrain import chat
 from charactertrain.exceptions import SamplingError
 from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec
 from charactertrain.runtime.sampling import (
+    ABORTED,
     Choice,
     ChoiceRequest,
     Failure,
@@ -78,7 +79,6 @@ class VllmEngine:
             ) from error
         self._spec = spec
         self._updates = WeightUpdates(self._engine)
-        self._weight_version = "0"
         self._is_closing = False
         threading.Thread(target=self._watch, name="engine-watch", daemon=True).start()
 
@@ -126,6 +126,8 @@ class VllmEngine:
         if isinstance(output, Failure):
             return output
         completion = output.outputs[0]
+        if completion.finish_reason == "abort":
+            return Failure(request.request_id, ABORTED, "an update of the weights ended it")
         # The first entry of each position is the token that was drawn.
         flat = completion.logprobs
         return Sample(
@@ -135,7 +137,7 @@ class VllmEngine:
             token_ids=tuple(completion.token_ids),
             logprobs=tuple(flat.logprobs[start] for start in flat.start_indices),
             finish_reason="length" if completion.finish_reason == "length" else "stop",
-            weight_version=self._weight_version,
+            weight_versions=tuple((s.version, s.start) for s in completion.weight_versions or ()),
             cached_tokens=output.num_cached_tokens or 0,
         )
 
@@ -255,8 +257,7 @@ class VllmEngine:
     @_ends_with_its_engine
     async def load(self, weights: str, version: str) -> None:
         """Take the weights of a directory with this engine's architecture."""
-        await self._updates.reload(weights)
-        self._weight_version = version
+        await self._updates.reload(weights, version)
 
     @_ends_with_its_engine
     async def init_weight_transfer_engine(self, request: Any) -> None:
@@ -265,7 +266,7 @@ class VllmEngine:
 
     @_ends_with_its_engine
     async def start_weight_update(self) -> None:
-        """Second phase: no request runs until the update is finished."""
+        """Second phase: requests wait where they are until the update is finished."""
         await self._updates.start()
 
     @_ends_with_its_engine
@@ -274,15 +275,9 @@ class VllmEngine:
         await self._updates.receive(request)
 
     @_ends_with_its_engine
-    async def finish_weight_update(self) -> None:
-        """Fourth phase: the new weights count."""
-        await self._updates.finish()
-
-    @_ends_with_its_engine
-    async def update_weight_version(self, version: str) -> None:
-        """Name the weights; every sample carries the name."""
-        await self._engine.update_weight_version(version)
-        self._weight_version = version
+    async def finish_weight_update(self, version: str) -> None:
+        """Fourth phase: the new weights count, under this name; every sample carries it."""
+        await self._updates.finish(version)
 
     @_ends_with_its_engine
     async def rest(self) -> None:

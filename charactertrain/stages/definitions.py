@@ -109,6 +109,7 @@ def _training_stages(
 ) -> list[Stage]:
     """Preference model to evaluation, which shows the trait to the base as `asked` says."""
     seed = {"seed": config.seed}
+    learnt_from = "pairs" if config.policy.objective.kind == "dpo" else "preference_model"
     return [
         _stage(
             "preference_model",
@@ -119,7 +120,7 @@ def _training_stages(
         ),
         _stage(
             "policy",
-            ("traits", "prompts", "responses", "rankings", "preference_model"),
+            ("traits", "prompts", "responses", "rankings", learnt_from),
             {**seed, "model": model},
             {"policy": config.policy},
             sizes,

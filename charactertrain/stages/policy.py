@@ -1,36 +1,55 @@
 """policy: the base model, optimised against the preference model with no trait in its prompt."""
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import ray
+
 from charactertrain import chat
 from charactertrain.artifacts import Outcome, iter_rows, read_rows
+from charactertrain.config.objective import DpoSection, PolicyGradientSection
+from charactertrain.config.training import PolicySection
+from charactertrain.exceptions import ConfigError
 from charactertrain.models import loading
 from charactertrain.models.packing import PromptGroup
 from charactertrain.pipeline import Work
-from charactertrain.records import Prompt, Ranking, Response
+from charactertrain.records import NO_TRAIT, PreferencePair, Prompt, Ranking, Response
 from charactertrain.runtime import training
+from charactertrain.runtime.sampling import SamplerSource
 from charactertrain.stages.context import Context, response_settings
-from charactertrain.stages.ensemble import EnsembleReward
-from charactertrain.stages.policy_loop import EngineSources, train
+from charactertrain.stages.dpo import DpoTask, with_sampled_tokens
+from charactertrain.stages.dpo import train as train_on_pairs
+from charactertrain.stages.ensemble import EnsembleReward, LengthBand
+from charactertrain.stages.ledger import LedgerSettings
+from charactertrain.stages.policy_loop import Sampling, train
+from charactertrain.stages.policy_objective import PolicyGradient
 from charactertrain.stages.policy_task import OptimiseTask, PolicyTask, WarmStartTask
+from charactertrain.stages.preference_data import read_examples
 from charactertrain.stages.preference_gates import check_gates, require_gates
 from charactertrain.stages.preference_model import (
     ensemble_members,
     worker_settings,
     zero_settings,
 )
+from charactertrain.stages.prompt_stream import PromptStream
+from charactertrain.stages.rollout_buffer import BufferSettings, RolloutBuffer
 from charactertrain.stages.rollouts import RolloutSettings
 from charactertrain.templates import plain_conversation
 
 
 def run(work: Work, context: Context) -> Outcome:
-    """Warm start on the top-ranked responses, then policy steps against the preference model."""
-    _check_gates(work, context)
+    """Warm start on the top-ranked responses, then steps of the objective."""
+    objective = context.config.policy.objective
+    if not isinstance(objective, DpoSection):
+        _check_gates(work, context)
     if not work.directory.exists("optimise.json"):
         context.session.make_room()
-        _train(work, context)
+        if isinstance(objective, DpoSection):
+            _train_on_pairs(work, context, objective.beta)
+        else:
+            _train_on_rewards(work, context)
     work.directory.delete("checkpoints")
     history = json.loads(work.directory.read_bytes("optimise.json"))
     files = ["optimise.json", *work.directory.files("model")]
@@ -41,12 +60,46 @@ def run(work: Work, context: Context) -> Outcome:
     work.directory.write_bytes("model/README.md", _model_card(work, context).encode())
     summary = {
         "history": [*warm_start, *history],
-        "sync_difference": history[0]["sync_difference"],
+        "sync_difference": history[0].get("sync_difference"),
     }
     return Outcome(files=tuple({*files, "model/README.md"}), summary=summary)
 
 
-def _train(work: Work, context: Context) -> None:
+def _train_on_pairs(work: Work, context: Context, beta: float) -> None:
+    context.session.connect()
+    config = context.config.policy
+    tokenizer: Any = loading.load_tokenizer(context.model_directory)
+    pairs = (
+        pair
+        for batch in iter_rows(*work.inputs["pairs"], "pairs", PreferencePair)
+        for pair in batch
+        if pair.split == "train" and pair.trait_id != NO_TRAIT
+    )
+    examples, _ = read_examples(
+        pairs, tokenizer, context_tokens=context.config.model.context_tokens
+    )
+    token_ids = {
+        response.response_id: response.token_ids
+        for batch in iter_rows(*work.inputs["responses"], "responses", Response)
+        for response in batch
+    }
+    end = [tokenizer.eos_token_id] if config.ending == "natural" else []
+    dpo = DpoTask(
+        prompts=tuple(with_sampled_tokens(examples, token_ids, end)),
+        prompts_per_step=config.prompts_per_step,
+        beta=beta,
+    )
+    training.fit(
+        train_on_pairs,
+        {"task": _task(work, context), "dpo": dpo},
+        workers=worker_settings(context),
+        storage=work.directory,
+        on_metrics=lambda values: context.session.metrics.log("policy", values),
+    )
+
+
+def _train_on_rewards(work: Work, context: Context) -> None:
+    config, session = context.config.policy, context.session
     model = str(context.model_directory)
     source, manifest = work.inputs["preference_model"]
     with ExitStack() as stack:
@@ -54,19 +107,86 @@ def _train(work: Work, context: Context) -> None:
             str(stack.enter_context(source.child(name).on_local_disk()))
             for name in ensemble_members(manifest)
         ]
-        engines = EngineSources(
-            policy=context.session.sampler(model, model),
-            rewards=tuple(
-                context.session.sampler(member, member, kind="reward") for member in members
+        engines = session.sampler(model, model)
+        rewards = [session.sampler(member, member, kind="reward") for member in members]
+        # Of the driver, so that it outlives an attempt; Ray starts it again should it die.
+        buffer: Any = (
+            ray.remote(RolloutBuffer)
+            .options(num_cpus=0, max_restarts=-1)
+            .remote(_buffer_settings(work, context, rewards), model)
+        )
+        try:
+            training.fit(
+                train,
+                {
+                    "task": _task(work, context),
+                    "sampling": Sampling(engines, config.resources.engines, buffer),
+                },
+                workers=worker_settings(context),
+                storage=work.directory,
+                on_metrics=lambda values: session.metrics.log("policy", values),
+            )
+        finally:
+            ray.kill(buffer)
+
+
+def _buffer_settings(
+    work: Work, context: Context, rewards: Sequence[SamplerSource]
+) -> BufferSettings:
+    config, seed = context.config.policy, context.config.seed
+    resources = context.config.sampler.resources
+    # The starting policy alone is asked where nothing is sent.
+    is_online = config.objective.kind == "policy_gradient"
+    return BufferSettings(
+        ledger=LedgerSettings(
+            per_step=config.prompts_per_step,
+            max_staleness=config.max_staleness if is_online else config.num_steps,
+            max_refills=config.max_refills,
+        ),
+        rollouts=RolloutSettings(
+            sampling=response_settings(
+                temperature=1.0, max_tokens=config.max_tokens, ending=config.ending
             ),
+            group_size=config.group_size,
+            seed=seed,
+        ),
+        prompts=_prompt_stream(work, context),
+        reward=_reward(work, context),
+        rewards=tuple(rewards),
+        # Enough that the next is there when one ends, and few enough to be shared out evenly.
+        groups_per_engine=-(-2 * resources.max_num_seqs // config.group_size),
+    )
+
+
+def _prompt_stream(work: Work, context: Context) -> PromptStream:
+    share = context.config.policy.general_share
+    prompts = [
+        prompt
+        for prompt in read_rows(*work.inputs["prompts"], "prompts", Prompt)
+        if prompt.split == "train"
+    ]
+    general = [prompt for prompt in prompts if prompt.kind == "general"]
+    if share > 0 and not general:
+        raise ConfigError(
+            f"policy.general_share is {share}, and the prompts artifact has no general prompts for "
+            "training: give prompts.kinds.general a weight, or general_share 0"
         )
-        training.fit(
-            train,
-            {"task": _task(work, context), "engines": engines},
-            workers=worker_settings(context),
-            storage=work.directory,
-            on_metrics=lambda values: context.session.metrics.log("policy", values),
-        )
+    traits = [prompt for prompt in prompts if prompt.kind != "general"]
+    return PromptStream(traits, general, general_share=share, seed=context.config.seed)
+
+
+def _reward(work: Work, context: Context) -> EnsembleReward:
+    config = context.config.policy.reward
+    _, manifest = work.inputs["preference_model"]
+    band = config.length
+    return EnsembleReward(
+        levels=tuple(manifest.summary["levels"].values()),
+        length_slopes=tuple(manifest.summary["length_slopes"].values()),
+        reference_tokens=context.config.policy.max_tokens,
+        aggregate=config.aggregate,
+        disagreement_coef=config.disagreement_coef,
+        length=None if band is None else LengthBand(band.shortest, band.longest, band.cost),
+    )
 
 
 def _check_gates(work: Work, context: Context) -> None:
@@ -79,32 +199,11 @@ def _check_gates(work: Work, context: Context) -> None:
 
 def _task(work: Work, context: Context) -> PolicyTask:
     config = context.config.policy
-    prompts = read_rows(*work.inputs["prompts"], "prompts", Prompt)
-    _, preference_manifest = work.inputs["preference_model"]
-    sampling = response_settings(
-        temperature=1.0, max_tokens=config.max_tokens, ending=config.ending
-    )
     optimise = OptimiseTask(
-        prompts=tuple(prompt for prompt in prompts if prompt.split == "train"),
+        objective=_policy_gradient(config),
         num_steps=config.num_steps,
-        prompts_per_step=config.prompts_per_step,
-        rollouts=RolloutSettings(
-            sampling=sampling,
-            group_size=config.group_size,
-            seed=context.config.seed,
-        ),
-        advantages=config.objective.name,
-        clip_low=config.objective.clip_low,
-        clip_high=config.objective.clip_high,
-        kl_coef=config.objective.kl_coef,
         learning_rate=config.learning_rate,
         warmup_steps=config.warmup_steps,
-        reward=EnsembleReward(
-            levels=tuple(preference_manifest.summary["levels"].values()),
-            length_slopes=tuple(preference_manifest.summary["length_slopes"].values()),
-            aggregate=config.reward.aggregate,
-            disagreement_coef=config.reward.disagreement_coef,
-        ),
         sync_tolerance=config.sync_tolerance,
     )
     warm_start = WarmStartTask(
@@ -125,6 +224,27 @@ def _task(work: Work, context: Context) -> PolicyTask:
         checkpoint_every=config.resources.checkpoint_every,
         seed=context.config.seed,
         output=work.directory,
+    )
+
+
+def _policy_gradient(config: PolicySection) -> PolicyGradient | None:
+    objective = config.objective
+    if not isinstance(objective, PolicyGradientSection):
+        return None
+    return PolicyGradient(
+        advantages=objective.advantages,
+        baseline_decay=objective.baseline_decay,
+        loss=objective.loss,
+        clip_low=objective.clip_low,
+        clip_high=objective.clip_high,
+        dual_clip=objective.dual_clip,
+        aggregate=objective.aggregate,
+        correction=objective.correction.kind,
+        correction_level=objective.correction.level,
+        cap=objective.correction.cap,
+        kl_coef=config.kl.coef,
+        kl_place=config.kl.place,
+        kl_estimator=config.kl.estimator,
     )
 
 

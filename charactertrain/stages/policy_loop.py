@@ -1,187 +1,243 @@
-"""The worker's side of the policy stage: a warm start, then sample, score, step, send weights."""
+"""The worker's side of the policy stage: a warm start, then take groups, step, send weights."""
 
 import json
 import time
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import ray
 import torch
 
 from charactertrain.exceptions import TrainingError
-from charactertrain.models import loading
 from charactertrain.models.packing import PromptGroup, pack
+from charactertrain.objectives.advantages import RunningBaseline
 from charactertrain.objectives.logprobs import token_logprobs
-from charactertrain.records import Prompt
-from charactertrain.runtime.engines import EngineSource, LeasedSampler
+from charactertrain.runtime.engines import EngineSource
 from charactertrain.runtime.hardware import resolve_precision
 from charactertrain.runtime.learning_rate import Schedule
-from charactertrain.runtime.sampling import Sampler, SamplerSource, ScoreRequest
+from charactertrain.runtime.sampling import ScoreRequest
 from charactertrain.runtime.worker import Worker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine
 from charactertrain.runtime.zero_checkpoint import read_state
-from charactertrain.seeds import derive_seed
-from charactertrain.stages.policy_step import Models, policy_step, prompt_group, response_logits
+from charactertrain.stages.ledger import Batch
+from charactertrain.stages.policy_step import policy_step, prompt_group
 from charactertrain.stages.policy_task import (
+    Models,
     PolicyTask,
     forbidden_tokens,
+    frozen_model,
+    starting_weights,
     training_engine,
     write_model,
 )
-from charactertrain.stages.rollouts import Rollout, RolloutCollector
-from charactertrain.stages.warm_start import warm_start
+from charactertrain.stages.response_logits import response_logits
+from charactertrain.stages.rollout_buffer import Taken
+from charactertrain.stages.rollout_engines import RolloutEngines
+from charactertrain.stages.rollouts import Rollout
+from charactertrain.stages.warm_start import warm_start_once, warm_start_step
 from charactertrain.templates import plain_conversation
 
 
 @dataclass(frozen=True)
-class EngineSources:
-    """Where rank 0 gets its engines."""
+class Sampling:
+    """Where rank 0 gets its rollouts."""
 
-    policy: EngineSource
-    rewards: tuple[SamplerSource, ...]
-    """Of each of the preference model's members."""
+    engines: EngineSource
+    num_engines: int
+    buffer: Any
+    """The actor."""
 
 
-def train(worker: Worker, task: PolicyTask, engines: EngineSources) -> None:
+def train(worker: Worker, task: PolicyTask, sampling: Sampling) -> None:
     """Warm start, optimise, and write the policy: the function that Ray Train runs."""
     with worker.last_checkpoint() as checkpoint:
-        phase = read_state(checkpoint)["phase"] if checkpoint is not None else "warm_start"
-        if task.warm_start.epochs > 0 and not task.output.exists("warm_start.json"):
-            assert phase == "warm_start", "a checkpoint of policy steps follows a warm start"
-            warm_start(task, worker, checkpoint)
-        _Optimisation(task, worker, engines, checkpoint if phase == "optimise" else None).run()
+        if warm_start_once(task, worker, checkpoint):
+            checkpoint = None
+        _Optimisation(task, worker, sampling, checkpoint).run()
 
 
 class _Optimisation:
     """The policy steps of one attempt, and the models and engines they use."""
 
     def __init__(
-        self, task: PolicyTask, worker: Worker, engines: EngineSources, checkpoint: Path | None
+        self, task: PolicyTask, worker: Worker, sampling: Sampling, checkpoint: Path | None
     ) -> None:
         self._task, self._worker = task, worker
-        self._engines = _open_engines(task, engines) if worker.rank == 0 else None
-        with _starting_weights(task) as start:
+        state = {} if checkpoint is None else read_state(checkpoint)
+        self._history: list[dict[str, Any]] = state.get("history", [])
+        self._baseline = RunningBaseline(**state.get("baseline", {}))
+        self._engines: RolloutEngines | None = None
+        if worker.rank == 0:
+            self._engines = RolloutEngines(
+                sampling.engines, sampling.num_engines, sampling.buffer, state.get("ledger")
+            )
+        with starting_weights(task) as start:
             self._engine = training_engine(task, start, checkpoint)
-            # The policy as it starts, as in Ouyang et al. (2022): towards the base, the KL would
-            # undo the warm start.
-            dtype = resolve_precision(task.precision)
-            load = partial(loading.load_causal_lm, start, dtype)
-            reference = FrozenModel(load, task.zero.in_dtype(dtype))
-        self._history: list[dict[str, Any]] = []
-        if checkpoint is not None:
-            self._history = read_state(checkpoint)["history"]
-        self._models = Models(self._engine, reference, forbidden_tokens(task))
+            self._models = Models(self._engine, _reference(task, start), forbidden_tokens(task))
+        self._sender: Any = None
+        if task.optimise.objective is not None:
+            self._meet()
 
-    def run(self) -> None:
-        """Sample, score, step and send weights, `num_steps` times; writes model/."""
+    def _meet(self) -> None:
+        """Engines and trainer agree on how weights travel; every rank takes part."""
         from charactertrain.runtime.weight_sync.sender import WeightSender
 
-        task, worker, engine, history = self._task, self._worker, self._engine, self._history
         # Under ZeRO-3 the first forward initialises parameters; sent before, they would be garbage.
-        _warm_up(engine)
-        engines = [self._engines.policy.handle] if self._engines is not None else []
-        dtype = resolve_precision(task.precision)
-        sender = WeightSender(engine.module, engines, rank=worker.rank, dtype=dtype)
-        first_step = len(history)
-        schedule = Schedule(
-            task.optimise.learning_rate,
-            task.optimise.warmup_steps,
-            task.optimise.num_steps,
-            "constant",
+        _warm_up(self._engine)
+        handles = self._engines.handles if self._engines is not None else []
+        dtype = resolve_precision(self._task.precision)
+        self._sender = WeightSender(
+            self._engine.module, handles, rank=self._worker.rank, dtype=dtype
         )
-        sender.send(str(first_step))
-        for step in range(first_step, task.optimise.num_steps):
+        self._is_checked = False
+        """Whether engines were seen to have the trainer's weights, since they met."""
+
+    def run(self) -> None:
+        """Take groups, step and send weights, `num_steps` times; writes model/."""
+        task, worker, history = self._task, self._worker, self._history
+        first_step, num_steps = len(history), task.optimise.num_steps
+        rates = Schedule(
+            task.optimise.learning_rate, task.optimise.warmup_steps, num_steps, "constant"
+        )
+        self._send(first_step)
+        for step in range(first_step, num_steps):
             clock = _Clock()
-            groups = self._rollouts(step)
+            taken, batch = self._take(step)
             clock.lap("sample_seconds")
-            values = policy_step(self._models, task, groups, worker)
-            values["grad_norm"] = engine.step(schedule.rate(step))
+            values = self._step(batch)
+            values["grad_norm"] = self._engine.step(rates.rate(step))
             clock.lap("train_seconds")
-            sender.send(str(step + 1))
-            clock.lap("sync_seconds")
-            if step == first_step:
-                values["sync_difference"] = self._check_sync(step_prompts(task, step)[0], groups[0])
+            if taken.lost:
+                self._replace(taken.lost)
+            if task.optimise.objective is not None:
+                self._send(step + 1)
+                clock.lap("sync_seconds")
+                values |= self._checked(batch.groups[0])
+            values |= _sampled(taken, batch)
             values |= clock.laps | {"seconds": sum(clock.laps.values())}
             history.append({"phase": "optimise", "step": step + 1, **values})
-            worker.send({"step": f"{step + 1}/{task.optimise.num_steps}", **values})
-            if (step + 1) % task.checkpoint_every == 0 and step + 1 < task.optimise.num_steps:
-                state = {"phase": "optimise", "history": history}
-                worker.report_checkpoint(partial(engine.save, state=state), {"step": step + 1})
-        write_model(engine, task, worker, "model")
+            worker.send({"step": f"{step + 1}/{num_steps}", **values})
+            if (step + 1) % task.checkpoint_every == 0 and step + 1 < num_steps:
+                save = partial(self._engine.save, state=self._state())
+                worker.report_checkpoint(save, {"step": step + 1})
+        write_model(self._engine, task, worker, "model")
         if worker.rank == 0:
             task.output.write_bytes("optimise.json", json.dumps(history).encode())
         torch.distributed.barrier()
-        sender.close()
+        if self._sender is not None:
+            self._sender.close()
         if self._engines is not None:
             self._engines.close()
 
-    def _rollouts(self, step: int) -> list[list[Rollout]]:
-        """One group per prompt of the step: drawn and scored by rank 0, on every rank."""
-        box: list[list[list[Rollout]] | None] = [None]
+    def _state(self) -> dict[str, Any]:
+        """For a checkpoint; rank 0's is written."""
+        state = {"phase": "optimise", "history": self._history, "baseline": asdict(self._baseline)}
         if self._engines is not None:
-            box = [self._engines.collector.collect(step_prompts(self._task, step), step)]
-        torch.distributed.broadcast_object_list(box, src=0)
-        assert box[0] is not None, "rank 0 sends rollouts"
-        return box[0]
+            state["ledger"] = self._engines.state()
+        return state
 
-    def _check_sync(self, prompt: Prompt, group: list[Rollout]) -> float:
-        """Mean absolute difference of the engine's and the trainer's logprobs of a group, in nats.
+    def _step(self, batch: Batch) -> dict[str, Any]:
+        """Add the gradient of one step."""
+        objective, budget = self._task.optimise.objective, self._task.token_budget
+        if objective is None:
+            best = [_best(group) for group in batch.groups]
+            return warm_start_step(self._models, self._task, best, self._worker)
+        values = policy_step(
+            self._models,
+            objective,
+            batch.groups,
+            self._worker,
+            token_budget=budget,
+            baseline=self._baseline,
+        )
+        self._baseline = self._baseline.updated(
+            torch.tensor([[values["reward"] - values["kl_cost"]]]), decay=objective.baseline_decay
+        )
+        return values
 
-        Raises TrainingError on every rank if it exceeds the tolerance: the engine would sample
-        from other weights than those being trained. The mean, since in bf16 single tokens differ by
-        up to half a nat between two right computations, and the mean by a twentieth.
+    def _take(self, step: int) -> tuple[Taken, Batch]:
+        """The step's groups, on every rank; engines that die in the meantime are replaced."""
+        while True:
+            box: list[Taken | None] = [self._engines.take() if self._engines is not None else None]
+            torch.distributed.broadcast_object_list(box, src=0)
+            assert box[0] is not None, "rank 0 sends what it has taken"
+            if box[0].batch is not None:
+                return box[0], box[0].batch
+            self._replace(box[0].lost)
+            self._send(step)
+
+    def _replace(self, lost: Sequence[int]) -> None:
+        """Other engines in the place of those that died. They have yet to be sent the weights."""
+        if self._engines is not None:
+            self._engines.replace(lost)
+        if self._sender is not None:
+            self._sender.close()
+            self._meet()
+
+    def _send(self, version: int) -> None:
+        """The weights as they are to all engines, and the engines to the buffer."""
+        if self._sender is not None:
+            self._sender.send(str(version))
+        elif self._engines is not None:
+            # The best are of what the starting policy samples, however far training is.
+            version = 0
+            with starting_weights(self._task) as start:
+                self._engines.load(start, version)
+        if self._engines is not None:
+            self._engines.serve(version)
+
+    def _checked(self, group: Sequence[Rollout]) -> dict[str, float]:
+        """How far engines and trainer are apart, once after they met.
+
+        The mean absolute difference of their logprobs of a group, in nats, of the engine that is
+        furthest off. Raises TrainingError on every rank if it exceeds the tolerance: an engine
+        would sample from other weights than those being trained. The mean, since in bf16 single
+        tokens differ by up to half a nat between two right computations, and the mean by a
+        twentieth.
         """
+        if self._is_checked:
+            return {}
+        self._is_checked = True
         with torch.no_grad():
             row = pack([prompt_group(group)]).to(self._engine.device)
-            logits_BTV = response_logits(self._engine, row, ())
-            logprobs_N = token_logprobs(logits_BTV, row.token_ids_N[None])[0].cpu()
+            logprobs_N = token_logprobs(response_logits(self._engine, row), row.token_ids_N).cpu()
         difference = [0.0]
         if self._engines is not None:
-            shown = plain_conversation(prompt.text)
+            shown = plain_conversation(group[0].prompt)
             requests = [ScoreRequest("probe", shown, rollout.token_ids) for rollout in group]
-            scores = ray.get(self._engines.policy.handle.score.remote(requests))
-            theirs = torch.tensor([value for score in scores for value in score.logprobs])
-            difference = [float((logprobs_N - theirs).abs().mean())]
+            calls = [handle.score.remote(requests) for handle in self._engines.handles]
+            for scores in ray.get(calls):
+                theirs = torch.tensor([value for score in scores for value in score.logprobs])
+                difference[0] = max(difference[0], float((logprobs_N - theirs).abs().mean()))
         torch.distributed.broadcast_object_list(difference, src=0)
         tolerance = self._task.optimise.sync_tolerance
         # Not "greater": nan is no agreement either.
         if not difference[0] <= tolerance:
             raise TrainingError(
-                "after the first weight update the sampler's and the trainer's log-probabilities "
+                "after a weight update the sampler's and the trainer's log-probabilities "
                 f"of the same {len(logprobs_N)} tokens differ by {difference[0]:.3f} nats on "
                 f"average, more than policy.sync_tolerance {tolerance}: the engine does not hold "
                 "the trained weights"
             )
-        return difference[0]
+        return {"sync_difference": difference[0]}
 
 
-@dataclass(frozen=True)
-class _Engines:
-    """What rank 0 samples and scores with."""
-
-    policy: LeasedSampler
-    rewards: tuple[Sampler, ...]
-    collector: RolloutCollector
-
-    def close(self) -> None:
-        """Give all of them back."""
-        for sampler in (self.policy, *self.rewards):
-            sampler.close()
+def _sampled(taken: Taken, batch: Batch) -> dict[str, Any]:
+    return {
+        "staleness": fmean(batch.staleness) if batch.staleness else 0.0,
+        "max_staleness": max(batch.staleness, default=0),
+        "refills": batch.refills,
+        "groups_waiting": taken.waiting,
+    }
 
 
-def _open_engines(task: PolicyTask, sources: EngineSources) -> _Engines:
-    """The engines of this attempt; an engine that died in the last one is replaced."""
-    sources.policy.end_leases()
-    policy = sources.policy.open_for_training()
-    rewards = tuple(source.open() for source in sources.rewards)
-    tokenizer = loading.load_tokenizer(Path(task.model_directory))
-    collector = RolloutCollector(
-        policy.handle, rewards, task.optimise.reward, tokenizer, task.optimise.rollouts
-    )
-    return _Engines(policy, rewards, collector)
+def _best(group: Sequence[Rollout]) -> PromptGroup:
+    best = max(group, key=lambda rollout: rollout.reward)
+    return PromptGroup(best.prompt_token_ids, (best.token_ids,))
 
 
 class _Clock:
@@ -198,25 +254,14 @@ class _Clock:
         self._last = now
 
 
-def _starting_weights(task: PolicyTask) -> AbstractContextManager[Path]:
-    """A context with the directory that the policy starts from."""
-    if task.warm_start.epochs > 0:
-        return task.output.child("warm_start").on_local_disk()
-    return nullcontext(Path(task.model_directory))
+def _reference(task: PolicyTask, start: Path) -> FrozenModel | None:
+    """None where nothing pulls the policy towards it."""
+    objective = task.optimise.objective
+    if not task.fixed_ending and (objective is None or objective.kl_coef == 0):
+        return None
+    return frozen_model(task, start)
 
 
 def _warm_up(engine: ZeroEngine) -> None:
     with torch.no_grad():
-        response_logits(engine, pack([PromptGroup((1, 1), ((1, 1),))]).to(engine.device), ())
-
-
-def step_prompts(task: PolicyTask, step: int) -> list[Prompt]:
-    """The prompts of a step: epochs of permutations that depend on the seed alone."""
-    prompts, size = task.optimise.prompts, task.optimise.prompts_per_step
-
-    @cache
-    def order(epoch: int) -> list[Prompt]:
-        return sorted(prompts, key=lambda p: derive_seed(task.seed, "policy", epoch, p.prompt_id))
-
-    places = [divmod(position, len(prompts)) for position in range(step * size, (step + 1) * size)]
-    return [order(epoch)[index] for epoch, index in places]
+        response_logits(engine, pack([PromptGroup((1, 1), ((1, 1),))]).to(engine.device))

@@ -1,7 +1,7 @@
 """One policy step: groups of rollouts in, the gradient of their objective added.
 
-Shapes: P prompts, G responses per prompt, R responses of a microbatch, V vocabulary, E tokens that
-end a response. A microbatch is one packed row, so B is 1 and T its response tokens.
+Shapes: P prompts, G responses per prompt, N response tokens of a microbatch, R its responses, V
+vocabulary. A microbatch is one packed row.
 """
 
 from collections.abc import Sequence
@@ -15,172 +15,188 @@ from torch import Tensor
 from charactertrain.models.packing import PackedRow, PromptGroup, pack
 from charactertrain.models.token_budget import microbatches
 from charactertrain.objectives import advantages as advantage
-from charactertrain.objectives.logprobs import entropy, masked_sum, token_logprobs, token_mean
-from charactertrain.objectives.policy import clipped_policy_loss, ending_loss, kl_k2, kl_k3
-from charactertrain.runtime.training_engine import TrainingEngine
+from charactertrain.objectives import policy
+from charactertrain.objectives.advantages import RunningBaseline
+from charactertrain.objectives.aggregation import response_sums, weighted_sum
+from charactertrain.objectives.logprobs import entropy, token_logprobs
 from charactertrain.runtime.worker import Worker
-from charactertrain.runtime.zero import FrozenModel
-from charactertrain.stages.policy_task import PolicyTask
+from charactertrain.stages.policy_objective import (
+    Drawn,
+    PolicyGradient,
+    advantages_of,
+    corrections,
+    kl_estimator,
+    policy_terms,
+    weights_of,
+)
+from charactertrain.stages.policy_task import Models
+from charactertrain.stages.response_logits import end_logprobs, impossible, response_logits
 from charactertrain.stages.rollouts import Rollout
 
-_ADVANTAGE_EPSILON = 1e-4
-
-
-def response_logits(
-    model: TrainingEngine | FrozenModel, row: PackedRow, forbidden: Sequence[int]
-) -> Tensor:
-    """Logits that predict the response tokens, shape BTV; forbidden tokens are impossible."""
-    logits: Tensor = model.forward(
-        **row.model_inputs(), use_cache=False, logits_to_keep=row.predictor_N
-    ).logits
-    return impossible(logits, forbidden)
-
-
-def impossible(logits_BTV: Tensor, token_ids: Sequence[int]) -> Tensor:
-    """The logits with the given tokens at probability zero."""
-    if not token_ids:
-        return logits_BTV
-    ids = torch.tensor(list(token_ids), device=logits_BTV.device)
-    return logits_BTV.index_fill(-1, ids, float("-inf"))
-
-
-def end_logprobs(logits_BTV: Tensor, end_ids: Sequence[int]) -> Tensor:
-    """Log-probability that one of the ending tokens comes at each place, shape BT."""
-    places = logits_BTV.shape[:-1]
-    logprobs = [
-        token_logprobs(logits_BTV, torch.full(places, end_id, device=logits_BTV.device))
-        for end_id in end_ids
-    ]
-    return torch.stack(logprobs).logsumexp(0)
-
-
-def ending_share(
-    logits_BTV: Tensor, reference_BTV: Tensor, end_ids: Sequence[int], num_tokens: int
-) -> Tensor:
-    """The microbatch's share of the loss that holds the ending; 0 where responses end freely."""
-    if not end_ids:
-        return logits_BTV.new_zeros(())
-    ends_BT = end_logprobs(logits_BTV, end_ids)
-    reference_ends_BT = end_logprobs(reference_BTV, end_ids)
-    return ending_loss(ends_BT, reference_ends_BT, num_tokens=num_tokens)
-
-
-def every_token(values_BT: Tensor) -> Tensor:
-    """A mask in which every token counts: a packed row has no padding."""
-    return torch.ones_like(values_BT, dtype=torch.bool)
-
-
-def advantages_of(kind: str, rewards_PG: Tensor) -> Tensor:
-    """Advantages by the objective's name, shape PG."""
-    match kind:
-        case "grpo":
-            return advantage.grpo_advantages(rewards_PG, epsilon=_ADVANTAGE_EPSILON)
-        case "centered":
-            return advantage.centered_advantages(rewards_PG)
-        case "rloo":
-            return advantage.leave_one_out_advantages(rewards_PG)
-        case _:
-            raise AssertionError(f"no advantages called {kind}")
+Groups = Sequence[Sequence[Rollout]]
 
 
 @dataclass(frozen=True)
-class Models:
-    """What the tokens of a policy step pass through."""
+class Microbatch:
+    """Groups that pass through the model together, on this worker."""
 
-    policy: TrainingEngine
-    reference: FrozenModel
-    forbidden: tuple[int, ...]
-    """Tokens that no response can hold: those that would end one."""
+    groups: Groups
+    places: list[int]
+    """Of the groups in the step."""
+    weight: float
+    """0 for a worker that has nothing left, and passes through the model all the same."""
+    row: PackedRow
+    sampler_logprobs_N: Tensor
+    reference_logprobs_N: Tensor | None
+    reference_ends_N: Tensor | None
+    """Log-probability of ending, under the reference; None where responses end freely."""
+
+    @property
+    def num_responses(self) -> int:
+        """R."""
+        return len(self.row.last_R)
 
 
 def policy_step(
     models: Models,
-    task: PolicyTask,
-    groups: list[list[Rollout]],
+    objective: PolicyGradient,
+    groups: Groups,
     worker: Worker,
+    *,
+    token_budget: int,
+    baseline: RunningBaseline,
 ) -> dict[str, Any]:
-    """Add the gradient of one step; returns its metrics."""
+    """Add the gradient of one step; returns its metrics, the same on every rank."""
+    batches = cut(models, groups, worker, token_budget)
     rewards_PG = torch.tensor([[rollout.reward for rollout in group] for group in groups])
-    advantages_PG = advantages_of(task.optimise.advantages, rewards_PG)
-    num_tokens = sum(len(rollout.token_ids) for group in groups for rollout in group)
-    spread = microbatches(
-        [prompt_group(group).num_tokens for group in groups],
-        num_workers=worker.num_workers,
-        budget=task.token_budget,
-    )
-    sums = torch.zeros(5, dtype=torch.float64, device=models.policy.device)
-    for indices in spread[worker.rank]:
-        # A worker with nothing left still passes through the model, with weight zero.
-        weight, places = (1.0, indices) if indices else (0.0, [0])
+    costs_PG = _kl_costs(objective, batches, rewards_PG)
+    advantages_PG = advantages_of(objective.advantages, rewards_PG - costs_PG, baseline)
+    lengths_PG = torch.tensor([[len(rollout.token_ids) for rollout in group] for group in groups])
+    sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=models.policy.device)
+    for batch in batches:
         share, statistics = microbatch_loss(
-            models,
-            task,
-            [groups[index] for index in places],
-            advantages_PG[places].flatten(),
-            num_tokens,
+            models, objective, batch, advantages_PG[batch.places].flatten(), lengths_PG
         )
-        names = ", ".join(groups[index][0].prompt_id for index in places)
-        models.policy.backward(share * weight, f"prompts {names}")
-        sums += statistics * weight
+        names = ", ".join(group[0].prompt_id for group in batch.groups)
+        models.policy.backward(share * batch.weight, f"prompts {names}")
+        sums += statistics * batch.weight
     torch.distributed.all_reduce(sums)
-    loss, kl_sum, entropy_sum, ratio_sum, clipped_sum = sums.tolist()
+    num_tokens = int(lengths_PG.sum())
+    found = dict(zip(_SUMS, sums.tolist(), strict=True))
+    per_token = {name: found[name] / max(num_tokens, 1) for name in _SUMS[1:]}
+    if models.reference is None:
+        del per_token["kl"]
     return {
-        "loss": loss,
+        "loss": found["loss"],
         "reward": float(rewards_PG.mean()),
         "reward_std": float(rewards_PG.std()),
+        "kl_cost": float(costs_PG.mean()),
         "disagreement": fmean(rollout.disagreement for group in groups for rollout in group),
-        "kl": kl_sum / num_tokens,
-        "entropy": entropy_sum / num_tokens,
-        "ratio": ratio_sum / num_tokens,
-        "clip_fraction": clipped_sum / num_tokens,
+        **per_token,
         "zero_variance_fraction": float(advantage.zero_variance_groups(rewards_PG).float().mean()),
         "length_tokens": num_tokens / rewards_PG.numel(),
     }
 
 
+def cut(models: Models, groups: Groups, worker: Worker, token_budget: int) -> list[Microbatch]:
+    """This worker's microbatches, with what the reference says of them."""
+    spread = microbatches(
+        [prompt_group(group).num_tokens for group in groups],
+        num_workers=worker.num_workers,
+        budget=token_budget,
+    )
+    batches = []
+    for indices in spread[worker.rank]:
+        places = indices or [0]
+        chosen = [groups[place] for place in places]
+        row = pack([prompt_group(group) for group in chosen]).to(models.policy.device)
+        sampled = [value for group in chosen for rollout in group for value in rollout.logprobs]
+        logprobs_N, ends_N = _of_reference(models, row)
+        batches.append(
+            Microbatch(
+                groups=chosen,
+                places=places,
+                weight=1.0 if indices else 0.0,
+                row=row,
+                sampler_logprobs_N=torch.tensor(sampled).to(row.token_ids_N.device),
+                reference_logprobs_N=logprobs_N,
+                reference_ends_N=ends_N,
+            )
+        )
+    return batches
+
+
+@torch.no_grad()
+def _of_reference(models: Models, row: PackedRow) -> tuple[Tensor | None, Tensor | None]:
+    if models.reference is None:
+        return None, None
+    logits_NV = response_logits(models.reference, row)
+    logprobs_N = token_logprobs(impossible(logits_NV, models.forbidden), row.token_ids_N)
+    return logprobs_N, end_logprobs(logits_NV, models.forbidden) if models.forbidden else None
+
+
+def _kl_costs(
+    objective: PolicyGradient, batches: Sequence[Microbatch], rewards_PG: Tensor
+) -> Tensor:
+    """What each response's distance to the reference takes off its reward, shape PG."""
+    costs_PG = torch.zeros_like(rewards_PG)
+    if objective.kl_place != "reward" or objective.kl_coef == 0:
+        return costs_PG
+    # Of the sampler's own probabilities: the cost is part of what was sampled.
+    for batch in batches:
+        assert batch.reference_logprobs_N is not None, "a KL needs a reference"
+        kl_N = kl_estimator(objective.kl_estimator)(
+            batch.sampler_logprobs_N, batch.reference_logprobs_N
+        )
+        kl_R = response_sums(kl_N, batch.row.response_N, batch.num_responses)
+        shape = (len(batch.places), -1)
+        costs_PG[batch.places] += batch.weight * objective.kl_coef * kl_R.view(shape).cpu()
+    costs_PG = costs_PG.to(batches[0].row.input_ids.device)
+    torch.distributed.all_reduce(costs_PG)
+    return costs_PG.cpu()
+
+
+_SUMS = ("loss", "kl", "sampler_kl", "entropy", "ratio", "clip_fraction", "correction")
+"""What a microbatch adds up over its tokens: the loss, and what becomes means over tokens.
+
+`kl` is to the reference, `sampler_kl` the sampler's to the trainer; `correction` the weight of
+tokens that others drew.
+"""
+
+
 def microbatch_loss(
     models: Models,
-    task: PolicyTask,
-    groups: Sequence[list[Rollout]],
+    objective: PolicyGradient,
+    batch: Microbatch,
     advantages_R: Tensor,
-    num_tokens: int,
+    lengths_PG: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The microbatch's share of the loss, and sums of (loss, KL, entropy, ratio, clipped)."""
-    row = pack([prompt_group(group) for group in groups]).to(models.policy.device)
-    token_ids_BT = row.token_ids_N[None]
-    sampled = [logprob for group in groups for rollout in group for logprob in rollout.logprobs]
-    sampler_logprobs_BT = torch.tensor([sampled]).to(token_ids_BT.device)
+    """The microbatch's share of the loss, and its sums."""
+    row = batch.row
+    free_NV = response_logits(models.policy, row)
+    logits_NV = impossible(free_NV, models.forbidden)
+    logprobs_N = token_logprobs(logits_NV, row.token_ids_N)
+    weights_N = weights_of(objective, lengths_PG, batch.places, row.response_N)
+    drawn = Drawn(batch.sampler_logprobs_N, row.response_N, batch.num_responses)
+    correction_N = corrections(objective, drawn, logprobs_N)
+    advantages_N = advantages_R.to(row.response_N.device)[row.response_N] * correction_N
+    terms = policy_terms(objective, drawn, logprobs_N, advantages_N, weights_N)
+    share = terms.loss
+    sampler_N, reference_N = batch.sampler_logprobs_N, batch.reference_logprobs_N
+    kl_sum = share.new_zeros(())
+    if reference_N is not None:
+        kl_sum = policy.kl_k3(logprobs_N.detach(), reference_N).sum()
+        if objective.kl_place == "loss":
+            kl_N = kl_estimator(objective.kl_estimator)(logprobs_N, reference_N)
+            share = share + objective.kl_coef * weighted_sum(kl_N, weights_N)
+    if batch.reference_ends_N is not None:
+        ends_N = end_logprobs(free_NV, models.forbidden)
+        share = share + policy.ending_loss(ends_N, batch.reference_ends_N, weights_N)
     with torch.no_grad():
-        reference_BTV = response_logits(models.reference, row, ())
-        reference_logprobs_BT = token_logprobs(
-            impossible(reference_BTV, models.forbidden), token_ids_BT
-        )
-    free_BTV = response_logits(models.policy, row, ())
-    logits_BTV = impossible(free_BTV, models.forbidden)
-    logprobs_BT = token_logprobs(logits_BTV, token_ids_BT)
-    mask_BT = every_token(logprobs_BT)
-    terms = clipped_policy_loss(
-        logprobs_BT,
-        sampler_logprobs_BT,
-        advantages_R.to(mask_BT.device)[row.response_N][None],
-        mask_BT,
-        clip_low=task.optimise.clip_low,
-        clip_high=task.optimise.clip_high,
-        num_tokens=num_tokens,
-    )
-    kl_loss = token_mean(kl_k2(logprobs_BT, reference_logprobs_BT), mask_BT, num_tokens=num_tokens)
-    share = (
-        terms.loss
-        + task.optimise.kl_coef * kl_loss
-        + ending_share(free_BTV, reference_BTV, models.forbidden, num_tokens)
-    )
-    with torch.no_grad():
-        kl_sum = masked_sum(kl_k3(logprobs_BT, reference_logprobs_BT), mask_BT)
-        entropy_sum = masked_sum(entropy(logits_BTV), mask_BT)
-    statistics = torch.stack(
-        [share.detach(), kl_sum, entropy_sum, terms.ratio_sum, terms.clipped_sum]
-    )
-    return share, statistics.double()
+        sampler_kl = policy.kl_k3(sampler_N, logprobs_N).sum()
+        sums = [share, kl_sum, sampler_kl, entropy(logits_NV).sum(), terms.ratio_sum]
+        sums += [terms.clipped_sum, correction_N.sum()]
+    return share, torch.stack([value.detach().double() for value in sums])
 
 
 def prompt_group(rollouts: Sequence[Rollout]) -> PromptGroup:

@@ -1,6 +1,7 @@
 """What the workers of the policy stage are given, and the engines they make of it."""
 
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,12 +10,11 @@ import torch
 
 from charactertrain.models import loading
 from charactertrain.models.packing import PromptGroup, check_packable
-from charactertrain.records import Prompt
 from charactertrain.runtime.hardware import resolve_precision
+from charactertrain.runtime.training_engine import TrainingEngine
 from charactertrain.runtime.worker import Worker
-from charactertrain.runtime.zero import ZeroEngine, ZeroSettings
-from charactertrain.stages.ensemble import EnsembleReward
-from charactertrain.stages.rollouts import RolloutSettings
+from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
+from charactertrain.stages.policy_objective import PolicyGradient
 from charactertrain.storage import Directory
 
 
@@ -33,17 +33,11 @@ class WarmStartTask:
 class OptimiseTask:
     """The policy steps."""
 
-    prompts: tuple[Prompt, ...]
+    objective: PolicyGradient | None
+    """None: supervised on the best of each group that the starting policy samples."""
     num_steps: int
-    prompts_per_step: int
-    rollouts: RolloutSettings
-    advantages: str
-    clip_low: float
-    clip_high: float
-    kl_coef: float
     learning_rate: float
     warmup_steps: int
-    reward: EnsembleReward
     sync_tolerance: float
 
 
@@ -63,6 +57,34 @@ class PolicyTask:
     checkpoint_every: int
     seed: int
     output: Directory
+
+
+@dataclass(frozen=True)
+class Models:
+    """What the tokens of a step pass through."""
+
+    policy: TrainingEngine
+    reference: FrozenModel | None
+    """None where nothing pulls the policy to it."""
+    forbidden: tuple[int, ...]
+    """Tokens that no response can hold: those that would end one."""
+
+
+def starting_weights(task: PolicyTask) -> AbstractContextManager[Path]:
+    """A context with the directory that the policy starts from."""
+    if task.warm_start.epochs > 0:
+        return task.output.child("warm_start").on_local_disk()
+    return nullcontext(Path(task.model_directory))
+
+
+def frozen_model(task: PolicyTask, start: Path) -> FrozenModel:
+    """The reference: the policy as it starts, as in Ouyang et al. (2022).
+
+    Towards the base, the KL would undo the warm start.
+    """
+    dtype = resolve_precision(task.precision)
+    load = partial(loading.load_causal_lm, start, dtype)
+    return FrozenModel(load, task.zero.in_dtype(dtype))
 
 
 def training_engine(task: PolicyTask, directory: Path, checkpoint: Path | None) -> ZeroEngine:

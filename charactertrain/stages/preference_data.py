@@ -30,6 +30,7 @@ class Example:
     split: Split
     texts: tuple[str, ...]
     """Of the responses, in the order of the group."""
+    response_ids: tuple[str, ...]
     lengths: tuple[int, ...]
     """Tokens of each response as it was sampled: a text encoded again may have more or fewer."""
     variants: tuple[str, ...]
@@ -102,6 +103,7 @@ class _Gathered:
             family=self._family,
             split=self._split,
             texts=tuple(self._texts),
+            response_ids=tuple(self._places),
             lengths=tuple(self._lengths),
             variants=tuple(self._variants),
         )

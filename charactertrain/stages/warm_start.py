@@ -6,7 +6,6 @@ The first phase of Constitutional AI, Bai et al. (2022), section 3, https://arxi
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,25 +17,33 @@ from charactertrain.models import loading
 from charactertrain.models.packing import PackedRow, PromptGroup, pack
 from charactertrain.models.token_budget import microbatches
 from charactertrain.objectives.logprobs import token_logprobs
+from charactertrain.objectives.policy import ending_loss
 from charactertrain.objectives.warm_start import supervised_loss
 from charactertrain.runtime.hardware import resolve_precision
-from charactertrain.runtime.training_engine import TrainingEngine
 from charactertrain.runtime.worker import Worker
 from charactertrain.runtime.zero import FrozenModel
 from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.seeds import derive_seed
-from charactertrain.stages.policy_step import (
-    ending_share,
-    every_token,
-    impossible,
-    response_logits,
-)
 from charactertrain.stages.policy_task import (
+    Models,
     PolicyTask,
     forbidden_tokens,
     training_engine,
     write_model,
 )
+from charactertrain.stages.response_logits import end_logprobs, impossible, response_logits
+
+
+def warm_start_once(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> bool:
+    """Go on with the warm start, unless it is done or left out; whether it has taken any steps.
+
+    If so, `checkpoint` was its own, and the phase after it begins anew.
+    """
+    phase = read_state(checkpoint)["phase"] if checkpoint is not None else "warm_start"
+    if task.warm_start.epochs > 0 and not task.output.exists("warm_start.json"):
+        assert phase == "warm_start", "a checkpoint of policy steps follows a warm start"
+        warm_start(task, worker, checkpoint)
+    return phase == "warm_start"
 
 
 def warm_start(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> None:
@@ -48,7 +55,7 @@ def warm_start(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> Non
     load_base = partial(loading.load_causal_lm, base, dtype)
     ends = forbidden_tokens(task)
     reference = FrozenModel(load_base, task.zero.in_dtype(dtype)) if ends else None
-    models = WarmStartModels(engine, reference, ends)
+    models = Models(engine, reference, ends)
     history: list[dict[str, Any]] = []
     if checkpoint is not None:
         history = read_state(checkpoint)["history"]
@@ -79,19 +86,8 @@ def warm_start(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> Non
         reference.close()
 
 
-@dataclass(frozen=True)
-class WarmStartModels:
-    """What the tokens of a warm-start step pass through."""
-
-    policy: TrainingEngine
-    reference: FrozenModel | None
-    """The base; None where responses end by themselves."""
-    forbidden: tuple[int, ...]
-    """Tokens that no response can hold: those that would end one."""
-
-
 def warm_start_step(
-    models: WarmStartModels,
+    models: Models,
     task: PolicyTask,
     examples: Sequence[PromptGroup],
     worker: Worker,
@@ -115,15 +111,15 @@ def warm_start_step(
     return {"loss": float(loss)}
 
 
-def _loss_share(models: WarmStartModels, row: PackedRow, num_tokens: int) -> Tensor:
-    free_BTV = response_logits(models.policy, row, ())
+def _loss_share(models: Models, row: PackedRow, num_tokens: int) -> Tensor:
+    free_NV = response_logits(models.policy, row)
     # Responses of a fixed length were drawn without an end; with it among the alternatives, they
     # would teach the policy never to end.
-    logits_BTV = impossible(free_BTV, models.forbidden)
-    logprobs_BT = token_logprobs(logits_BTV, row.token_ids_N[None])
-    share = supervised_loss(logprobs_BT, every_token(logprobs_BT), num_tokens=num_tokens)
-    if models.reference is None:
+    logprobs_N = token_logprobs(impossible(free_NV, models.forbidden), row.token_ids_N)
+    weights_N = torch.full_like(logprobs_N, 1 / num_tokens, requires_grad=False)
+    share = supervised_loss(logprobs_N, weights_N)
+    if models.reference is None or not models.forbidden:
         return share
     with torch.no_grad():
-        reference_BTV = response_logits(models.reference, row, ())
-    return share + ending_share(free_BTV, reference_BTV, models.forbidden, num_tokens)
+        reference_ends_N = end_logprobs(response_logits(models.reference, row), models.forbidden)
+    return share + ending_loss(end_logprobs(free_NV, models.forbidden), reference_ends_N, weights_N)

@@ -1,4 +1,4 @@
-"""Log-probabilities, masked sums and the supervised loss: by hand, and what must not matter."""
+"""Log-probabilities, entropy and the supervised loss: by hand, and what must not matter."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from charactertrain.objectives.logprobs import entropy, masked_sum, token_logprobs, token_mean
+from charactertrain.objectives.logprobs import entropy, token_logprobs
 from charactertrain.objectives.warm_start import supervised_loss
 
 
@@ -95,31 +95,28 @@ def test_entropy_of_bfloat16_logits_is_computed_in_float32() -> None:
     )
 
 
-def test_masked_sum_ignores_whatever_padding_holds() -> None:
-    values = torch.tensor([[1.0, 2.0, torch.nan], [4.0, torch.inf, -torch.inf]])
-    mask = torch.tensor([[True, True, False], [True, False, False]])
-    assert masked_sum(values, mask).item() == 7.0
+def test_tokens_in_one_row_have_what_they_have_in_a_batch() -> None:
+    logits, token_ids = random_batch()
+    flat = logits.flatten(0, 1)
+    torch.testing.assert_close(
+        token_logprobs(flat, token_ids.flatten()), token_logprobs(logits, token_ids).flatten()
+    )
+    torch.testing.assert_close(entropy(flat), entropy(logits).flatten())
 
 
-def test_masked_sum_refuses_a_mask_that_would_broadcast() -> None:
-    with pytest.raises(AssertionError):
-        masked_sum(torch.ones(2, 3), torch.ones(2, 1, dtype=torch.bool))
-
-
-def test_token_mean_of_micro_batches_adds_up_to_the_mean_over_tokens() -> None:
-    values = torch.tensor([[1.0, 2.0, 3.0], [10.0, 0.0, 0.0]])
-    mask = torch.tensor([[True, True, True], [True, False, False]])
-    shares = [
-        token_mean(values[b : b + 1], mask[b : b + 1], num_tokens=mask.sum()) for b in range(2)
-    ]
-    # (1 + 2 + 3 + 10) / 4; the mean of the two means would be (2 + 10) / 2 = 6.
-    assert torch.stack(shares).sum().item() == 4.0
+def test_no_tokens_have_no_logprobs() -> None:
+    logits = torch.empty(0, 5, requires_grad=True)
+    logprobs = token_logprobs(logits, torch.empty(0, dtype=torch.long))
+    assert logprobs.shape == entropy(logits).shape == (0,)
+    logprobs.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.shape == (0, 5)
 
 
 def test_supervised_loss_is_the_mean_surprise_per_token() -> None:
-    logprobs = torch.tensor([[-1.0, -3.0, -99.0]], requires_grad=True)
-    mask = torch.tensor([[True, True, False]])
-    loss = supervised_loss(logprobs, mask, num_tokens=4)
-    assert loss.item() == 1.0  # (1 + 3) / 4, the other two tokens on another rank
+    logprobs = torch.tensor([-1.0, -3.0], requires_grad=True)
+    # (1 + 3) / 4, the other two tokens on another rank.
+    loss = supervised_loss(logprobs, torch.full((2,), 0.25))
+    assert loss.item() == 1.0
     loss.backward()
-    torch.testing.assert_close(logprobs.grad, torch.tensor([[-0.25, -0.25, 0.0]]))
+    torch.testing.assert_close(logprobs.grad, torch.tensor([-0.25, -0.25]))

@@ -1,297 +1,311 @@
-"""The clipped surrogate, importance weights and KL estimates: by hand, and their gradients."""
+"""The policy's surrogates: by hand, their gradients, and log-ratios beyond measure."""
 
-import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from charactertrain.objectives.aggregation import sequence_weights, token_weights
 from charactertrain.objectives.policy import (
+    PolicyTerms,
+    cispo_loss,
     clipped_policy_loss,
-    ending_loss,
-    kl_k1,
-    kl_k2,
-    kl_k3,
-    truncated_importance_weights,
+    sequence_policy_loss,
 )
 
-CLIP_LOW, CLIP_HIGH = 0.2, 0.3
+clipped = partial(clipped_policy_loss, clip_low=0.2, clip_high=0.3, dual_clip=None)
+dual_clipped = partial(clipped_policy_loss, clip_low=0.2, clip_high=0.3, dual_clip=2.5)
+cispo = partial(cispo_loss, clip_low=0.2, clip_high=0.3)
+
+RATIOS = torch.tensor([1.2, 2.0, 0.5, 1.4, 2.0, 0.5, 4.0])
+ADVANTAGES = torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -2.0])
+TENTHS = torch.full((7,), 0.1)
+BEHAVIOUR = torch.full((7,), -1.5)
+
+
+def gradient_of(
+    loss: Callable[..., PolicyTerms], ratios: Tensor, advantages: Tensor, *rest: object
+) -> Tensor:
+    """Of the loss by the log-probabilities, all weights 1."""
+    logprobs = (ratios.log() - 1.5).requires_grad_()
+    behaviour = torch.full_like(ratios, -1.5)
+    terms = loss(logprobs, behaviour, advantages, torch.ones_like(ratios), *rest)
+    (gradient,) = torch.autograd.grad(terms.loss, logprobs)
+    return gradient
 
 
 def test_clipped_policy_loss_by_hand() -> None:
-    ratios = torch.tensor([[1.2, 2.0, 0.5, 1.4], [2.0, 0.5, 3.0, 3.0]])
-    advantages = torch.tensor([[1.0], [-1.0]])
-    mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
-    behaviour = torch.full((2, 4), -1.5)
-    terms = clipped_policy_loss(
-        behaviour + ratios.log(),
-        behaviour,
-        advantages,
-        mask,
-        clip_low=CLIP_LOW,
-        clip_high=CLIP_HIGH,
-        num_tokens=10,
-    )
-    # min(r A, clip(r) A): 1.2, 1.3 (clipped), 0.5, 1.3 (clipped), -2, -0.8 (clipped): 1.5 in all.
-    assert terms.loss.item() == pytest.approx(-1.5 / 10)
-    assert terms.ratio_sum.item() == pytest.approx(1.2 + 2 + 0.5 + 1.4 + 2 + 0.5)
+    terms = clipped(BEHAVIOUR + RATIOS.log(), BEHAVIOUR, ADVANTAGES, TENTHS)
+    # min(r A, clip(r) A): 1.2, 1.3 (clipped), 0.5, 1.3 (clipped), -2, -0.8 (clipped), -8: -6.5.
+    assert terms.loss.item() == pytest.approx(6.5 / 10)
+    assert terms.ratio_sum.item() == pytest.approx(1.2 + 2 + 0.5 + 1.4 + 2 + 0.5 + 4)
     assert terms.clipped_sum.item() == 3.0
 
 
 def test_clipping_takes_the_gradient_only_from_moves_that_have_gone_too_far() -> None:
-    ratios = torch.tensor([[1.2, 2.0, 0.5], [2.0, 0.5, 1.0]])
-    advantages = torch.tensor([[1.0], [-1.0]])
-    logprobs = ratios.log().requires_grad_()
-    clipped_policy_loss(
-        logprobs,
-        torch.zeros(2, 3),
-        advantages,
-        torch.ones(2, 3, dtype=torch.bool),
-        clip_low=CLIP_LOW,
-        clip_high=CLIP_HIGH,
-        num_tokens=1,
-    ).loss.backward()
     # d(-r A)/d logprob = -r A where it counts, 0 where the clipped side is the smaller one.
-    expected = torch.tensor([[-1.2, 0.0, -0.5], [2.0, 0.0, 1.0]])
-    torch.testing.assert_close(logprobs.grad, expected)
+    expected = torch.tensor([-1.2, 0.0, -0.5, 0.0, 2.0, 0.0, 8.0])
+    torch.testing.assert_close(gradient_of(clipped, RATIOS, ADVANTAGES), expected)
 
 
-def test_policy_loss_with_equal_logprobs_is_the_mean_advantage_negated() -> None:
-    logprobs = torch.tensor([[-1.0, -2.0], [-0.5, -3.0]], requires_grad=True)
-    advantages = torch.tensor([[2.0], [-0.5]])
-    mask = torch.tensor([[True, True], [True, False]])
-    terms = clipped_policy_loss(
-        logprobs,
-        logprobs.detach(),
-        advantages,
-        mask,
-        clip_low=CLIP_LOW,
-        clip_high=CLIP_HIGH,
-        num_tokens=3,
-    )
-    assert terms.loss.item() == pytest.approx(-(2.0 + 2.0 - 0.5) / 3)
-    assert terms.ratio_sum.item() == 3.0
-    assert terms.clipped_sum.item() == 0.0
-    terms.loss.backward()
-    # A step down this gradient makes the good response likelier and the bad one less likely.
-    torch.testing.assert_close(logprobs.grad, torch.tensor([[-2.0, -2.0], [0.5, 0.0]]) / 3)
+def test_dual_clip_by_hand() -> None:
+    terms = dual_clipped(BEHAVIOUR + RATIOS.log(), BEHAVIOUR, ADVANTAGES, TENTHS)
+    # As above, but max(-8, 2.5 * -2) = -5 for the last; -2 is above 2.5 * -1 already.
+    assert terms.loss.item() == pytest.approx(3.5 / 10)
+    assert terms.clipped_sum.item() == 4.0
+    expected = torch.tensor([-1.2, 0.0, -0.5, 0.0, 2.0, 0.0, 0.0])
+    torch.testing.assert_close(gradient_of(dual_clipped, RATIOS, ADVANTAGES), expected)
 
 
-def test_policy_loss_gives_the_behaviour_no_gradient() -> None:
-    logprobs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    # On policy the same tensor may stand for both.
-    clipped_policy_loss(
-        logprobs,
-        logprobs,
-        torch.ones(1, 1),
-        torch.ones(1, 2, dtype=torch.bool),
-        clip_low=CLIP_LOW,
-        clip_high=CLIP_HIGH,
-        num_tokens=2,
-    ).loss.backward()
-    torch.testing.assert_close(logprobs.grad, torch.tensor([[-0.5, -0.5]]))
+def test_dual_clip_leaves_good_responses_alone() -> None:
+    ratios = torch.tensor([0.01, 0.9, 5.0])
+    tensors = (ratios.log(), torch.zeros(3), torch.ones(3), torch.ones(3))
+    assert dual_clipped(*tensors) == clipped(*tensors)
 
 
-def test_policy_loss_ignores_whatever_padding_holds() -> None:
-    behaviour = torch.tensor([[-1.0, -1.0, -1000.0, torch.nan]])
-    logprobs = torch.tensor([[-1.1, -0.9, 0.0, 0.0]], requires_grad=True)
-    advantages = torch.tensor([[1.0, 1.0, torch.nan, torch.inf]])
-    mask = torch.tensor([[True, True, False, False]])
-    padded = clipped_policy_loss(
-        logprobs, behaviour, advantages, mask, clip_low=CLIP_LOW, clip_high=CLIP_HIGH, num_tokens=2
-    )
-    short = clipped_policy_loss(
-        logprobs[:, :2],
-        behaviour[:, :2],
-        advantages[:, :2],
-        mask[:, :2],
-        clip_low=CLIP_LOW,
-        clip_high=CLIP_HIGH,
-        num_tokens=2,
-    )
-    torch.testing.assert_close(padded.loss, short.loss)
-    torch.testing.assert_close(padded.ratio_sum, short.ratio_sum)
-    (padded_gradient,) = torch.autograd.grad(padded.loss, logprobs)
-    (short_gradient,) = torch.autograd.grad(short.loss, logprobs)
-    torch.testing.assert_close(padded_gradient, short_gradient)
+def test_dual_clip_bounds_a_loss_that_nothing_else_does() -> None:
+    ratios, advantages = torch.tensor([100.0, 1e6]), torch.tensor([-1.0, -1.0])
+    tensors = (ratios.log(), torch.zeros(2), advantages, torch.ones(2))
+    assert clipped(*tensors).loss.item() == pytest.approx(1000100.0)
+    assert dual_clipped(*tensors).loss.item() == pytest.approx(5.0)
 
 
-def test_policy_micro_batches_add_up() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logprobs = -torch.rand(4, 5, generator=generator)
-    behaviour = -torch.rand(4, 5, generator=generator)
-    advantages = torch.randn(4, 1, generator=generator)
-    mask = torch.rand(4, 5, generator=generator) > 0.4
-    tensors = (logprobs, behaviour, advantages, mask)
-    whole = clipped_policy_loss(
-        *tensors, clip_low=CLIP_LOW, clip_high=CLIP_HIGH, num_tokens=mask.sum()
-    )
-    parts = [
+def test_dual_clip_refuses_a_ratio_of_one() -> None:
+    with pytest.raises(AssertionError, match="above 1"):
         clipped_policy_loss(
-            *(t[part] for t in tensors),
-            clip_low=CLIP_LOW,
-            clip_high=CLIP_HIGH,
-            num_tokens=mask.sum(),
-        )
-        for part in (slice(0, 1), slice(1, 4))
-    ]
-    for name in ("loss", "ratio_sum", "clipped_sum"):
-        torch.testing.assert_close(
-            sum(getattr(part, name) for part in parts), getattr(whole, name), msg=name
+            BEHAVIOUR, BEHAVIOUR, ADVANTAGES, TENTHS, clip_low=0.2, clip_high=0.3, dual_clip=1.0
         )
 
 
-def test_importance_weights_scale_the_policy_gradient_through_the_advantages() -> None:
-    logprobs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    advantages = torch.tensor([[2.0]]) * torch.tensor([[0.5, 1.5]])
-    mask = torch.ones(1, 2, dtype=torch.bool)
-    clipped_policy_loss(
-        logprobs,
-        logprobs.detach(),
-        advantages,
-        mask,
-        clip_low=CLIP_LOW,
-        clip_high=CLIP_HIGH,
-        num_tokens=1,
-    ).loss.backward()
-    torch.testing.assert_close(logprobs.grad, torch.tensor([[-1.0, -3.0]]))
-
-
-def test_policy_loss_refuses_advantages_without_a_token_axis() -> None:
-    # With as many tokens as responses, B would broadcast along the wrong axis.
-    with pytest.raises(AssertionError, match="not BT"):
-        clipped_policy_loss(
-            torch.zeros(2, 2),
-            torch.zeros(2, 2),
-            torch.zeros(2),
-            torch.ones(2, 2, dtype=torch.bool),
-            clip_low=CLIP_LOW,
-            clip_high=CLIP_HIGH,
-            num_tokens=4,
-        )
-
-
-def test_truncated_importance_weights_by_hand() -> None:
-    trainer = torch.tensor([[0.2, 0.05, 0.9]]).log().requires_grad_()
-    sampler = torch.tensor([[0.1, 0.2, 0.1]]).log()
-    weights = truncated_importance_weights(trainer, sampler, cap=3.0)
-    # 2, 1/4, and 9 cut to 3: small weights are not cut.
-    torch.testing.assert_close(weights, torch.tensor([[2.0, 0.25, 3.0]]))
-    assert not weights.requires_grad
-
-
-def test_truncated_importance_weights_of_a_token_the_sampler_found_impossible() -> None:
-    weights = truncated_importance_weights(
-        torch.tensor([[-1.0, -1.0]]), torch.tensor([[-torch.inf, -1000.0]]), cap=2.0
-    )
-    torch.testing.assert_close(weights, torch.tensor([[2.0, 2.0]]))
-
-
-def test_kl_estimates_by_hand() -> None:
-    # pi / ref = 2: log 2, log(2)^2 / 2, and 1/2 - 1 + log 2.
-    logprobs, reference = torch.tensor([[0.5]]).log(), torch.tensor([[0.25]]).log()
-    assert kl_k1(logprobs, reference).item() == pytest.approx(0.693147, abs=1e-6)
-    assert kl_k2(logprobs, reference).item() == pytest.approx(0.240227, abs=1e-6)
-    assert kl_k3(logprobs, reference).item() == pytest.approx(0.193147, abs=1e-6)
-
-
-def test_kl_k3_keeps_its_digits_where_policy_and_reference_nearly_agree() -> None:
-    # x^2 / 2 = 5e-9 for a log-ratio of 1e-4; exp(x) - 1 - x in float32 would be off by 1e-7.
-    value = kl_k3(torch.tensor([[1e-4]]), torch.tensor([[0.0]])).item()
-    assert value == pytest.approx(5e-9, rel=2e-3)
-
-
-def policy_and_reference() -> tuple[Tensor, Tensor]:
-    logits = torch.tensor([0.3, -1.2, 0.8, 0.1], dtype=torch.float64, requires_grad=True)
-    reference = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()
-    return logits, reference
-
-
-def expected_gradient(estimate: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Exact expectation over tokens sampled from the policy of the gradient of an estimate."""
-    logits, reference = policy_and_reference()
-    logprobs = logits.log_softmax(-1)
-    # Sampling is not differentiated through, hence the detached probabilities.
-    average = (logprobs.detach().exp() * estimate(logprobs, reference)).sum()
-    (gradient,) = torch.autograd.grad(average, logits)
-    return gradient
-
-
-def reverse_kl() -> tuple[Tensor, Tensor]:
-    logits, reference = policy_and_reference()
-    logprobs = logits.log_softmax(-1)
-    return (logprobs.exp() * (logprobs - reference)).sum(), logits
-
-
-def forward_kl() -> tuple[Tensor, Tensor]:
-    logits, reference = policy_and_reference()
-    return (reference.exp() * (reference - logits.log_softmax(-1))).sum(), logits
-
-
-def test_k1_and_k3_are_unbiased_and_k2_is_not() -> None:
-    logits, reference = policy_and_reference()
-    logprobs = logits.log_softmax(-1)
-    truth = reverse_kl()[0].item()
-    estimates = (kl_k1, kl_k2, kl_k3)
-    mean = {e: (logprobs.exp() * e(logprobs, reference)).sum().item() for e in estimates}
-    assert mean[kl_k1] == pytest.approx(truth, abs=1e-12)
-    assert mean[kl_k3] == pytest.approx(truth, abs=1e-12)
-    assert abs(mean[kl_k2] - truth) > 0.01
-
-
-def test_gradient_of_k1_has_mean_zero() -> None:
-    torch.testing.assert_close(expected_gradient(kl_k1), torch.zeros(4, dtype=torch.float64))
-
-
-def test_gradient_of_k2_is_that_of_the_reverse_kl() -> None:
-    (truth,) = torch.autograd.grad(*reverse_kl())
-    assert truth.abs().max() > 0.1
-    torch.testing.assert_close(expected_gradient(kl_k2), truth)
-
-
-def test_gradient_of_k3_is_that_of_the_forward_kl_and_not_of_the_reverse() -> None:
-    (forward,) = torch.autograd.grad(*forward_kl())
-    (reverse,) = torch.autograd.grad(*reverse_kl())
-    torch.testing.assert_close(expected_gradient(kl_k3), forward)
-    assert (forward - reverse).abs().max() > 0.05
-
-
-def test_descending_k2_brings_the_policy_to_the_reference() -> None:
-    logits, reference = policy_and_reference()
-    for _ in range(200):
-        logprobs = logits.log_softmax(-1)
-        loss = (logprobs.detach().exp() * kl_k2(logprobs, reference)).sum()
-        (gradient,) = torch.autograd.grad(loss, logits)
-        logits = (logits - gradient).detach().requires_grad_()
-    torch.testing.assert_close(logits.log_softmax(-1), reference, atol=1e-4, rtol=0.0)
-
-
-def test_ending_loss_by_hand() -> None:
-    # An end of probability 1/4 under the policy and 1/2 under the reference, and one where they
-    # agree: 1/2 log(1/2 : 1/4) + 1/2 log(1/2 : 3/4), over 4 tokens, two of them elsewhere.
-    policy = torch.tensor([[0.25, 0.9]]).log().requires_grad_()
-    reference = torch.tensor([[0.5, 0.9]]).log()
-    loss = ending_loss(policy, reference, num_tokens=4)
-    assert loss.item() == pytest.approx((0.5 * math.log(2) + 0.5 * math.log(2 / 3)) / 4)
-
-
-@pytest.mark.parametrize("reference", [1e-4, 0.3, 0.9999])
-def test_ending_loss_pulls_the_log_odds_by_the_difference_of_probabilities(
-    reference: float,
+@pytest.mark.parametrize("loss", [clipped, dual_clipped])
+def test_clipped_policy_loss_has_the_gradient_of_its_formula(
+    loss: Callable[..., PolicyTerms],
 ) -> None:
-    log_odds = torch.tensor([[-12.0, -1.0, 0.5, 9.0]], requires_grad=True)
-    end_logprobs = torch.nn.functional.logsigmoid(log_odds)
-    target = torch.full_like(log_odds, reference)
-    ending_loss(end_logprobs, target.log(), num_tokens=1).backward()
-    torch.testing.assert_close(log_odds.grad, log_odds.sigmoid() - target, atol=1e-4, rtol=1e-3)
+    # No ratio is within 1e-6 of a bound, where the slope jumps.
+    logprobs = (BEHAVIOUR + RATIOS.log()).double().requires_grad_()
+    weights = torch.linspace(0.1, 0.7, 7, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda x: loss(x, BEHAVIOUR.double(), ADVANTAGES.double(), weights).loss, (logprobs,)
+    )
 
 
-def test_ending_loss_is_finite_where_ending_is_certain_or_impossible() -> None:
-    ends = torch.tensor([[0.0, -200.0]], requires_grad=True)
-    loss = ending_loss(ends, ends.detach().flip(-1), num_tokens=2)
-    loss.backward()
-    assert loss.isfinite()
-    assert ends.grad is not None
-    assert ends.grad.isfinite().all()
-    assert ending_loss(ends, ends.detach(), num_tokens=2).item() == 0.0
+def test_cispo_loss_by_hand() -> None:
+    terms = cispo(BEHAVIOUR + RATIOS.log(), BEHAVIOUR, ADVANTAGES, TENTHS)
+    # clip(r): 1.2, 1.3, 0.8, 1.3, 1.3, 0.8, 1.3; times A times log pi = log r - 1.5.
+    importance = torch.tensor([1.2, 1.3, 0.8, 1.3, 1.3, 0.8, 1.3])
+    expected = -(importance * ADVANTAGES * (RATIOS.log() - 1.5)).sum() / 10
+    torch.testing.assert_close(terms.loss, expected)
+    assert terms.ratio_sum.item() == pytest.approx(11.6)
+    assert terms.clipped_sum.item() == 6.0
+
+
+def test_cispo_gives_every_token_the_gradient_of_its_clipped_weight() -> None:
+    expected = torch.tensor([-1.2, -1.3, -0.8, -1.3, 1.3, 0.8, 2.6])
+    torch.testing.assert_close(gradient_of(cispo, RATIOS, ADVANTAGES), expected)
+
+
+def test_cispo_without_a_lower_bound_keeps_small_weights() -> None:
+    unbounded = partial(cispo_loss, clip_low=1.0, clip_high=0.3)
+    ratios = torch.tensor([0.01, 0.5, 2.0])
+    torch.testing.assert_close(
+        gradient_of(unbounded, ratios, torch.ones(3)), torch.tensor([-0.01, -0.5, -1.3])
+    )
+
+
+def test_cispo_within_its_bounds_has_the_gradient_of_the_clipped_surrogate() -> None:
+    ratios, advantages = torch.tensor([0.9, 1.0, 1.2]), torch.tensor([1.0, -2.0, -0.5])
+    torch.testing.assert_close(
+        gradient_of(cispo, ratios, advantages), gradient_of(clipped, ratios, advantages)
+    )
+
+
+# Two responses of 3 and 1 tokens, and one without any between them.
+LENGTHS = torch.tensor([3, 0, 1])
+RESPONSE = torch.tensor([0, 0, 0, 2])
+# Geometric means 1.2 * 2.0 * 0.9 = 1.292..^3, and 0.5.
+TOKEN_RATIOS = torch.tensor([1.2, 2.0, 0.9, 0.5])
+MEAN_RATIO = 2.16 ** (1 / 3)
+
+
+def sequence_terms(
+    logprobs: Tensor, advantages: Tensor, weights: Tensor, *, clip_high: float = 0.3
+) -> PolicyTerms:
+    return sequence_policy_loss(
+        logprobs,
+        torch.zeros_like(logprobs),
+        advantages,
+        weights,
+        RESPONSE,
+        3,
+        clip_low=0.2,
+        clip_high=clip_high,
+    )
+
+
+def test_sequence_policy_loss_by_hand() -> None:
+    weights = sequence_weights(LENGTHS, RESPONSE, 4)
+    terms = sequence_terms(TOKEN_RATIOS.log(), torch.tensor([2.0, 2.0, 2.0, 1.0]), weights)
+    # Neither is clipped: (2 * 1.292 + 0.5) / 4, the fourth response on another rank.
+    assert terms.loss.item() == pytest.approx(-(2 * MEAN_RATIO + 0.5) / 4)
+    assert terms.ratio_sum.item() == pytest.approx(3 * MEAN_RATIO + 0.5)
+    assert terms.clipped_sum.item() == 0.0
+
+
+def test_sequence_policy_loss_clips_a_response_as_a_whole() -> None:
+    weights = sequence_weights(LENGTHS, RESPONSE, 2)
+    logprobs = TOKEN_RATIOS.log().requires_grad_()
+    advantages = torch.tensor([2.0, 2.0, 2.0, -1.0])
+    terms = sequence_terms(logprobs, advantages, weights, clip_high=0.25)
+    # 2 * 1.25 and -0.8; 0.9 is within the bounds, but not its response.
+    assert terms.loss.item() == pytest.approx(-(2.5 - 0.8) / 2)
+    assert terms.clipped_sum.item() == 4.0
+    (gradient,) = torch.autograd.grad(terms.loss, logprobs)
+    assert torch.equal(gradient, torch.zeros(4))
+
+
+@pytest.mark.parametrize("weights_of", [sequence_weights, token_weights])
+def test_sequence_policy_loss_spreads_the_gradient_over_the_response(
+    weights_of: Callable[[Tensor, Tensor, int], Tensor],
+) -> None:
+    weights = weights_of(LENGTHS, RESPONSE, 5)
+    logprobs = TOKEN_RATIOS.log().requires_grad_()
+    terms = sequence_terms(logprobs, torch.tensor([2.0, 2.0, 2.0, 1.0]), weights)
+    (gradient,) = torch.autograd.grad(terms.loss, logprobs)
+    # -w s A / L: w is 1/5 for either response, or its length over 5.
+    shares = (1 / 5, 1 / 5) if weights_of is sequence_weights else (3 / 5, 1 / 5)
+    first, last = -shares[0] * MEAN_RATIO * 2 / 3, -shares[1] * 0.5
+    torch.testing.assert_close(gradient, torch.tensor([first, first, first, last]))
+
+
+def test_sequence_policy_loss_gives_a_response_one_gradient_for_all_its_tokens() -> None:
+    logprobs = TOKEN_RATIOS.log().requires_grad_()
+    terms = sequence_terms(logprobs, torch.tensor([3.0, 0.0, -1.5, 1.0]), torch.ones(4))
+    (gradient,) = torch.autograd.grad(terms.loss, logprobs)
+    # Advantages of 3 + 0 - 1.5 in all, a third of them at each token.
+    each = -MEAN_RATIO * 0.5
+    torch.testing.assert_close(gradient, torch.tensor([each, each, each, -0.5]))
+
+
+def test_sequence_policy_loss_has_the_gradient_of_its_formula() -> None:
+    advantages = torch.tensor([-2.0, -2.0, -2.0, 1.0], dtype=torch.float64)
+    weights = sequence_weights(LENGTHS, RESPONSE, 2).double()
+    assert torch.autograd.gradcheck(
+        lambda x: sequence_terms(x, advantages, weights).loss,
+        (TOKEN_RATIOS.double().log().requires_grad_(),),
+    )
+
+
+def test_sequence_policy_loss_of_single_tokens_is_that_of_tokens() -> None:
+    logprobs = BEHAVIOUR + RATIOS.log()
+    terms = sequence_policy_loss(
+        logprobs,
+        BEHAVIOUR,
+        ADVANTAGES,
+        TENTHS,
+        torch.randperm(7, generator=torch.Generator().manual_seed(0)),
+        7,
+        clip_low=0.2,
+        clip_high=0.3,
+    )
+    assert terms == clipped(logprobs, BEHAVIOUR, ADVANTAGES, TENTHS)
+
+
+def sequence_of_seven(
+    logprobs: Tensor, behaviour: Tensor, advantages: Tensor, weights: Tensor
+) -> PolicyTerms:
+    return sequence_policy_loss(
+        logprobs,
+        behaviour,
+        advantages,
+        weights,
+        torch.zeros(7, dtype=torch.long),
+        1,
+        clip_low=0.2,
+        clip_high=0.3,
+    )
+
+
+every_loss = pytest.mark.parametrize(
+    "loss",
+    [clipped, dual_clipped, cispo, sequence_of_seven],
+    ids=["clipped", "dual clip", "cispo", "sequence"],
+)
+
+
+@every_loss
+def test_losses_have_the_plain_policy_gradient_where_the_two_policies_agree(
+    loss: Callable[..., PolicyTerms],
+) -> None:
+    logprobs = torch.linspace(-3.0, -0.1, 7).requires_grad_()
+    advantages = torch.full((7,), -0.5)
+    # On policy the same tensor may stand for both: the behaviour has no gradient.
+    terms = loss(logprobs, logprobs, advantages, TENTHS)
+    assert terms.ratio_sum.item() == pytest.approx(7.0)
+    assert terms.clipped_sum.item() == 0.0
+    (gradient,) = torch.autograd.grad(terms.loss, logprobs)
+    torch.testing.assert_close(gradient, torch.full((7,), 0.05))
+
+
+@every_loss
+def test_importance_weights_scale_the_gradient_through_the_advantages(
+    loss: Callable[..., PolicyTerms],
+) -> None:
+    plain = gradient_of(loss, RATIOS, ADVANTAGES)
+    torch.testing.assert_close(gradient_of(loss, RATIOS, 0.25 * ADVANTAGES), 0.25 * plain)
+    assert torch.equal(gradient_of(loss, RATIOS, 0.0 * ADVANTAGES), torch.zeros(7))
+
+
+@every_loss
+@pytest.mark.parametrize("difference", [1000.0, -1000.0])
+@pytest.mark.parametrize("advantage", [1.0, -1.0, 0.0])
+def test_losses_and_gradients_are_finite_where_the_policies_are_far_apart(
+    loss: Callable[..., PolicyTerms], difference: float, advantage: float
+) -> None:
+    logprobs = torch.full((7,), -1000.0, requires_grad=True)
+    terms = loss(logprobs, logprobs - difference, torch.full((7,), advantage), TENTHS)
+    (gradient,) = torch.autograd.grad(terms.loss, logprobs)
+    assert gradient.isfinite().all()
+    assert terms.loss.isfinite()
+    assert terms.ratio_sum.isfinite()
+
+
+@every_loss
+def test_losses_of_narrow_floats_are_in_float32(loss: Callable[..., PolicyTerms]) -> None:
+    # Ratios up to e^11.5 = 98716, beyond float16.
+    logprobs = torch.linspace(-0.5, 0.0, 7).half()
+    behaviour = torch.linspace(-12.0, 0.0, 7).half()
+    advantages = torch.full((7,), -1.0).half()
+    narrow = loss(logprobs, behaviour, advantages, TENTHS)
+    wide = loss(logprobs.float(), behaviour.float(), advantages.float(), TENTHS)
+    assert narrow.loss.dtype == torch.float32
+    assert narrow.loss.isfinite()
+    torch.testing.assert_close(narrow.loss, wide.loss)
+    torch.testing.assert_close(narrow.ratio_sum, wide.ratio_sum)
+
+
+@every_loss
+def test_losses_of_no_tokens_are_zero(loss: Callable[..., PolicyTerms]) -> None:
+    if loss is sequence_of_seven:
+        loss = partial(
+            sequence_policy_loss,
+            response_N=torch.empty(0, dtype=torch.long),
+            num_responses=2,
+            clip_low=0.2,
+            clip_high=0.3,
+        )
+    logprobs = torch.empty(0, requires_grad=True)
+    terms = loss(logprobs, torch.empty(0), torch.empty(0), torch.empty(0))
+    assert terms.loss.item() == terms.ratio_sum.item() == terms.clipped_sum.item() == 0.0
+    terms.loss.backward()
+
+
+@every_loss
+def test_losses_refuse_shapes_that_would_broadcast(loss: Callable[..., PolicyTerms]) -> None:
+    with pytest.raises(AssertionError):
+        loss(BEHAVIOUR, BEHAVIOUR, torch.ones(1), TENTHS)
+    with pytest.raises(AssertionError):
+        loss(BEHAVIOUR, BEHAVIOUR, ADVANTAGES, torch.tensor([0.1]))
+    with pytest.raises(AssertionError, match="not N"):
+        loss(BEHAVIOUR[None], BEHAVIOUR[None], ADVANTAGES[None], TENTHS[None])

@@ -368,7 +368,7 @@ def test_weights_that_are_sent_are_those_sampled_from(
                 trained.lm_head.weight.mul_(1.5)
         sender.send(version)
         (sample,) = draw(sampler, [1])
-        assert sample.weight_version == version
+        assert sample.weight_versions == ((version, 0),)
         expected = expected_logprobs(trained, sample.prompt_token_ids, sample.token_ids)
         assert list(sample.logprobs) == pytest.approx(expected, abs=1e-4)
         # Nothing that was cached under the weights before is used.
@@ -377,6 +377,40 @@ def test_weights_that_are_sent_are_those_sampled_from(
         assert found == pytest.approx(expected, abs=1e-4)
         assert found != pytest.approx(list(before.logprobs), abs=1e-2)
     sender.close()
+
+
+@on_cpu
+def test_a_text_in_writing_goes_on_with_the_new_weights(
+    engines: Engines, tiny_model: Path, model: PreTrainedModel
+) -> None:
+    from charactertrain.runtime.weight_sync.sender import WeightSender
+
+    sampler = engines.open(tiny_model)
+    ray.get(engines.broker.rename_weights.remote(sampler.lease, "in training"))
+    others = perturbed(model, tiny_model, seed=8)
+    old_sender = WeightSender(model, [sampler.handle], rank=0, dtype=torch.float32)
+    old_sender.send("1")
+    sender = WeightSender(others, [sampler.handle], rank=0, dtype=torch.float32)
+    # Several times what is written at a time, so that it takes a while.
+    requests = [SampleRequest(f"r{seed}", SHOWN, seed) for seed in range(96)]
+    writing = sampler.handle.sample.remote(requests, NATURAL)
+    time.sleep(0.5)
+    sender.send("2")
+    samples: list[Sample] = ray.get(writing)
+    of_both = [sample for sample in samples if len(sample.weight_versions) > 1]
+    assert of_both
+    for sample in of_both:
+        (first, start), (second, change) = sample.weight_versions
+        assert (first, start, second) == ("1", 0, "2")
+        assert 0 < change < len(sample.token_ids)
+        # Each token has the probability that the weights gave it that wrote it.
+        old, new = (
+            expected_logprobs(weights, sample.prompt_token_ids, sample.token_ids)
+            for weights in (model, others)
+        )
+        assert list(sample.logprobs) == pytest.approx([*old[:change], *new[change:]], abs=1e-4)
+        assert old[change:] != pytest.approx(new[change:], abs=1e-2)
+    sampler.close()
 
 
 @on_cpu
@@ -390,7 +424,7 @@ def test_engine_with_other_weights_is_given_those_asked_for(
     for weights, expected_model in ((tmp_path, trained), (tiny_model, model)):
         sampler = engines.open(weights)
         (sample,) = draw(sampler, [1])
-        assert sample.weight_version == str(weights)
+        assert sample.weight_versions == ((str(weights), 0),)
         expected = expected_logprobs(expected_model, sample.prompt_token_ids, ids)
         assert score(sampler, ids) == pytest.approx(expected, abs=1e-4)
         keys.append(engine_of(sampler))
@@ -524,7 +558,7 @@ def test_trainer_that_died_in_an_update_can_be_replaced(
     trained = perturbed(model, tiny_model, seed=4)
     WeightSender(trained, [sampler.handle], rank=0, dtype=torch.float32).send("9")
     (sample,) = draw(sampler, [1])
-    assert sample.weight_version == "9"
+    assert sample.weight_versions == (("9", 0),)
     expected = expected_logprobs(trained, sample.prompt_token_ids, sample.token_ids)
     assert list(sample.logprobs) == pytest.approx(expected, abs=1e-4)
     sampler.close()

@@ -31,7 +31,7 @@ def test_a_reload_waits_for_the_buffer_of_a_trainer_that_died() -> None:
         await updates.start()
         receiving = asyncio.create_task(updates.receive("buffer"))
         await asyncio.sleep(0)
-        reloading = asyncio.create_task(updates.reload("weights"))
+        reloading = asyncio.create_task(updates.reload("weights", "9"))
         await asyncio.sleep(0.01)
         assert "reload_weights" not in engine.calls
         engine.arrived.set()

@@ -21,17 +21,16 @@ from torch import Tensor
 from charactertrain.exceptions import TrainingError
 from charactertrain.models import loading
 from charactertrain.models.packing import PromptGroup
+from charactertrain.objectives.advantages import RunningBaseline
 from charactertrain.runtime.ray_worker import RayWorker
-from charactertrain.runtime.sampling import SamplingSettings
 from charactertrain.runtime.torch_engine import TorchEngine
 from charactertrain.runtime.training_engine import OptimizerSettings, TrainingEngine
 from charactertrain.runtime.worker import LocalWorker, Worker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
 from charactertrain.runtime.zero_checkpoint import read_state
-from charactertrain.stages import policy_step as step_module
-from charactertrain.stages.ensemble import EnsembleReward
-from charactertrain.stages.policy_step import Models
-from charactertrain.stages.policy_task import OptimiseTask, PolicyTask, WarmStartTask
+from charactertrain.stages.policy_objective import PolicyGradient
+from charactertrain.stages.policy_step import policy_step
+from charactertrain.stages.policy_task import Models
 from charactertrain.stages.preference_step import (
     PreferenceObjective,
     RankedPair,
@@ -39,8 +38,7 @@ from charactertrain.stages.preference_step import (
     group_rewards,
     preference_step,
 )
-from charactertrain.stages.rollouts import Rollout, RolloutSettings
-from charactertrain.storage import open_directory
+from charactertrain.stages.rollouts import Rollout
 
 STAGES = (0, 1, 2, 3)
 STEPPED = (0, 2, 3)
@@ -87,33 +85,32 @@ def ranked_prompts() -> tuple[RankedPrompt, ...]:
     return tuple(prompts)
 
 
-def policy_task(model: Path, token_budget: int) -> PolicyTask:
-    sampling = SamplingSettings(1.0, 1.0, 8, 0, ())
-    return PolicyTask(
-        model_directory=str(model),
-        precision="fp32",
-        context_tokens=128,
-        warm_start=WarmStartTask((), 0, 1, 0.0),
-        optimise=OptimiseTask(
-            prompts=(),
-            num_steps=1,
-            prompts_per_step=NUM_PROMPTS,
-            rollouts=RolloutSettings(sampling, 3, 0),
-            advantages="grpo",
-            clip_low=0.2,
-            clip_high=0.3,
-            kl_coef=0.5,
-            learning_rate=LEARNING_RATE,
-            warmup_steps=0,
-            reward=EnsembleReward((0.0,), (0.0,), "mean", 0.0),
-            sync_tolerance=0.1,
-        ),
-        fixed_ending=True,
-        token_budget=token_budget,
-        zero=zero_settings(0),
-        checkpoint_every=1,
-        seed=3,
-        output=open_directory("/nowhere"),
+POLICY_GRADIENT = PolicyGradient(
+    advantages="grpo",
+    baseline_decay=0.9,
+    loss="clipped",
+    clip_low=0.2,
+    clip_high=0.3,
+    dual_clip=None,
+    aggregate="token",
+    correction="none",
+    correction_level="token",
+    cap=2.0,
+    kl_coef=0.5,
+    kl_place="loss",
+    kl_estimator="k2",
+)
+
+
+def policy_gradient(models: Models, worker: Worker, budget: int) -> dict[str, Any]:
+    """The policy's step, not taken yet."""
+    return policy_step(
+        models,
+        POLICY_GRADIENT,
+        rollout_groups(),
+        worker,
+        token_budget=budget,
+        baseline=RunningBaseline(),
     )
 
 
@@ -129,12 +126,14 @@ def rollout_groups() -> list[list[Rollout]]:
             group.append(
                 Rollout(
                     prompt_id=f"p{index}",
+                    prompt="",
                     prompt_token_ids=question,
                     token_ids=tuple(torch.randint(4, 200, (length,), generator=random).tolist()),
+                    text="",
                     logprobs=tuple((-6 + torch.randn(length, generator=random)).tolist()),
                     reward=float(torch.randn(1, generator=random)),
                     disagreement=0.0,
-                    weight_version="0",
+                    versions=((0, 0),),
                 )
             )
         groups.append(group)
@@ -184,7 +183,7 @@ def policy_numbers(
     reference = FrozenModel(partial(loading.load_causal_lm, base, torch.float32), settings)
     before = full_state(engine)
     models = Models(engine, reference, (END_TOKEN,))
-    values = step_module.policy_step(models, policy_task(base, budget), rollout_groups(), worker)
+    values = policy_gradient(models, worker, budget)
     values["grad_norm"] = engine.step(LEARNING_RATE)
     after = full_state(engine)
     engine.close()
@@ -208,8 +207,7 @@ def plain_policy(base: Path, policy: Path) -> dict[str, Any]:
         partial(loading.load_causal_lm, base, torch.float32), OPTIMIZER, bf16=False
     )
     models = Models(engine, reference, (END_TOKEN,))
-    task = policy_task(base, 10_000)
-    values = step_module.policy_step(models, task, rollout_groups(), LocalWorker(print))
+    values = policy_gradient(models, LocalWorker(print), 10_000)
     return {**values, "grad_norm": engine.step(LEARNING_RATE), "after": plain_state(engine)}
 
 

@@ -216,6 +216,7 @@ def make_example(prompt_id: str, trait_id: str = "warm", family: str | None = No
         family=f"{trait_id}/{prompt_id}" if family is None else family,
         split="train",
         texts=("x", "y", "z"),
+        response_ids=("rx", "ry", "rz"),
         lengths=(1, 1, 1),
         variants=("none", "none", "none"),
     )

@@ -35,7 +35,7 @@ def example(
     )
     texts = tuple(f"response {index}" for index in range(len(lengths)))
     names = tuple(variants) if variants else ("none",) * len(lengths)
-    return Example(ranked, "f", "validation", texts, tuple(lengths), names)
+    return Example(ranked, "f", "validation", texts, names, tuple(lengths), names)
 
 
 EXAMPLES = [

@@ -37,7 +37,7 @@ class EngineClient:
         self._all("init_weight_transfer_engine", WeightTransferInitRequest(init_info=init_info))
 
     def start_weight_update(self) -> None:
-        """No request runs from here on."""
+        """Requests wait where they are from here on."""
         self._all("start_weight_update")
 
     def update_weights(self, update_info: WeightTransferUpdatePayload) -> None:
@@ -46,8 +46,7 @@ class EngineClient:
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Make the new weights count, under the version's name."""
-        self._all("finish_weight_update")
-        self._all("update_weight_version", weight_version or self.version)
+        self._all("finish_weight_update", weight_version or self.version)
 
     def _all(self, phase: str, *arguments: Any) -> None:
         calls = [getattr(engine, phase).remote(*arguments) for engine in self._engines]

@@ -1,0 +1,104 @@
+"""Rank 0's end of sampling: the engines that take the weights, and the buffer before them."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from charactertrain.exceptions import SamplingError
+from charactertrain.records import Prompt
+from charactertrain.runtime.engines import EngineSource
+from charactertrain.stages.rollout_buffer import Taken
+from charactertrain.stages.rollouts import Rollout, Version
+
+_POLL_SECONDS = (0.005, 0.25)
+"""At first, and at most."""
+_MAX_LOSSES = 8
+"""Engines of an attempt that are replaced; then the cause is another."""
+
+
+class RolloutEngines:
+    """Leases of engines, and calls to the buffer, none of which waits there."""
+
+    def __init__(
+        self, source: EngineSource, count: int, buffer: Any, state: dict[str, Any] | None
+    ) -> None:
+        """Lease the engines of this attempt; one that died in the last one is replaced.
+
+        Args:
+            source: Of the engines that sample.
+            count: How many.
+            buffer: The actor.
+            state: The buffer's, of the last checkpoint.
+        """
+        source.end_leases()
+        self._samplers = [source.open_for_training() for _ in range(count)]
+        self._buffer = buffer
+        self._losses = 0
+        ray.get(buffer.begin.remote(state))
+        for _ in _waits():
+            if ray.get(buffer.has_begun.remote()):
+                break
+
+    @property
+    def handles(self) -> list[Any]:
+        """Of the engines, each in its place."""
+        return [sampler.handle for sampler in self._samplers]
+
+    def serve(self, version: Version) -> None:
+        """All engines have these weights: the buffer may have them sample."""
+        ray.get(self._buffer.serve.remote(self.handles, version))
+
+    def load(self, weights: Path, version: Version) -> None:
+        """Have all engines load these weights from disk."""
+        ray.get([handle.load.remote(str(weights), str(version)) for handle in self.handles])
+
+    def take(self) -> Taken:
+        """Wait until the next step's groups are there, or an engine is lost."""
+        for _ in _waits():
+            taken: Taken = ray.get(self._buffer.take.remote())
+            if taken.batch is not None or taken.lost:
+                return taken
+        raise AssertionError("waits for ever")
+
+    def replace(self, lost: Sequence[int]) -> None:
+        """Lease engines in the place of those that died; they have other weights."""
+        self._losses += len(lost)
+        if self._losses > _MAX_LOSSES:
+            raise SamplingError(
+                f"{self._losses} engines died while the policy was trained, more than "
+                f"{_MAX_LOSSES}; the last checkpoint is good. If memory ran out, lower "
+                "sampler.resources.memory_fraction, kv_cache_gib or max_num_seqs."
+            )
+        for place in lost:
+            self._samplers[place].replace_for_training()
+
+    def state(self) -> dict[str, Any]:
+        """The buffer's, for a checkpoint."""
+        state: dict[str, Any] = ray.get(self._buffer.state.remote())
+        return state
+
+    def held_out(self, prompts: Sequence[Prompt], size: int) -> list[tuple[Rollout, ...]]:
+        """Groups of responses to prompts that are not trained on, under the present weights."""
+        ray.get(self._buffer.ask_held_out.remote(list(prompts), size))
+        for _ in _waits():
+            groups: list[tuple[Rollout, ...]] | None = ray.get(self._buffer.held_out.remote())
+            if groups is not None:
+                return groups
+        raise AssertionError("waits for ever")
+
+    def close(self) -> None:
+        """Give the engines back."""
+        for sampler in self._samplers:
+            sampler.close()
+
+
+def _waits() -> Any:
+    """Without end, with a pause after each."""
+    pause, longest = _POLL_SECONDS
+    while True:
+        yield
+        time.sleep(pause)
+        pause = min(1.5 * pause, longest)
