@@ -6,7 +6,9 @@ it left.
 """
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,6 +195,40 @@ def test_sampler_and_trainer_agree_before_and_after_the_first_update(finished: P
     assert history[0]["ratio"] == pytest.approx(1.0, abs=1e-3)
     assert history[0]["clip_fraction"] == 0.0
     assert history[0]["sync_difference"] < 1e-3
+
+
+def test_engines_write_ahead_as_far_as_they_may(finished: Path) -> None:
+    history = json.loads((finished / "policy" / "optimise.json").read_text())
+    # 1 by config: written while the step before was trained.
+    assert max(row["max_staleness"] for row in history) == 1
+    assert all(0 <= row["staleness"] <= 1 for row in history)
+    assert all(abs(row["sampler_kl"]) < 1e-3 for row in history if row["max_staleness"] == 0)
+
+
+def test_the_policy_is_read_while_it_is_trained(finished: Path) -> None:
+    watch = json.loads((finished / "policy" / "watch.json").read_text())
+    readings = {reading["step"]: reading for reading in watch["readings"]}
+    assert list(readings) == [0, 2, 4, 6, 8]
+    assert readings[0]["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert readings[8]["kl"] > 0
+    best = max(readings.values(), key=lambda reading: reading["gold"])
+    assert watch["exported_step"] == best["step"]
+    assert not (finished / "policy" / "best").exists()
+
+
+@pytest.mark.parametrize(("objective", "measure"), [("dpo", "margin"), ("best_of_n", "loss")])
+def test_baselines_learn_from_the_same_artifacts(
+    finished: Path, tmp_path: Path, objective: str, measure: str
+) -> None:
+    directory = tmp_path / "run"
+    for stage in NAMES[: NAMES.index("policy")]:
+        shutil.copytree(finished / stage, directory / stage)
+    settings = (f"objective={objective}", "run.only=policy", "policy.num_steps=3")
+    assert finish(directory, *settings) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    history = json.loads((directory / "policy" / "optimise.json").read_text())
+    assert [row["step"] for row in history] == [1, 2, 3]
+    assert all(math.isfinite(row[measure]) for row in history)
+    assert (directory / "policy" / "model" / "config.json").exists()
 
 
 def test_the_report_covers_every_trait_with_intervals(finished: Path) -> None:

@@ -15,7 +15,7 @@ from charactertrain.exceptions import ConfigError
 from charactertrain.models import loading
 from charactertrain.models.packing import PromptGroup
 from charactertrain.pipeline import Work
-from charactertrain.records import NO_TRAIT, PreferencePair, Prompt, Ranking, Response
+from charactertrain.records import NO_TRAIT, PreferencePair, Prompt, Ranking, Response, Trait
 from charactertrain.runtime import training
 from charactertrain.runtime.sampling import SamplerSource
 from charactertrain.stages.context import Context, response_settings
@@ -24,17 +24,20 @@ from charactertrain.stages.dpo import train as train_on_pairs
 from charactertrain.stages.ensemble import EnsembleReward, LengthBand
 from charactertrain.stages.ledger import LedgerSettings
 from charactertrain.stages.policy_loop import Sampling, train
+from charactertrain.stages.policy_monitor import BEST
 from charactertrain.stages.policy_objective import PolicyGradient
-from charactertrain.stages.policy_task import OptimiseTask, PolicyTask, WarmStartTask
+from charactertrain.stages.policy_task import OptimiseTask, PolicyTask, WarmStartTask, WatchTask
+from charactertrain.stages.policy_watch import watch_prompts, watch_settings
 from charactertrain.stages.preference_data import read_examples
 from charactertrain.stages.preference_gates import check_gates, require_gates
 from charactertrain.stages.preference_model import (
+    GOLD,
     ensemble_members,
     worker_settings,
     zero_settings,
 )
 from charactertrain.stages.prompt_stream import PromptStream
-from charactertrain.stages.rollout_buffer import BufferSettings, RolloutBuffer
+from charactertrain.stages.rollout_buffer import BufferSettings, Gold, RolloutBuffer
 from charactertrain.stages.rollouts import RolloutSettings
 from charactertrain.templates import plain_conversation
 
@@ -58,7 +61,13 @@ def run(work: Work, context: Context) -> Outcome:
         warm_start = json.loads(work.directory.read_bytes("warm_start.json"))
         files += ["warm_start.json", *work.directory.files("warm_start")]
     work.directory.write_bytes("model/README.md", _model_card(work, context).encode())
+    watch: dict[str, Any] = {}
+    if is_watched(context.config.policy):
+        watch = {"watch": json.loads(work.directory.read_bytes("watch.json"))}
+        work.directory.delete(BEST)
+        files.append("watch.json")
     summary = {
+        **watch,
         "history": [*warm_start, *history],
         "sync_difference": history[0].get("sync_difference"),
     }
@@ -109,11 +118,17 @@ def _train_on_rewards(work: Work, context: Context) -> None:
         ]
         engines = session.sampler(model, model)
         rewards = [session.sampler(member, member, kind="reward") for member in members]
+        gold = None
+        if is_watched(config) and GOLD in manifest.summary["levels"]:
+            directory = str(stack.enter_context(source.child(GOLD).on_local_disk()))
+            gold = Gold(
+                session.sampler(directory, directory, kind="reward"), _reward([GOLD], work, context)
+            )
         # Of the driver, so that it outlives an attempt; Ray starts it again should it die.
         buffer: Any = (
             ray.remote(RolloutBuffer)
             .options(num_cpus=0, max_restarts=-1)
-            .remote(_buffer_settings(work, context, rewards), model)
+            .remote(_buffer_settings(work, context, rewards, gold), model)
         )
         try:
             training.fit(
@@ -130,8 +145,13 @@ def _train_on_rewards(work: Work, context: Context) -> None:
             ray.kill(buffer)
 
 
+def is_watched(config: PolicySection) -> bool:
+    """Whether the policy is read while it is trained."""
+    return config.watch.every > 0 and isinstance(config.objective, PolicyGradientSection)
+
+
 def _buffer_settings(
-    work: Work, context: Context, rewards: Sequence[SamplerSource]
+    work: Work, context: Context, rewards: Sequence[SamplerSource], gold: Gold | None
 ) -> BufferSettings:
     config, seed = context.config.policy, context.config.seed
     resources = context.config.sampler.resources
@@ -151,8 +171,9 @@ def _buffer_settings(
             seed=seed,
         ),
         prompts=_prompt_stream(work, context),
-        reward=_reward(work, context),
+        reward=_reward(ensemble_members(work.inputs["preference_model"][1]), work, context),
         rewards=tuple(rewards),
+        gold=gold,
         # Enough that the next is there when one ends, and few enough to be shared out evenly.
         groups_per_engine=-(-2 * resources.max_num_seqs // config.group_size),
     )
@@ -175,13 +196,13 @@ def _prompt_stream(work: Work, context: Context) -> PromptStream:
     return PromptStream(traits, general, general_share=share, seed=context.config.seed)
 
 
-def _reward(work: Work, context: Context) -> EnsembleReward:
+def _reward(members: Sequence[str], work: Work, context: Context) -> EnsembleReward:
     config = context.config.policy.reward
     _, manifest = work.inputs["preference_model"]
     band = config.length
     return EnsembleReward(
-        levels=tuple(manifest.summary["levels"].values()),
-        length_slopes=tuple(manifest.summary["length_slopes"].values()),
+        levels=tuple(manifest.summary["levels"][name] for name in members),
+        length_slopes=tuple(manifest.summary["length_slopes"][name] for name in members),
         reference_tokens=context.config.policy.max_tokens,
         aggregate=config.aggregate,
         disagreement_coef=config.disagreement_coef,
@@ -222,8 +243,20 @@ def _task(work: Work, context: Context) -> PolicyTask:
         token_budget=config.resources.tokens_per_microbatch,
         zero=zero_settings(config),
         checkpoint_every=config.resources.checkpoint_every,
+        watch=_watch(work, context) if is_watched(config) else None,
         seed=context.config.seed,
         output=work.directory,
+    )
+
+
+def _watch(work: Work, context: Context) -> WatchTask:
+    config = context.config.policy.watch
+    prompts = read_rows(*work.inputs["prompts"], "prompts", Prompt)
+    traits = read_rows(*work.inputs["traits"], "traits", Trait)
+    return WatchTask(
+        settings=watch_settings(config),
+        prompts=watch_prompts(prompts, config.prompts),
+        detectors={t.trait_id: t.detector for t in traits if t.detector is not None},
     )
 
 

@@ -24,6 +24,7 @@ from charactertrain.runtime.worker import Worker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine
 from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.stages.ledger import Batch
+from charactertrain.stages.policy_monitor import PolicyMonitor
 from charactertrain.stages.policy_step import policy_step, prompt_group
 from charactertrain.stages.policy_task import (
     Models,
@@ -78,6 +79,11 @@ class _Optimisation:
         with starting_weights(task) as start:
             self._engine = training_engine(task, start, checkpoint)
             self._models = Models(self._engine, _reference(task, start), forbidden_tokens(task))
+        self._monitor = (
+            None
+            if task.watch is None
+            else PolicyMonitor(task.watch, task, worker, state.get("readings", []))
+        )
         self._sender: Any = None
         if task.optimise.objective is not None:
             self._meet()
@@ -104,6 +110,7 @@ class _Optimisation:
             task.optimise.learning_rate, task.optimise.warmup_steps, num_steps, "constant"
         )
         self._send(first_step)
+        self._read(first_step)
         for step in range(first_step, num_steps):
             clock = _Clock()
             taken, batch = self._take(step)
@@ -121,10 +128,17 @@ class _Optimisation:
             values |= clock.laps | {"seconds": sum(clock.laps.values())}
             history.append({"phase": "optimise", "step": step + 1, **values})
             worker.send({"step": f"{step + 1}/{num_steps}", **values})
+            if self._read(step + 1):
+                break
             if (step + 1) % task.checkpoint_every == 0 and step + 1 < num_steps:
                 save = partial(self._engine.save, state=self._state())
                 worker.report_checkpoint(save, {"step": step + 1})
-        write_model(self._engine, task, worker, "model")
+                if self._monitor is not None:
+                    self._monitor.forget_worse()
+        if self._monitor is not None:
+            self._monitor.export()
+        else:
+            write_model(self._engine, task, worker, "model")
         if worker.rank == 0:
             task.output.write_bytes("optimise.json", json.dumps(history).encode())
         torch.distributed.barrier()
@@ -136,9 +150,17 @@ class _Optimisation:
     def _state(self) -> dict[str, Any]:
         """For a checkpoint; rank 0's is written."""
         state = {"phase": "optimise", "history": self._history, "baseline": asdict(self._baseline)}
+        if self._monitor is not None:
+            state["readings"] = self._monitor.state()
         if self._engines is not None:
             state["ledger"] = self._engines.state()
         return state
+
+    def _read(self, step: int) -> bool:
+        """Read the policy, if it is time; whether training is to stop."""
+        if self._monitor is None:
+            return False
+        return self._monitor.read(step, self._models, self._engine, self._engines)
 
     def _step(self, batch: Batch) -> dict[str, Any]:
         """Add the gradient of one step."""
@@ -255,9 +277,10 @@ class _Clock:
 
 
 def _reference(task: PolicyTask, start: Path) -> FrozenModel | None:
-    """None where nothing pulls the policy towards it."""
+    """None where nothing pulls the policy towards it, or measures how far it is."""
     objective = task.optimise.objective
-    if not task.fixed_ending and (objective is None or objective.kl_coef == 0):
+    is_pulled = objective is not None and objective.kl_coef > 0
+    if not (task.fixed_ending or is_pulled or task.watch is not None):
         return None
     return frozen_model(task, start)
 

@@ -127,6 +127,26 @@ def cut(models: Models, groups: Groups, worker: Worker, token_budget: int) -> li
 
 
 @torch.no_grad()
+def distance_and_entropy(
+    models: Models, groups: Groups, worker: Worker, *, token_budget: int
+) -> tuple[float, float]:
+    """Sums over the groups' tokens, in nats: k3 of the KL to the reference, and entropy.
+
+    The same on every rank.
+    """
+    sums = torch.zeros(2, dtype=torch.float64, device=models.policy.device)
+    for batch in cut(models, groups, worker, token_budget):
+        assert batch.reference_logprobs_N is not None, "a distance is to a reference"
+        logits_NV = impossible(response_logits(models.policy, batch.row), models.forbidden)
+        logprobs_N = token_logprobs(logits_NV, batch.row.token_ids_N)
+        kl = policy.kl_k3(logprobs_N, batch.reference_logprobs_N).sum()
+        sums += batch.weight * torch.stack([kl, entropy(logits_NV).sum()]).double()
+    torch.distributed.all_reduce(sums)
+    kl_sum, entropy_sum = sums.tolist()
+    return kl_sum, entropy_sum
+
+
+@torch.no_grad()
 def _of_reference(models: Models, row: PackedRow) -> tuple[Tensor | None, Tensor | None]:
     if models.reference is None:
         return None, None

@@ -1,6 +1,7 @@
 """What the workers of the policy stage are given, and the engines they make of it."""
 
 import tempfile
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -9,12 +10,14 @@ from pathlib import Path
 import torch
 
 from charactertrain.models import loading
+from charactertrain.records import Prompt
 from charactertrain.models.packing import PromptGroup, check_packable
 from charactertrain.runtime.hardware import resolve_precision
 from charactertrain.runtime.training_engine import TrainingEngine
 from charactertrain.runtime.worker import Worker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
 from charactertrain.stages.policy_objective import PolicyGradient
+from charactertrain.stages.policy_watch import WatchSettings
 from charactertrain.storage import Directory
 
 
@@ -42,6 +45,16 @@ class OptimiseTask:
 
 
 @dataclass(frozen=True)
+class WatchTask:
+    """What is read, and when it stops the training."""
+
+    settings: WatchSettings
+    prompts: tuple[Prompt, ...]
+    detectors: Mapping[str, str]
+    """Regular expression by trait id."""
+
+
+@dataclass(frozen=True)
 class PolicyTask:
     """All that a worker needs; plain values."""
 
@@ -55,6 +68,8 @@ class PolicyTask:
     token_budget: int
     zero: ZeroSettings
     checkpoint_every: int
+    watch: WatchTask | None
+    """Of policy gradients; None for no readings."""
     seed: int
     output: Directory
 

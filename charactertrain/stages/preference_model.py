@@ -96,7 +96,7 @@ def zero_settings(section: PreferenceModelSection | PolicySection) -> ZeroSettin
 
 def ensemble_members(manifest: Manifest) -> list[str]:
     """Directories of the models whose rewards the policy is trained on."""
-    return list(manifest.summary["levels"])
+    return [name for name in manifest.summary["levels"] if name != GOLD]
 
 
 def _read(work: Work, context: Context) -> tuple[_Data, list[Reject]]:
@@ -207,13 +207,11 @@ def _summary(
         for name, found in rewards.items()
     }
     selection = preference_quality.held_out_pairs(data.selection, rewards[MODEL])
-    # What a policy is trained on: the model and those that differ from it in their seed.
-    ensemble = {name: found for name, found in rewards.items() if name != GOLD}
     quality = preference_quality.measure(selection, pairs[MODEL], baselines, seed=seed)
     quality |= {
         "length_slopes": {
             name: preference_quality.length_slope(data.held_out, found)
-            for name, found in ensemble.items()
+            for name, found in rewards.items()
         },
         "length_correlation": preference_quality.length_correlation(
             data.measured, rewards[MODEL], seed=seed
@@ -221,7 +219,7 @@ def _summary(
         "shortcuts": preference_shortcuts.effects(
             data.edited, edits, data.measured, rewards[MODEL], seed=seed
         ),
-        "levels": {name: _level(found) for name, found in ensemble.items()},
+        "levels": {name: _level(found) for name, found in rewards.items()},
         "others": {
             name: preference_quality.compared(found, pairs[MODEL], baselines, seed=seed)
             for name, found in pairs.items()

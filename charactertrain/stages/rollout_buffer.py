@@ -11,19 +11,28 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
+from charactertrain import chat
 from charactertrain.models import loading
 from charactertrain.records import Prompt
 from charactertrain.runtime.sampling import SamplerSource
-from charactertrain.stages.ensemble import EnsembleReward
+from charactertrain.stages.ensemble import EnsembleReward, ensemble_rewards
 from charactertrain.stages.ledger import Batch, Ledger, LedgerSettings
 from charactertrain.stages.prompt_stream import PromptStream
 from charactertrain.stages.rollouts import (
     Aborted,
-    Rollout,
+    HeldOut,
     RolloutMaker,
     RolloutSettings,
     Version,
 )
+
+
+@dataclass(frozen=True)
+class Gold:
+    """The preference model that no policy is trained against."""
+
+    source: SamplerSource
+    reward: EnsembleReward
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,7 @@ class BufferSettings:
     reward: EnsembleReward
     rewards: tuple[SamplerSource, ...]
     """Of each of the preference model's members."""
+    gold: Gold | None
     groups_per_engine: int
     """Most groups that one engine works on at a time."""
 
@@ -86,8 +96,10 @@ class RolloutBuffer:
         self._busy: list[int] = []
         """Groups that each engine works on."""
         rewards = [await asyncio.to_thread(source.open) for source in settings.rewards]
-        tokenizer = loading.load_tokenizer(Path(self._tokenizer_directory))
-        self._maker = RolloutMaker(rewards, settings.reward, tokenizer, settings.rollouts)
+        self._tokenizer = loading.load_tokenizer(Path(self._tokenizer_directory))
+        self._maker = RolloutMaker(rewards, settings.reward, self._tokenizer, settings.rollouts)
+        gold = settings.gold
+        self._gold = None if gold is None else await asyncio.to_thread(gold.source.open)
 
     async def serve(self, engines: list[Any], version: Version) -> None:
         """All these engines have the weights of `version` now.
@@ -164,11 +176,28 @@ class RolloutBuffer:
         live = [engine for engine in self._engines if engine is not None]
         self._held_out = asyncio.gather(
             *(
-                self._maker.make(live[place % len(live)], prompt, "held out", size)
+                self._answered(live[place % len(live)], prompt, size)
                 for place, prompt in enumerate(prompts)
             )
         )
 
-    async def held_out(self) -> list[tuple[Rollout, ...]] | None:
+    async def _answered(self, engine: Any, prompt: Prompt, size: int) -> HeldOut:
+        rollouts = await self._maker.make(engine, prompt, "held out", size)
+        gold = self._settings.gold
+        if gold is None or self._gold is None:
+            return HeldOut(prompt, rollouts, ())
+        golds, _ = await asyncio.to_thread(
+            ensemble_rewards,
+            [self._gold],
+            gold.reward,
+            [
+                chat.encode_exchange(prompt.text, rollout.text, self._tokenizer)
+                for rollout in rollouts
+            ],
+            [len(rollout.token_ids) for rollout in rollouts],
+        )
+        return HeldOut(prompt, rollouts, tuple(golds))
+
+    async def held_out(self) -> list[HeldOut] | None:
         """Those groups, once they are all there."""
         return self._held_out.result() if self._held_out.done() else None

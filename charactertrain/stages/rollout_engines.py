@@ -11,7 +11,7 @@ from charactertrain.exceptions import SamplingError
 from charactertrain.records import Prompt
 from charactertrain.runtime.engines import EngineSource
 from charactertrain.stages.rollout_buffer import Taken
-from charactertrain.stages.rollouts import Rollout, Version
+from charactertrain.stages.rollouts import HeldOut, Version
 
 _POLL_SECONDS = (0.005, 0.25)
 """At first, and at most."""
@@ -80,11 +80,11 @@ class RolloutEngines:
         state: dict[str, Any] = ray.get(self._buffer.state.remote())
         return state
 
-    def held_out(self, prompts: Sequence[Prompt], size: int) -> list[tuple[Rollout, ...]]:
+    def held_out(self, prompts: Sequence[Prompt], size: int) -> list[HeldOut]:
         """Groups of responses to prompts that are not trained on, under the present weights."""
         ray.get(self._buffer.ask_held_out.remote(list(prompts), size))
         for _ in _waits():
-            groups: list[tuple[Rollout, ...]] | None = ray.get(self._buffer.held_out.remote())
+            groups: list[HeldOut] | None = ray.get(self._buffer.held_out.remote())
             if groups is not None:
                 return groups
         raise AssertionError("waits for ever")

@@ -62,6 +62,16 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Responses to a prompt that is not trained on."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    golds: tuple[float, ...]
+    """The gold model's reward of each; empty where none was trained."""
+
+
+@dataclass(frozen=True)
 class RolloutSettings:
     """How rollouts are drawn and scored."""
 

@@ -72,6 +72,7 @@ def make_task() -> PolicyTask:
         token_budget=1,
         zero=SETTINGS,
         checkpoint_every=1,
+        watch=None,
         seed=3,
         output=open_directory("/nowhere"),
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from charactertrain.runtime.sampling import (
 from charactertrain.stages.ensemble import EnsembleReward
 from charactertrain.stages.ledger import LedgerSettings
 from charactertrain.stages.prompt_stream import PromptStream
-from charactertrain.stages.rollout_buffer import BufferSettings, RolloutBuffer, Taken
+from charactertrain.stages.rollout_buffer import BufferSettings, Gold, RolloutBuffer, Taken
 from charactertrain.stages.rollouts import RolloutSettings
 
 SAMPLING = SamplingSettings(1.0, 1.0, 8, 0, ())
@@ -96,12 +97,14 @@ def run(
 ) -> None:
     """A scenario with a buffer that has begun."""
     prompts = [Prompt(f"p{i}", "warm", "tea", "trait", f"{i}?", "train") for i in range(9)]
+    reward = EnsembleReward((0.0,), (0.0,), 0.0, "mean", 0.0, None)
     settings = BufferSettings(
         ledger=LedgerSettings(PER_STEP, max_staleness, 0),
         rollouts=RolloutSettings(SAMPLING, 2, 0),
         prompts=PromptStream(prompts, [], general_share=0.0, seed=0),
-        reward=EnsembleReward((0.0,), (0.0,), 0.0, "mean", 0.0, None),
+        reward=reward,
         rewards=(LengthReward(),),  # type: ignore[arg-type]
+        gold=Gold(LengthReward(), replace(reward, levels=(1.0,))),  # type: ignore[arg-type]
         groups_per_engine=groups_per_engine,
     )
 
@@ -242,6 +245,10 @@ def test_held_out_prompts_are_answered_beside_the_others(tiny_model: Path) -> No
         await settled()
         groups = await buffer.held_out()
         assert groups is not None
-        assert [len(group) for group in groups] == [3]
+        (found,) = groups
+        assert found.prompt == held_out
+        assert len(found.rollouts) == 3
+        # The same model in both places, but for its level.
+        assert found.golds == tuple(rollout.reward - 1 for rollout in found.rollouts)
 
     run(tiny_model, scenario)
