@@ -161,7 +161,8 @@ class PolicySection(Section):
     """Most steps between the weights that wrote a token and the step that is trained on it. 0:
     engines wait while a step is trained, and every step is on-policy."""
     max_refills: Count
-    """Most groups of a step that are replaced because all their rewards are equal."""
+    """Most groups of a step that are replaced because all their rewards are equal. Where advantages
+    are against a running mean, or the KL is in the reward, they teach something, and none is."""
     num_steps: PositiveInt
     prompts_per_step: PositiveInt
     group_size: Annotated[int, Field(ge=2)]

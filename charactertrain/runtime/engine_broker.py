@@ -7,6 +7,7 @@ workers, and the broker starts an engine when more workers come than engines ser
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from uuid import uuid4
 
 from ray.exceptions import RayActorError
 
+from charactertrain.exceptions import SamplingError
 from charactertrain.runtime.engine_actor import EngineActor, start_engine
 from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec
 
@@ -138,6 +140,11 @@ class EngineBroker:
         if key is not None and (not alike[key].leases or len(alike) >= room):
             return key
         idle = [key for key, engine in alike.items() if not engine.leases]
+        if not idle and len(alike) >= self._room.get(spec, math.inf):
+            raise SamplingError(
+                f"no engine for {weights}: the cluster has room for {len(alike)} of its kind, and "
+                "others use them; lower policy.resources.engines, or give the cluster more devices"
+            )
         if idle:
             engine = alike[idle[0]]
             engine.weights = weights

@@ -25,6 +25,8 @@ from charactertrain.runtime.relay import Loop, Relay, RestartNotice, run_packed
 from charactertrain.storage import Directory
 
 _POLL_SECONDS = 0.5
+_COLLECTIVE_SECONDS = 3 * 3600
+"""Workers wait for rank 0 in a collective, and it for engines whose nodes may have to boot."""
 _CHECKPOINT_INDEX = "checkpoints/checkpoint_manager_snapshot.json"
 
 
@@ -71,7 +73,9 @@ def fit(
             "loop_and_arguments": ray.cloudpickle.dumps((loop, dict(arguments))),
             "relay": relay,
         },
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if use_gpu else "gloo", timeout_s=_COLLECTIVE_SECONDS
+        ),
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,
             use_gpu=use_gpu,

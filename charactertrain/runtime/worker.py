@@ -38,6 +38,13 @@ class Worker(Protocol):
         """Save and report a checkpoint; every rank must call at the same step."""
 
 
+def agreed(worker: Worker, value: bool) -> bool:
+    """Rank 0's value, on every rank: a file that one node sees, another may not see yet."""
+    box = [value if worker.rank == 0 else None]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return bool(box[0])
+
+
 class LocalWorker:
     """A group of one process, without checkpoints; for benchmarks and tests."""
 

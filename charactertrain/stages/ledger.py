@@ -16,10 +16,13 @@ from charactertrain.stages.rollouts import Rollout, Version
 class LedgerSettings:
     """How many groups a step takes, and how far ahead of it they may be made."""
 
+    num_steps: int
     per_step: int
+    ahead: int
+    """Most steps that groups are made ahead of the weights that engines have; at 0 they wait while
+    a step is trained."""
     max_staleness: int
-    """Most steps between the weights that wrote a token and the step that is trained on it; at 0
-    engines wait while a step is trained, and every step is on-policy."""
+    """Most steps between the weights that wrote a token and the step that is trained on it."""
     max_refills: int
     """Most groups of a step that are replaced by later ones because all their rewards are equal,
     and nothing is to be learnt from them."""
@@ -58,13 +61,14 @@ class Ledger:
         return len(self._done)
 
     def ask(self, version: Version) -> int | None:
-        """The number of the group to make next; None if it would be too stale when it is taken.
+        """The number of the group to make next; None if it is too far ahead, or of no step.
 
         Args:
             version: Steps that the engines' weights have behind them.
         """
         number = min(self._lost, default=self._next)
-        if self._step_of(number) - version > self._settings.max_staleness:
+        step = self._step_of(number)
+        if step - version > self._settings.ahead or step >= self._settings.num_steps:
             return None
         if number in self._lost:
             self._lost.remove(number)

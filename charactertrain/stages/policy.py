@@ -15,6 +15,7 @@ from charactertrain.stages.dpo import train as train_on_pairs
 from charactertrain.stages.policy_inputs import (
     buffer_settings,
     dpo_task,
+    fitting_prompts,
     is_watched,
     policy_task,
     reward_of,
@@ -80,6 +81,11 @@ def _train_on_rewards(work: Work, context: Context) -> None:
         ]
         engines = session.sampler(model, model)
         rewards = [session.sampler(member, member, kind="reward") for member in members]
+        prompts, num_too_long = fitting_prompts(work, context)
+        if num_too_long:
+            session.console.print(
+                f"  {num_too_long} prompts leave no room for policy.max_tokens, and are left out"
+            )
         gold = None
         if is_watched(config) and GOLD in manifest.summary["levels"]:
             directory = str(stack.enter_context(source.child(GOLD).on_local_disk()))
@@ -91,7 +97,7 @@ def _train_on_rewards(work: Work, context: Context) -> None:
         buffer: Any = (
             ray.remote(RolloutBuffer)
             .options(num_cpus=0, max_restarts=-1)
-            .remote(buffer_settings(work, context, rewards, gold), model)
+            .remote(buffer_settings(work, context, prompts, rewards, gold), model)
         )
         try:
             training.fit(

@@ -27,6 +27,9 @@ from charactertrain.stages.rollout_buffer import BufferSettings, Gold
 from charactertrain.stages.rollouts import RolloutSettings
 from charactertrain.templates import plain_conversation
 
+_AHEAD = 2
+"""Steps that engines run ahead where no weights are sent: enough to be never waited for."""
+
 
 def is_watched(config: PolicySection) -> bool:
     """Whether the policy is read while it is trained."""
@@ -34,18 +37,24 @@ def is_watched(config: PolicySection) -> bool:
 
 
 def buffer_settings(
-    work: Work, context: Context, rewards: Sequence[SamplerSource], gold: Gold | None
+    work: Work,
+    context: Context,
+    prompts: Sequence[Prompt],
+    rewards: Sequence[SamplerSource],
+    gold: Gold | None,
 ) -> BufferSettings:
     """What the buffer makes groups of rollouts of, and how."""
     config, seed = context.config.policy, context.config.seed
     resources = context.config.sampler.resources
-    # The starting policy alone is asked where nothing is sent.
+    # The starting policy alone is asked where nothing is sent, and no token is too old.
     is_online = config.objective.kind == "policy_gradient"
     return BufferSettings(
         ledger=LedgerSettings(
+            num_steps=config.num_steps,
             per_step=config.prompts_per_step,
+            ahead=config.max_staleness if is_online else _AHEAD,
             max_staleness=config.max_staleness if is_online else config.num_steps,
-            max_refills=config.max_refills,
+            max_refills=_max_refills(config),
         ),
         rollouts=RolloutSettings(
             sampling=response_settings(
@@ -54,7 +63,7 @@ def buffer_settings(
             group_size=config.group_size,
             seed=seed,
         ),
-        prompts=_prompt_stream(work, context),
+        prompts=_prompt_stream(prompts, context),
         reward=reward_of(ensemble_members(work.inputs["preference_model"][1]), work, context),
         rewards=tuple(rewards),
         gold=gold,
@@ -63,20 +72,43 @@ def buffer_settings(
     )
 
 
-def _prompt_stream(work: Work, context: Context) -> PromptStream:
-    share = context.config.policy.general_share
-    prompts = [
+def _max_refills(config: PolicySection) -> int:
+    """None where equal rewards teach something: against a running mean, or with the KL in them."""
+    objective = config.objective
+    if isinstance(objective, PolicyGradientSection):
+        is_by_group = objective.advantages != "reinforce" and config.kl.place == "loss"
+        return config.max_refills if is_by_group else 0
+    return config.max_refills
+
+
+def fitting_prompts(work: Work, context: Context) -> tuple[list[Prompt], int]:
+    """The prompts that leave room for a response, and how many do not."""
+    tokenizer: Any = loading.load_tokenizer(context.model_directory)
+    room = context.config.model.context_tokens - context.config.policy.max_tokens
+    prompts = read_rows(*work.inputs["prompts"], "prompts", Prompt)
+    fitting = [
         prompt
-        for prompt in read_rows(*work.inputs["prompts"], "prompts", Prompt)
-        if prompt.split == "train"
+        for prompt in prompts
+        if len(chat.encode(plain_conversation(prompt.text), tokenizer)) <= room
     ]
-    general = [prompt for prompt in prompts if prompt.kind == "general"]
+    return fitting, len(prompts) - len(fitting)
+
+
+def _prompt_stream(prompts: Sequence[Prompt], context: Context) -> PromptStream:
+    share = context.config.policy.general_share
+    trained = [prompt for prompt in prompts if prompt.split == "train"]
+    general = [prompt for prompt in trained if prompt.kind == "general"]
+    traits = [prompt for prompt in trained if prompt.kind != "general"]
     if share > 0 and not general:
         raise ConfigError(
             f"policy.general_share is {share}, and the prompts artifact has no general prompts for "
             "training: give prompts.kinds.general a weight, or general_share 0"
         )
-    traits = [prompt for prompt in prompts if prompt.kind != "general"]
+    if not traits:
+        raise ConfigError(
+            "no training prompt leaves room for policy.max_tokens in model.context_tokens: lower "
+            "the one or raise the other"
+        )
     return PromptStream(traits, general, general_share=share, seed=context.config.seed)
 
 
@@ -129,7 +161,7 @@ def policy_task(work: Work, context: Context) -> PolicyTask:
 
 def _watch(work: Work, context: Context) -> WatchTask:
     config = context.config.policy.watch
-    prompts = read_rows(*work.inputs["prompts"], "prompts", Prompt)
+    prompts, _ = fitting_prompts(work, context)
     traits = read_rows(*work.inputs["traits"], "traits", Trait)
     return WatchTask(
         settings=watch_settings(config),

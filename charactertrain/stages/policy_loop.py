@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -127,9 +127,12 @@ class _Optimisation:
         clock.lap("train_seconds")
         if taken.lost:
             self._replace(taken.lost)
-        if settings.objective is not None:
+        if settings.objective is not None or taken.lost:
             self._send(step + 1)
             clock.lap("sync_seconds")
+        elif self._engines is not None:
+            self._engines.serve(step + 1)
+        if settings.objective is not None:
             values |= self._checked(batch.groups[0])
         values |= _sampled(taken, batch)
         values |= clock.laps | {"seconds": sum(clock.laps.values())}
@@ -195,6 +198,8 @@ class _Optimisation:
             box: list[Taken | None] = [self._engines.take() if self._engines is not None else None]
             torch.distributed.broadcast_object_list(box, src=0)
             assert box[0] is not None, "rank 0 sends what it has taken"
+            if box[0].error is not None:
+                raise TrainingError(f"no rollouts: {box[0].error}")
             if box[0].batch is not None:
                 return box[0], box[0].batch
             self._replace(box[0].lost)
@@ -214,9 +219,8 @@ class _Optimisation:
             self._sender.send(str(version))
         elif self._engines is not None:
             # The best are of what the starting policy samples, however far training is.
-            version = 0
             with starting_weights(self._task) as start:
-                self._engines.load(start, version)
+                self._engines.load(start, 0)
         if self._engines is not None:
             self._engines.serve(version)
 
@@ -231,7 +235,10 @@ class _Optimisation:
         """
         if self._is_checked:
             return {}
-        self._is_checked = True
+        # Less their last tokens: to score a token an engine wants room for one more.
+        group = [replace(r, token_ids=r.token_ids[:-1]) for r in group if len(r.token_ids) > 1]
+        if not group:
+            return {}
         with torch.no_grad():
             row = pack([prompt_group(group)]).to(self._engine.device)
             logprobs_N = token_logprobs(response_logits(self._engine, row), row.token_ids_N).cpu()
@@ -253,6 +260,7 @@ class _Optimisation:
                 f"average, more than policy.sync_tolerance {tolerance}: the engine does not hold "
                 "the trained weights"
             )
+        self._is_checked = True
         return {"sync_difference": difference[0]}
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from charactertrain.runtime.worker import Worker
+from charactertrain.exceptions import TrainingError
+from charactertrain.runtime.worker import Worker, agreed
 from charactertrain.runtime.zero import ZeroEngine
 from charactertrain.stages.policy_reading import Reading, WatchedPrompt, make_reading
 from charactertrain.stages.policy_step import distance_and_entropy
@@ -30,6 +31,8 @@ class PolicyMonitor:
         self._readings = [Reading.from_json(values) for values in state]
         self._steps = reading_steps(task.optimise.num_steps, watch.settings.every)
         self._stopped: str | None = None
+        self._saved_best: int | None = None
+        """The best that the last checkpoint's readings name."""
 
     def state(self) -> list[dict[str, Any]]:
         """For a checkpoint."""
@@ -77,18 +80,27 @@ class PolicyMonitor:
         return box[0]
 
     def forget_worse(self) -> None:
-        """Drop weights that are not the best: a checkpoint has the readings that say so."""
+        """Drop weights that neither this checkpoint's readings call the best nor the last one's.
+
+        Which may be the one to go on from: a checkpoint counts a while after it is reported.
+        """
         best = best_step(self._readings, self._watch.settings)
         if self._worker.rank == 0:
             for reading in self._readings:
-                if reading.step != best:
+                if reading.step not in (best, self._saved_best):
                     self._task.output.delete(f"{BEST}/{reading.step}")
+        self._saved_best = best
 
     def export(self) -> None:
         """The best weights as model/, and all readings as watch.json."""
         best = best_step(self._readings, self._watch.settings)
+        output = self._task.output
+        if not agreed(self._worker, output.exists(f"{BEST}/{best}/config.json")):
+            raise TrainingError(
+                f"the weights of step {best}, which the readings call the best, are not in {BEST}/ "
+                "of the policy stage any more; move the stage's directory away to start it anew"
+            )
         if self._worker.rank == 0:
-            output = self._task.output
             with output.child(f"{BEST}/{best}").on_local_disk() as directory:
                 output.upload(directory, "model")
             found = {"readings": self.state(), "stopped": self._stopped, "exported_step": best}

@@ -19,7 +19,7 @@ from charactertrain.models.lora import LoraSettings, add_adapters, merge_adapter
 from charactertrain.models.packing import PromptGroup
 from charactertrain.runtime.hardware import resolve_precision
 from charactertrain.runtime.learning_rate import Decay, Schedule
-from charactertrain.runtime.worker import Worker
+from charactertrain.runtime.worker import Worker, agreed
 from charactertrain.runtime.zero import ZeroEngine, ZeroSettings
 from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.seeds import derive_seed
@@ -108,16 +108,9 @@ def train(worker: Worker, task: PreferenceTask) -> None:
     with worker.last_checkpoint() as checkpoint:
         resumed = None if checkpoint is None else read_state(checkpoint)["member"]
         for member in task.members:
-            if _agreed(worker, task.output.exists(f"{member.name}.json")):
+            if agreed(worker, task.output.exists(f"{member.name}.json")):
                 continue
             _Training(worker, task, member, checkpoint if member.name == resumed else None).run()
-
-
-def _agreed(worker: Worker, value: bool) -> bool:
-    """Rank 0's value: a file that one node sees, another may not see yet."""
-    box = [value if worker.rank == 0 else None]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return bool(box[0])
 
 
 @dataclass

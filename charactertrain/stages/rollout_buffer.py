@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 
 from charactertrain import chat
+from charactertrain.exceptions import SamplingError, TrainingError
 from charactertrain.models import loading
 from charactertrain.records import Prompt
 from charactertrain.runtime.sampling import SamplerSource
@@ -21,10 +22,14 @@ from charactertrain.stages.prompt_stream import PromptStream
 from charactertrain.stages.rollouts import (
     Aborted,
     HeldOut,
+    Rollout,
     RolloutMaker,
     RolloutSettings,
     Version,
 )
+
+_LOSSES = (RayActorError, ObjectLostError)
+"""The second: the node died with an answer that nobody had fetched."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Taken:
     """None while it is not there."""
     lost: tuple[int, ...]
     """Places of the engines that have died and are to be replaced."""
+    error: str | None
+    """What went wrong for good."""
     waiting: int
     """Groups that are made and wait."""
 
@@ -104,26 +111,30 @@ class RolloutBuffer:
     async def serve(self, engines: list[Any], version: Version) -> None:
         """All these engines have the weights of `version` now.
 
-        An engine keeps its place in the list; what stands there is replaced when it has died.
+        An engine keeps its place in the list; what stands there is replaced when it has died, or
+        None, where there is no room for another.
         """
-        if len(engines) != len(self._engines):
-            self._busy = [0] * len(engines)
+        self._busy = self._busy or [0] * len(engines)
         self._engines, self._version = list(engines), version
+        self._given_up = {place for place, engine in enumerate(engines) if engine is None}
         self._ask()
 
     async def take(self) -> Taken:
-        """The next step's groups, once they are all there.
-
-        Raises:
-            SamplingError: An engine refused a request.
-        """
-        if self._error is not None:
-            raise self._error
-        batch = self._ledger.take()
+        """The next step's groups, once they are all there."""
+        batch = None
+        try:
+            batch = self._ledger.take()
+        except TrainingError as error:
+            self._error = error
         if batch is not None:
             self._ask()
-        lost = tuple(place for place, engine in enumerate(self._engines) if engine is None)
-        return Taken(batch, lost, self._ledger.num_waiting)
+        lost = {place for place, engine in enumerate(self._engines) if engine is None}
+        return Taken(
+            batch=batch,
+            lost=tuple(sorted(lost - self._given_up)),
+            error=None if self._error is None else str(self._error),
+            waiting=self._ledger.num_waiting,
+        )
 
     async def state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -158,31 +169,40 @@ class RolloutBuffer:
             self._ledger.make(number, group)
         except Aborted:
             self._ledger.lose(number)
-        except RayActorError:
+        except _LOSSES:
             self._ledger.lose(number)
-            # Unless it was replaced in the meantime.
-            if self._engines[place] is engine:
-                self._engines[place] = None
+            self._lose(engine)
         except Exception as error:  # noqa: BLE001  raised again by `take`
             self._error = error
         self._tasks.pop(number, None)
         self._busy[place] -= 1
         self._ask()
 
+    def _lose(self, engine: Any) -> None:
+        """An engine that died, unless it was replaced in the meantime."""
+        self._engines = [None if other is engine else other for other in self._engines]
+
     # Held-out prompts
 
     async def ask_held_out(self, prompts: list[Prompt], size: int) -> None:
         """Begin to make groups of responses to prompts that are not trained on."""
-        live = [engine for engine in self._engines if engine is not None]
         self._held_out = asyncio.gather(
-            *(
-                self._answered(live[place % len(live)], prompt, size)
-                for place, prompt in enumerate(prompts)
-            )
+            *(self._answered(place, prompt, size) for place, prompt in enumerate(prompts))
         )
 
-    async def _answered(self, engine: Any, prompt: Prompt, size: int) -> HeldOut:
-        rollouts = await self._maker.make(engine, prompt, "held out", size)
+    async def _answered(self, place: int, prompt: Prompt, size: int) -> HeldOut:
+        rollouts: tuple[Rollout, ...] | None = None
+        while rollouts is None:
+            live = [engine for engine in self._engines if engine is not None]
+            if not live:
+                raise SamplingError("all engines died while the policy was read")
+            engine = live[place % len(live)]
+            try:
+                rollouts = await self._maker.make(engine, prompt, "held out", size)
+            except Aborted:
+                continue
+            except _LOSSES:
+                self._lose(engine)
         gold = self._settings.gold
         if gold is None or self._gold is None:
             return HeldOut(prompt, rollouts, ())

@@ -9,7 +9,7 @@ import ray
 
 from charactertrain.exceptions import SamplingError
 from charactertrain.records import Prompt
-from charactertrain.runtime.engines import EngineSource
+from charactertrain.runtime.engines import EngineSource, LeasedSampler
 from charactertrain.stages.rollout_buffer import Taken
 from charactertrain.stages.rollouts import HeldOut, Version
 
@@ -34,7 +34,9 @@ class RolloutEngines:
             state: The buffer's, of the last checkpoint.
         """
         source.end_leases()
-        self._samplers = [source.open_for_training() for _ in range(count)]
+        self._samplers: list[LeasedSampler | None] = [
+            source.open_for_training() for _ in range(count)
+        ]
         self._buffer = buffer
         self._losses = 0
         ray.get(buffer.begin.remote(state))
@@ -44,12 +46,13 @@ class RolloutEngines:
 
     @property
     def handles(self) -> list[Any]:
-        """Of the engines, each in its place."""
-        return [sampler.handle for sampler in self._samplers]
+        """Of the engines that live."""
+        return [sampler.handle for sampler in self._samplers if sampler is not None]
 
     def serve(self, version: Version) -> None:
         """All engines have these weights: the buffer may have them sample."""
-        ray.get(self._buffer.serve.remote(self.handles, version))
+        places = [None if sampler is None else sampler.handle for sampler in self._samplers]
+        ray.get(self._buffer.serve.remote(places, version))
 
     def load(self, weights: Path, version: Version) -> None:
         """Have all engines load these weights from disk."""
@@ -59,12 +62,15 @@ class RolloutEngines:
         """Wait until the next step's groups are there, or an engine is lost."""
         for _ in _waits():
             taken: Taken = ray.get(self._buffer.take.remote())
-            if taken.batch is not None or taken.lost:
+            if taken.batch is not None or taken.lost or taken.error is not None:
                 return taken
         raise AssertionError("waits for ever")
 
     def replace(self, lost: Sequence[int]) -> None:
-        """Lease engines in the place of those that died; they have other weights."""
+        """Lease engines in the place of those that died; they have other weights.
+
+        Where there is no room for another, those that are left go on.
+        """
         self._losses += len(lost)
         if self._losses > _MAX_LOSSES:
             raise SamplingError(
@@ -73,7 +79,14 @@ class RolloutEngines:
                 "sampler.resources.memory_fraction, kv_cache_gib or max_num_seqs."
             )
         for place in lost:
-            self._samplers[place].replace_for_training()
+            sampler = self._samplers[place]
+            assert sampler is not None, "an engine that is lost had its place"
+            try:
+                sampler.replace_for_training()
+            except SamplingError:
+                self._samplers[place] = None
+                if not self.handles:
+                    raise
 
     def state(self) -> dict[str, Any]:
         """The buffer's, for a checkpoint."""
@@ -92,7 +105,8 @@ class RolloutEngines:
     def close(self) -> None:
         """Give the engines back."""
         for sampler in self._samplers:
-            sampler.close()
+            if sampler is not None:
+                sampler.close()
 
 
 def _waits() -> Any:

@@ -20,7 +20,7 @@ from charactertrain.objectives.logprobs import token_logprobs
 from charactertrain.objectives.policy import ending_loss
 from charactertrain.objectives.warm_start import supervised_loss
 from charactertrain.runtime.hardware import resolve_precision
-from charactertrain.runtime.worker import Worker
+from charactertrain.runtime.worker import Worker, agreed
 from charactertrain.runtime.zero import FrozenModel
 from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.seeds import derive_seed
@@ -40,7 +40,7 @@ def warm_start_once(task: PolicyTask, worker: Worker, checkpoint: Path | None) -
     If so, `checkpoint` was its own, and the phase after it begins anew.
     """
     phase = read_state(checkpoint)["phase"] if checkpoint is not None else "warm_start"
-    if task.warm_start.epochs > 0 and not task.output.exists("warm_start.json"):
+    if task.warm_start.epochs > 0 and not agreed(worker, task.output.exists("warm_start.json")):
         assert phase == "warm_start", "a checkpoint of policy steps follows a warm start"
         warm_start(task, worker, checkpoint)
     return phase == "warm_start"

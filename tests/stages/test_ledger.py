@@ -12,8 +12,10 @@ from charactertrain.stages.rollouts import Rollout
 PER_STEP = 3
 
 
-def settings(*, max_staleness: int = 0, max_refills: int = 0) -> LedgerSettings:
-    return LedgerSettings(PER_STEP, max_staleness, max_refills)
+def settings(
+    *, max_staleness: int = 0, max_refills: int = 0, num_steps: int = 1000
+) -> LedgerSettings:
+    return LedgerSettings(num_steps, PER_STEP, max_staleness, max_staleness, max_refills)
 
 
 def group(number: int, version: int = 0, *, is_flat: bool = False) -> tuple[Rollout, ...]:
@@ -70,6 +72,25 @@ def test_nothing_is_asked_for_that_would_be_too_stale(max_staleness: int) -> Non
     first = PER_STEP * (max_staleness + 1)
     assert asked(ledger, 0) == []
     assert asked(ledger, 1) == list(range(first, first + PER_STEP))
+
+
+def test_nothing_is_asked_for_that_no_step_takes() -> None:
+    ledger = Ledger(settings(max_staleness=5, max_refills=1, num_steps=2))
+    assert asked(ledger, 0) == list(range(2 * PER_STEP))
+    ledger.make(0, group(0, is_flat=True))
+    assert asked(ledger, 0) == [2 * PER_STEP]
+
+
+def test_engines_may_run_ahead_of_weights_that_never_change() -> None:
+    bounds = LedgerSettings(10, PER_STEP, ahead=1, max_staleness=10, max_refills=0)
+    ledger = Ledger(bounds)
+    for step in range(3):
+        for number in asked(ledger, step):
+            ledger.make(number, group(number))
+        assert ledger.num_waiting == 2 * PER_STEP
+        batch = ledger.take()
+        assert batch is not None
+        assert set(batch.staleness) == {step}
 
 
 def test_groups_of_equal_rewards_are_replaced_so_often_and_no_oftener() -> None:

@@ -1,6 +1,7 @@
 """The buffer between engines and trainers, on engines that answer when they are told to."""
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -99,7 +100,7 @@ def run(
     prompts = [Prompt(f"p{i}", "warm", "tea", "trait", f"{i}?", "train") for i in range(9)]
     reward = EnsembleReward((0.0,), (0.0,), 0.0, "mean", 0.0, None)
     settings = BufferSettings(
-        ledger=LedgerSettings(PER_STEP, max_staleness, 0),
+        ledger=LedgerSettings(99, PER_STEP, max_staleness, max_staleness, 0),
         rollouts=RolloutSettings(SAMPLING, 2, 0),
         prompts=PromptStream(prompts, [], general_share=0.0, seed=0),
         reward=reward,
@@ -188,6 +189,9 @@ def test_groups_of_an_engine_that_dies_are_made_by_another(tiny_model: Path) -> 
         assert found.lost == (0,)
         await buffer.serve([ToldEngine(), engines[1]], 1)
         assert (await buffer.take()).lost == ()
+        # Or there is no room for another, and one goes on alone.
+        await buffer.serve([None, engines[1]], 2)
+        assert (await buffer.take()).lost == ()
 
     run(tiny_model, scenario)
 
@@ -205,8 +209,9 @@ def test_what_an_engine_gave_up_is_asked_again_and_a_refusal_stops_the_run(
         assert sorted(engine.prompts()) == sorted(prompts)
         engine.fail("too_long")
         await settled()
-        with pytest.raises(SamplingError, match=r"rollout of prompt p\d: too_long: so"):
-            await buffer.take()
+        found = await buffer.take()
+        assert found.error is not None
+        assert re.fullmatch(r"rollout of prompt p\d: too_long: so", found.error)
 
     run(tiny_model, scenario)
 
@@ -230,6 +235,33 @@ def test_a_trainer_that_comes_anew_finds_what_its_checkpoint_had(tiny_model: Pat
         assert prompts[2] not in fresh.prompts()
 
     run(tiny_model, scenario, max_staleness=1)
+
+
+def test_held_out_prompts_of_an_engine_that_dies_are_answered_by_another(
+    tiny_model: Path,
+) -> None:
+    async def scenario(buffer: RolloutBuffer) -> None:
+        engines = [ToldEngine(), ToldEngine()]
+        await buffer.serve(engines, 0)
+        held_out = Prompt("h", "warm", "tea", "trait", "Well?", "validation")
+        await buffer.ask_held_out([held_out], 2)
+        await settled()
+        engines[0].die()
+        await settled()
+        while engines[1].asked:
+            engines[1].answer(0)
+            await settled()
+        groups = await buffer.held_out()
+        assert groups is not None
+        assert (await buffer.take()).lost == (0,)
+        await buffer.ask_held_out([held_out], 2)
+        await settled()
+        engines[1].die()
+        await settled()
+        with pytest.raises(SamplingError, match="all engines died"):
+            await buffer.held_out()
+
+    run(tiny_model, scenario)
 
 
 def test_held_out_prompts_are_answered_beside_the_others(tiny_model: Path) -> None:

@@ -1,5 +1,7 @@
 """Sending the trainer's weights to engines, versioned, with a bound on the wait."""
 
+import os
+import traceback
 from typing import Any
 
 import ray
@@ -42,7 +44,15 @@ class EngineClient:
 
     def update_weights(self, update_info: WeightTransferUpdatePayload) -> None:
         """Receive and load."""
-        self._all("update_weights", WeightTransferUpdateRequest(update_info=update_info))
+        try:
+            self._all("update_weights", WeightTransferUpdateRequest(update_info=update_info))
+        except Exception:
+            if not torch.cuda.is_available():
+                raise
+            # Called beside NCCL's broadcast, which waits for the engines for ever. Ray Train
+            # starts the workers again, from the last checkpoint.
+            traceback.print_exc()
+            os._exit(1)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Make the new weights count, under the version's name."""

@@ -24,6 +24,8 @@ class WeightUpdates:
         """Rendezvous with a trainer, which may take the place of one that died in an update."""
         async with self._phase:
             await self._abandon()
+            # Or that with the trainer before stays open: a communicator on a GPU.
+            await self._engine.shutdown_weight_transfer_engine()
             await self._engine.init_weight_transfer_engine(request)
 
     async def start(self) -> None:
