@@ -379,7 +379,8 @@ WITHOUT_KL = (
         ),
         (
             {"cluster.num_cpus": 4, "cluster.num_workers": 4, "cluster.cpus_per_worker": 2},
-            "cluster: 4 workers of 2.0 CPUs need 8.0, and cluster.num_cpus is 4",
+            "cluster: 4 workers of 2.0 CPUs and the engines of the policy stage need 11, and "
+            "cluster.num_cpus is 4; raise it, or give null",
         ),
         (
             {"sampler.resources.gpus_per_engine": 1, "sampler.resources.tensor_parallel_size": 2}

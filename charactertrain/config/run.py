@@ -231,13 +231,27 @@ def _worker_problems(config: RunConfig) -> list[str]:
     least, largest = (workers, workers) if isinstance(workers, int) else workers
     if least > largest:
         problems.append(f"cluster.num_workers is ({least}, {largest}); give (fewest, most)")
-    needed = least * cluster.cpus_per_worker
+    needed = cpus_at_once(config, least)
     if cluster.address == "local" and cluster.num_cpus is not None and needed > cluster.num_cpus:
         problems.append(
-            f"cluster: {least} workers of {cluster.cpus_per_worker} CPUs need "
-            f"{needed}, and cluster.num_cpus is {cluster.num_cpus}"
+            f"cluster: {least} workers of {cluster.cpus_per_worker} CPUs and the engines of the "
+            f"policy stage need {needed:g}, and cluster.num_cpus is {cluster.num_cpus}; raise it, "
+            "or give null"
         )
     return problems
+
+
+def cpus_at_once(config: RunConfig, num_workers: int) -> float:
+    """Logical CPUs that the policy stage holds, which holds most: workers, and engines beside them.
+
+    Those of the policy, of each member of the preference model, of the gold model, and of another
+    model that judged and is idle.
+    """
+    model = config.preference_model
+    engines = config.policy.resources.engines + model.ensemble
+    engines += (model.gold_share > 0) + (config.rankings.judge_model is not None)
+    per_engine = config.sampler.resources.cpus_per_engine
+    return num_workers * config.cluster.cpus_per_worker + engines * per_engine
 
 
 def validate(values: Mapping[str, Any]) -> RunConfig:

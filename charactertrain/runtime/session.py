@@ -49,7 +49,8 @@ class ClusterSettings:
 
     address: str
     """`local` or `auto`."""
-    num_cpus: int | None
+    num_cpus: int
+    """Logical CPUs of a local cluster."""
 
 
 class Session:
@@ -124,10 +125,11 @@ class Session:
         _quiet_ray()
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if self._cluster.address == "local":
-            # Logical CPUs schedule; threads compute. Ray Data's own tasks need slots beside an
-            # engine or a trainer that keeps all cores busy.
-            cpus = self._cluster.num_cpus or max(4, os.cpu_count() or 1)
-            options |= {"num_cpus": cpus, "include_dashboard": False, "address": "local"}
+            options |= {
+                "num_cpus": self._cluster.num_cpus,
+                "include_dashboard": False,
+                "address": "local",
+            }
         else:
             options["address"] = "auto"
         try:

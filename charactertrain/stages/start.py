@@ -1,8 +1,12 @@
 """From a config to a session: the one place where settings become running things."""
 
+import math
+import os
+
 from rich.console import Console
 
 from charactertrain.config import RunConfig
+from charactertrain.config.run import cpus_at_once
 from charactertrain.runtime.engine_spec import Latency
 from charactertrain.runtime.metrics import MetricLog
 from charactertrain.runtime.session import ClusterSettings, EngineSettings, Session
@@ -36,8 +40,19 @@ def open_session(config: RunConfig, directory: Directory, console: Console) -> S
         project=config.logging.project,
         config=values,
     )
-    cluster = ClusterSettings(config.cluster.address, config.cluster.num_cpus)
+    cluster = ClusterSettings(config.cluster.address, _num_cpus(config))
     return Session(cluster, engines, console=console, metrics=metrics)
+
+
+def _num_cpus(config: RunConfig) -> int:
+    """Logical CPUs of a local cluster: they schedule, and threads compute.
+
+    Ray Data's own tasks need slots beside an engine or a trainer that keeps all cores busy.
+    """
+    workers = config.cluster.num_workers
+    most = workers if isinstance(workers, int) else workers[1]
+    needed = math.ceil(cpus_at_once(config, most))
+    return config.cluster.num_cpus or max(4, os.cpu_count() or 1, needed)
 
 
 def _latency(config: RunConfig) -> Latency | None:
