@@ -155,10 +155,11 @@ class RolloutBuffer:
                 return
             place = min(free, key=self._busy.__getitem__)
             self._busy[place] += 1
-            self._tasks[number] = asyncio.create_task(self._make(number, place))
+            # The engine of now: by the time that the task begins, another may stand there.
+            making = self._make(number, place, self._engines[place])
+            self._tasks[number] = asyncio.create_task(making)
 
-    async def _make(self, number: int, place: int) -> None:
-        engine = self._engines[place]
+    async def _make(self, number: int, place: int, engine: Any) -> None:
         try:
             group = await self._maker.make(
                 engine,

@@ -196,6 +196,25 @@ def test_groups_of_an_engine_that_dies_are_made_by_another(tiny_model: Path) -> 
     run(tiny_model, scenario)
 
 
+def test_an_engine_that_is_lost_before_it_is_asked_loses_its_groups(tiny_model: Path) -> None:
+    async def scenario(buffer: RolloutBuffer) -> None:
+        engines = [ToldEngine(), ToldEngine()]
+        await buffer.serve(engines, 0)
+        # No task has begun yet.
+        buffer._lose(engines[0])
+        await settled()
+        engines[0].die()
+        await settled()
+        while engines[1].asked:
+            engines[1].answer(0)
+            await settled()
+        found = await buffer.take()
+        assert found.error is None
+        assert found.batch is not None
+
+    run(tiny_model, scenario)
+
+
 def test_what_an_engine_gave_up_is_asked_again_and_a_refusal_stops_the_run(
     tiny_model: Path,
 ) -> None:
