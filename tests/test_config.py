@@ -411,6 +411,11 @@ WITHOUT_KL = (
             "policy.objective: dual_clip is of loss clipped, and loss is cispo; give null",
         ),
         (
+            {"policy.general_share": 0.2},
+            "policy.general_share is 0.2, and no general prompts are written: give "
+            "prompts.kinds.general a weight, or general_share 0",
+        ),
+        (
             {"policy.resources.engines": 2},
             "policy.resources.engines is 2, and sampler.resources.num_engines allows 1; raise the "
             "one or lower the other",

@@ -137,13 +137,20 @@ def _general_problems(config: RunConfig) -> list[str]:
 
 
 def _policy_problems(config: RunConfig) -> list[str]:
+    problems = []
     engines, (_, most) = config.policy.resources.engines, config.sampler.resources.num_engines
-    if engines <= most:
-        return []
-    return [
-        f"policy.resources.engines is {engines}, and sampler.resources.num_engines allows "
-        f"{most}; raise the one or lower the other"
-    ]
+    if engines > most:
+        problems.append(
+            f"policy.resources.engines is {engines}, and sampler.resources.num_engines allows "
+            f"{most}; raise the one or lower the other"
+        )
+    share, written = config.policy.general_share, config.prompts.kind_shares.get("general", 0)
+    if share > 0 and written == 0 and config.prompts.file is None:
+        problems.append(
+            f"policy.general_share is {share}, and no general prompts are written: give "
+            "prompts.kinds.general a weight, or general_share 0"
+        )
+    return problems
 
 
 def _sampler_problems(config: RunConfig) -> list[str]:

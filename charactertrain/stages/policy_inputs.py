@@ -85,7 +85,12 @@ def fitting_prompts(work: Work, context: Context) -> tuple[list[Prompt], int]:
     """The prompts that leave room for a response, and how many do not."""
     tokenizer: Any = loading.load_tokenizer(context.model_directory)
     room = context.config.model.context_tokens - context.config.policy.max_tokens
-    prompts = read_rows(*work.inputs["prompts"], "prompts", Prompt)
+    # General prompts are in a table of their own.
+    prompts = [
+        prompt
+        for table in ("prompts", "general")
+        for prompt in read_rows(*work.inputs["prompts"], table, Prompt)
+    ]
     fitting = [
         prompt
         for prompt in prompts
@@ -161,7 +166,7 @@ def policy_task(work: Work, context: Context) -> PolicyTask:
 
 def _watch(work: Work, context: Context) -> WatchTask:
     config = context.config.policy.watch
-    prompts, _ = fitting_prompts(work, context)
+    prompts = [p for p in fitting_prompts(work, context)[0] if p.kind != "general"]
     traits = read_rows(*work.inputs["traits"], "traits", Trait)
     return WatchTask(
         settings=watch_settings(config),
