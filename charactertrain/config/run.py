@@ -45,7 +45,7 @@ class ClusterSection(Section):
     address: Literal["local", "auto"]
     """`local` starts Ray on this machine; `auto` joins the cluster this process is part of."""
     num_cpus: PositiveInt | None
-    """Logical CPUs of a local cluster; None counts the cores."""
+    """Logical CPUs of a local cluster; None: the cores, or more where the stages need them."""
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt]
     """Training workers; or the fewest and the most, as the cluster has room."""
     cpus_per_worker: PositiveFloat

@@ -91,7 +91,7 @@ class PreferenceModelSection(Section):
         return self
 
 
-class LengthBand(Section):
+class LengthBandSection(Section):
     """A soft bound on length, so that reward is not bought with it."""
 
     shortest: Count
@@ -108,7 +108,7 @@ class RewardSection(Section):
     aggregate: Literal["mean", "minimum"]
     disagreement_coef: Annotated[float, Field(ge=0)]
     """Of the members' variance, taken off."""
-    length: LengthBand | None
+    length: LengthBandSection | None
     """Beside what the preference model thinks of length, which is taken off."""
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from charactertrain.objectives.logprobs import at_least_float32
 
 
-def token_weights(lengths_R: Tensor, response_N: Tensor, num_tokens: int) -> Tensor:
+def token_weights(response_N: Tensor, num_tokens: int) -> Tensor:
     """Weights, shape N, by which every token of the step counts the same: 1 / num_tokens.
 
     A long response counts for more than a short one. DAPO, Yu et al. (2025), section 3.3,
@@ -23,12 +23,10 @@ def token_weights(lengths_R: Tensor, response_N: Tensor, num_tokens: int) -> Ten
     that factor, which the learning rate takes in, it is the same.
 
     Args:
-        lengths_R: Tokens of each response. Not needed here: the arguments are those of
-            `sequence_weights`, so that a stage can choose one of the two.
-        response_N: The response of each token.
+        response_N: The response of each token, which decides their number and device.
         num_tokens: Tokens of the whole step, over all ranks and micro-batches.
     """
-    return lengths_R.new_full(response_N.shape, 1 / max(num_tokens, 1), dtype=torch.float32)
+    return response_N.new_full(response_N.shape, 1 / max(num_tokens, 1), dtype=torch.float32)
 
 
 def sequence_weights(lengths_R: Tensor, response_N: Tensor, num_responses: int) -> Tensor:

@@ -3,11 +3,9 @@
 Shapes: B pairs, R responses of a microbatch, N their tokens.
 """
 
-import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from charactertrain.models.packing import PromptGroup, pack
 from charactertrain.models.token_budget import microbatches
-from charactertrain.objectives.aggregation import response_sums
+from charactertrain.objectives.aggregation import response_sums, token_weights
 from charactertrain.objectives.dpo import DPOTerms, dpo_loss
 from charactertrain.objectives.logprobs import token_logprobs
 from charactertrain.objectives.policy import ending_loss
@@ -24,16 +22,15 @@ from charactertrain.runtime.learning_rate import Schedule
 from charactertrain.runtime.training_engine import TrainingEngine
 from charactertrain.runtime.worker import Worker
 from charactertrain.runtime.zero import FrozenModel
-from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.seeds import derive_seed
 from charactertrain.stages.policy_task import (
     Models,
+    Phase,
     PolicyTask,
     forbidden_tokens,
     frozen_model,
     starting_weights,
     training_engine,
-    write_model,
 )
 from charactertrain.stages.preference_data import Example
 from charactertrain.stages.preference_step import RankedPair, RankedPrompt
@@ -84,24 +81,22 @@ def _optimise(task: PolicyTask, dpo: DpoTask, worker: Worker, checkpoint: Path |
     with starting_weights(task) as start:
         engine = training_engine(task, start, checkpoint)
         models = Models(engine, frozen_model(task, start), forbidden_tokens(task))
-    history = [] if checkpoint is None else read_state(checkpoint)["history"]
-    steps = task.optimise.num_steps
-    rates = Schedule(task.optimise.learning_rate, task.optimise.warmup_steps, steps, "constant")
-    for step in range(len(history), steps):
-        started = time.monotonic()
+    settings = task.optimise
+    rates = Schedule(settings.learning_rate, settings.warmup_steps, settings.num_steps, "constant")
+
+    def take_step(step: int) -> dict[str, Any]:
         prompts = step_prompts(dpo, task.seed, step)
         values = dpo_step(models, prompts, dpo.beta, worker, task.token_budget)
-        values["grad_norm"] = engine.step(rates.rate(step))
-        values["seconds"] = time.monotonic() - started
-        history.append({"phase": "optimise", "step": step + 1, **values})
-        worker.send({"step": f"{step + 1}/{steps}", **values})
-        if (step + 1) % task.checkpoint_every == 0 and step + 1 < steps:
-            state = {"phase": "optimise", "history": history}
-            worker.report_checkpoint(partial(engine.save, state=state), {"step": step + 1})
-    write_model(engine, task, worker, "model")
-    if worker.rank == 0:
-        task.output.write_bytes("optimise.json", json.dumps(history).encode())
-    torch.distributed.barrier()
+        return {**values, "grad_norm": engine.step(rates.rate(step))}
+
+    phase = Phase(
+        name="optimise",
+        counter="step",
+        num_steps=settings.num_steps,
+        model="model",
+        file="optimise.json",
+    )
+    phase.run(engine, task, worker, checkpoint, take_step)
 
 
 def step_prompts(dpo: DpoTask, seed: int, step: int) -> list[RankedPrompt]:
@@ -190,5 +185,5 @@ def _loss_share(
     )
     if ends_N is None or reference_ends_N is None:
         return terms.loss, terms
-    weights_N = torch.full_like(reference_ends_N, 1 / total_tokens)
+    weights_N = token_weights(row.response_N, total_tokens)
     return terms.loss + ending_loss(ends_N, reference_ends_N, weights_N), terms

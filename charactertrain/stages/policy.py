@@ -19,6 +19,7 @@ from charactertrain.stages.policy_inputs import (
     is_watched,
     policy_task,
     reward_of,
+    watch_task,
 )
 from charactertrain.stages.policy_loop import Sampling, train
 from charactertrain.stages.policy_monitor import BEST
@@ -86,8 +87,9 @@ def _train_on_rewards(work: Work, context: Context) -> None:
             session.console.print(
                 f"  {num_too_long} prompts leave no room for policy.max_tokens, and are left out"
             )
+        watch = watch_task(work, context, prompts) if is_watched(config) else None
         gold = None
-        if is_watched(config) and GOLD in manifest.summary["levels"]:
+        if watch is not None and GOLD in manifest.summary["levels"]:
             directory = str(stack.enter_context(source.child(GOLD).on_local_disk()))
             gold = Gold(
                 session.sampler(directory, directory, kind="reward"),
@@ -103,7 +105,7 @@ def _train_on_rewards(work: Work, context: Context) -> None:
             training.fit(
                 train,
                 {
-                    "task": policy_task(work, context),
+                    "task": policy_task(work, context, watch),
                     "sampling": Sampling(engines, config.resources.engines, buffer),
                 },
                 workers=worker_settings(context),

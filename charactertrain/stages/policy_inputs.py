@@ -132,7 +132,7 @@ def reward_of(members: Sequence[str], work: Work, context: Context) -> EnsembleR
     )
 
 
-def policy_task(work: Work, context: Context) -> PolicyTask:
+def policy_task(work: Work, context: Context, watch: WatchTask | None = None) -> PolicyTask:
     """What the workers are given, whatever the objective."""
     config = context.config.policy
     optimise = OptimiseTask(
@@ -158,19 +158,19 @@ def policy_task(work: Work, context: Context) -> PolicyTask:
         token_budget=config.resources.tokens_per_microbatch,
         zero=zero_settings(config),
         checkpoint_every=config.resources.checkpoint_every,
-        watch=_watch(work, context) if is_watched(config) else None,
+        watch=watch,
         seed=context.config.seed,
         output=work.directory,
     )
 
 
-def _watch(work: Work, context: Context) -> WatchTask:
+def watch_task(work: Work, context: Context, prompts: Sequence[Prompt]) -> WatchTask:
+    """What is read of the policy while it is trained: on prompts for which a trait matters."""
     config = context.config.policy.watch
-    prompts = [p for p in fitting_prompts(work, context)[0] if p.kind != "general"]
     traits = read_rows(*work.inputs["traits"], "traits", Trait)
     return WatchTask(
         settings=watch_settings(config),
-        prompts=watch_prompts(prompts, config.prompts),
+        prompts=watch_prompts([p for p in prompts if p.kind != "general"], config.prompts),
         detectors={t.trait_id: t.detector for t in traits if t.detector is not None},
     )
 

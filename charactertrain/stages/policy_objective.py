@@ -76,7 +76,7 @@ def weights_of(
     lengths_R = lengths_PG[places].flatten().to(response_N.device)
     if objective.aggregate == "sequence":
         return sequence_weights(lengths_R, response_N, lengths_PG.numel())
-    return token_weights(lengths_R, response_N, int(lengths_PG.sum()))
+    return token_weights(response_N, int(lengths_PG.sum()))
 
 
 def corrections(objective: PolicyGradient, drawn: Drawn, logprobs_N: Tensor) -> Tensor:

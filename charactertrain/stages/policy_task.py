@@ -1,11 +1,14 @@
 """What the workers of the policy stage are given, and the engines they make of it."""
 
+import json
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +19,7 @@ from charactertrain.runtime.hardware import resolve_precision
 from charactertrain.runtime.training_engine import TrainingEngine
 from charactertrain.runtime.worker import Worker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
+from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.stages.policy_objective import PolicyGradient
 from charactertrain.stages.policy_watch import WatchSettings
 from charactertrain.storage import Directory
@@ -109,6 +113,54 @@ def training_engine(task: PolicyTask, directory: Path, checkpoint: Path | None) 
     engine = ZeroEngine(load, task.zero.in_dtype(dtype), checkpoint)
     check_packable(engine.module)
     return engine
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps on data that is there before they begin, and what they leave."""
+
+    name: str
+    counter: str
+    """What the console calls its steps."""
+    num_steps: int
+    model: str
+    """The directory of the weights at the end."""
+    file: str
+    """The history."""
+
+    def run(
+        self,
+        engine: ZeroEngine,
+        task: PolicyTask,
+        worker: Worker,
+        checkpoint: Path | None,
+        take_step: Callable[[int], dict[str, Any]],
+    ) -> None:
+        """Take the steps that the checkpoint has not, and write model and history.
+
+        Args:
+            engine: That takes them.
+            task: What the stage does.
+            worker: This process's place.
+            checkpoint: Of this phase; None at its beginning.
+            take_step: Takes the step of a number, from 0; returns its metrics.
+        """
+        history: list[dict[str, Any]] = []
+        if checkpoint is not None:
+            history = read_state(checkpoint)["history"]
+        for step in range(len(history), self.num_steps):
+            started = time.monotonic()
+            values = take_step(step)
+            values["seconds"] = time.monotonic() - started
+            history.append({"phase": self.name, "step": step + 1, **values})
+            worker.send({self.counter: f"{step + 1}/{self.num_steps}", **values})
+            if (step + 1) % task.checkpoint_every == 0 and step + 1 < self.num_steps:
+                state = {"phase": self.name, "history": history}
+                worker.report_checkpoint(partial(engine.save, state=state), {"step": step + 1})
+        write_model(engine, task, worker, self.model)
+        if worker.rank == 0:
+            task.output.write_bytes(self.file, json.dumps(history).encode())
+        torch.distributed.barrier()
 
 
 def forbidden_tokens(task: PolicyTask) -> tuple[int, ...]:

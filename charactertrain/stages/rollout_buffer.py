@@ -173,7 +173,7 @@ class RolloutBuffer:
         except _LOSSES:
             self._ledger.lose(number)
             self._lose(engine)
-        except Exception as error:  # noqa: BLE001  raised again by `take`
+        except Exception as error:  # noqa: BLE001  `take` hands it on
             self._error = error
         self._tasks.pop(number, None)
         self._busy[place] -= 1

@@ -1,9 +1,9 @@
 """Rank 0's end of sampling: the engines that take the weights, and the buffer before them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -13,6 +13,7 @@ from charactertrain.runtime.engines import EngineSource, LeasedSampler
 from charactertrain.stages.rollout_buffer import Taken
 from charactertrain.stages.rollouts import HeldOut, Version
 
+Answer = TypeVar("Answer")
 _POLL_SECONDS = (0.005, 0.25)
 """At first, and at most."""
 _MAX_LOSSES = 8
@@ -40,9 +41,7 @@ class RolloutEngines:
         self._buffer = buffer
         self._losses = 0
         ray.get(buffer.begin.remote(state))
-        for _ in _waits():
-            if ray.get(buffer.has_begun.remote()):
-                break
+        _until(lambda: ray.get(buffer.has_begun.remote()) or None)
 
     @property
     def handles(self) -> list[Any]:
@@ -60,11 +59,13 @@ class RolloutEngines:
 
     def take(self) -> Taken:
         """Wait until the next step's groups are there, or an engine is lost."""
-        for _ in _waits():
+
+        def ask() -> Taken | None:
             taken: Taken = ray.get(self._buffer.take.remote())
-            if taken.batch is not None or taken.lost or taken.error is not None:
-                return taken
-        raise AssertionError("waits for ever")
+            is_news = taken.batch is not None or taken.lost or taken.error is not None
+            return taken if is_news else None
+
+        return _until(ask)
 
     def replace(self, lost: Sequence[int]) -> None:
         """Lease engines in the place of those that died; they have other weights.
@@ -96,11 +97,12 @@ class RolloutEngines:
     def held_out(self, prompts: Sequence[Prompt], size: int) -> list[HeldOut]:
         """Groups of responses to prompts that are not trained on, under the present weights."""
         ray.get(self._buffer.ask_held_out.remote(list(prompts), size))
-        for _ in _waits():
+
+        def ask() -> list[HeldOut] | None:
             groups: list[HeldOut] | None = ray.get(self._buffer.held_out.remote())
-            if groups is not None:
-                return groups
-        raise AssertionError("waits for ever")
+            return groups
+
+        return _until(ask)
 
     def close(self) -> None:
         """Give the engines back."""
@@ -109,10 +111,10 @@ class RolloutEngines:
                 sampler.close()
 
 
-def _waits() -> Any:
-    """Without end, with a pause after each."""
+def _until(ask: Callable[[], Answer | None]) -> Answer:
+    """What `ask` answers, once it does."""
     pause, longest = _POLL_SECONDS
-    while True:
-        yield
+    while (answer := ask()) is None:
         time.sleep(pause)
         pause = min(1.5 * pause, longest)
+    return answer

@@ -3,8 +3,6 @@
 The first phase of Constitutional AI, Bai et al. (2022), section 3, https://arxiv.org/abs/2212.08073.
 """
 
-import json
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor
 from charactertrain.models import loading
 from charactertrain.models.packing import PackedRow, PromptGroup, pack
 from charactertrain.models.token_budget import microbatches
+from charactertrain.objectives.aggregation import token_weights
 from charactertrain.objectives.logprobs import token_logprobs
 from charactertrain.objectives.policy import ending_loss
 from charactertrain.objectives.warm_start import supervised_loss
@@ -26,18 +25,19 @@ from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.seeds import derive_seed
 from charactertrain.stages.policy_task import (
     Models,
+    Phase,
     PolicyTask,
     forbidden_tokens,
     training_engine,
-    write_model,
 )
 from charactertrain.stages.response_logits import end_logprobs, impossible, response_logits
 
 
 def warm_start_once(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> bool:
-    """Go on with the warm start, unless it is done or left out; whether it has taken any steps.
+    """Go on with the warm start, unless it is done or left out.
 
-    If so, `checkpoint` was its own, and the phase after it begins anew.
+    Whether the phase after it begins anew: `checkpoint` is not its own, but the warm start's or
+    None.
     """
     phase = read_state(checkpoint)["phase"] if checkpoint is not None else "warm_start"
     if task.warm_start.epochs > 0 and not agreed(worker, task.output.exists("warm_start.json")):
@@ -56,31 +56,25 @@ def warm_start(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> Non
     ends = forbidden_tokens(task)
     reference = FrozenModel(load_base, task.zero.in_dtype(dtype)) if ends else None
     models = Models(engine, reference, ends)
-    history: list[dict[str, Any]] = []
-    if checkpoint is not None:
-        history = read_state(checkpoint)["history"]
     per_epoch = -(-len(warm.examples) // warm.prompts_per_step)
-    total = warm.epochs * per_epoch
-    for step in range(len(history), total):
-        started = time.monotonic()
+
+    def take_step(step: int) -> dict[str, Any]:
         epoch, index = divmod(step, per_epoch)
         order = sorted(
             range(len(warm.examples)), key=lambda i: derive_seed(task.seed, "warm", epoch, i)
         )
         chosen = order[index * warm.prompts_per_step : (index + 1) * warm.prompts_per_step]
-        examples = [warm.examples[i] for i in chosen]
-        values = warm_start_step(models, task, examples, worker)
-        grad_norm = engine.step(warm.learning_rate)
-        values |= {"grad_norm": grad_norm, "seconds": time.monotonic() - started}
-        history.append({"phase": "warm_start", "step": step + 1, **values})
-        worker.send({"warm start": f"{step + 1}/{total}", **values})
-        if (step + 1) % task.checkpoint_every == 0 and step + 1 < total:
-            state = {"phase": "warm_start", "history": history}
-            worker.report_checkpoint(partial(engine.save, state=state), {"step": step + 1})
-    write_model(engine, task, worker, "warm_start")
-    if worker.rank == 0:
-        task.output.write_bytes("warm_start.json", json.dumps(history).encode())
-    torch.distributed.barrier()
+        values = warm_start_step(models, task, [warm.examples[i] for i in chosen], worker)
+        return {**values, "grad_norm": engine.step(warm.learning_rate)}
+
+    phase = Phase(
+        name="warm_start",
+        counter="warm start",
+        num_steps=warm.epochs * per_epoch,
+        model="warm_start",
+        file="warm_start.json",
+    )
+    phase.run(engine, task, worker, checkpoint, take_step)
     engine.close()
     if reference is not None:
         reference.close()
@@ -116,7 +110,7 @@ def _loss_share(models: Models, row: PackedRow, num_tokens: int) -> Tensor:
     # Responses of a fixed length were drawn without an end; with it among the alternatives, they
     # would teach the policy never to end.
     logprobs_N = token_logprobs(impossible(free_NV, models.forbidden), row.token_ids_N)
-    weights_N = torch.full_like(logprobs_N, 1 / num_tokens, requires_grad=False)
+    weights_N = token_weights(row.response_N, num_tokens)
     share = supervised_loss(logprobs_N, weights_N)
     if models.reference is None or not models.forbidden:
         return share

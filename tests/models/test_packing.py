@@ -164,8 +164,9 @@ def gradients(model: PreTrainedModel, logits: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_every_type_that_is_packed_is_tried() -> None:
+def test_every_type_that_is_packed_or_fused_is_tried() -> None:
     assert {config.model_type for config in CONFIGS.values()} == packing.PACKABLE
+    assert FUSED <= packing.PACKABLE
 
 
 def test_a_packed_response_gets_the_logits_that_it_gets_alone(model: PreTrainedModel) -> None:
@@ -543,10 +544,10 @@ def test_packed_logits_in_bfloat16_on_a_gpu_are_those_of_the_loop_on_a_cpu(confi
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [name for name, config in CONFIGS.items() if config.model_type in FUSED]
+)
 def test_fused_kernels_compute_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if CONFIGS[name].model_type not in FUSED:
-        pytest.skip("is not fused")
     model = make_model(CONFIGS[name])
     random = torch.Generator().manual_seed(7)
     with torch.no_grad():

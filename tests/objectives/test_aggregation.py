@@ -19,7 +19,7 @@ VALUES = torch.tensor([1.0, 10.0, 2.0, 30.0, 6.0])
 
 def test_token_weights_by_hand() -> None:
     # 8 tokens in the step, 3 of them in another micro-batch.
-    weights = token_weights(LENGTHS, RESPONSE, 8)
+    weights = token_weights(RESPONSE, 8)
     torch.testing.assert_close(weights, torch.full((5,), 0.125))
 
 
@@ -31,9 +31,7 @@ def test_sequence_weights_by_hand() -> None:
 
 def test_the_two_weights_agree_where_all_responses_are_as_long() -> None:
     lengths, response = torch.tensor([3, 3]), torch.tensor([0, 0, 0, 1, 1, 1])
-    torch.testing.assert_close(
-        token_weights(lengths, response, 6), sequence_weights(lengths, response, 2)
-    )
+    torch.testing.assert_close(token_weights(response, 6), sequence_weights(lengths, response, 2))
 
 
 def test_a_mean_over_responses_counts_one_without_tokens_as_zero() -> None:
@@ -44,7 +42,7 @@ def test_a_mean_over_responses_counts_one_without_tokens_as_zero() -> None:
 
 def test_weights_of_a_micro_batch_without_tokens_are_none() -> None:
     lengths, response = torch.tensor([0, 0]), torch.empty(0, dtype=torch.long)
-    for weights in (token_weights(lengths, response, 0), sequence_weights(lengths, response, 2)):
+    for weights in (token_weights(response, 0), sequence_weights(lengths, response, 2)):
         assert weights.shape == (0,)
         assert weights.dtype == torch.float32
         assert weighted_sum(torch.empty(0), weights).item() == 0.0

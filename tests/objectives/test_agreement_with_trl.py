@@ -44,7 +44,7 @@ MASK_BT = torch.arange(MAX_LENGTH) < LENGTHS_R[:, None]
 RESPONSE_N = torch.arange(4).repeat_interleave(LENGTHS_R)
 NUM_TOKENS = int(LENGTHS_R.sum())
 
-BY_TOKEN = token_weights(LENGTHS_R, RESPONSE_N, NUM_TOKENS)
+BY_TOKEN = token_weights(RESPONSE_N, NUM_TOKENS)
 BY_SEQUENCE = sequence_weights(LENGTHS_R, RESPONSE_N, 4)
 
 
@@ -150,7 +150,7 @@ def assert_same(ours: Tensor, theirs: Tensor, leaf: Tensor) -> None:
         ("dapo", BY_TOKEN),
         ("bnpo", BY_TOKEN),
         # It divides by the longest that responses may be, and not by their tokens.
-        ("dr_grpo", token_weights(LENGTHS_R, RESPONSE_N, 4 * 32)),
+        ("dr_grpo", token_weights(RESPONSE_N, 4 * 32)),
     ],
 )
 def test_clipped_policy_loss_agrees(

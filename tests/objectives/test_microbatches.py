@@ -80,7 +80,7 @@ def micro_batch(
     lengths_R = torch.tensor([LENGTHS[response] for response in responses])
     response_N = torch.arange(len(responses)).repeat_interleave(lengths_R)
     if by_token:
-        weights_N = token_weights(lengths_R, response_N, NUM_TOKENS)
+        weights_N = token_weights(response_N, NUM_TOKENS)
     else:
         weights_N = sequence_weights(lengths_R, response_N, NUM_RESPONSES)
     return MicroBatch(

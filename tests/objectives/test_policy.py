@@ -165,16 +165,21 @@ def test_sequence_policy_loss_clips_a_response_as_a_whole() -> None:
     assert torch.equal(gradient, torch.zeros(4))
 
 
-@pytest.mark.parametrize("weights_of", [sequence_weights, token_weights])
+@pytest.mark.parametrize(
+    ("weights", "shares"),
+    [
+        # Of a step with five responses, and of one with five tokens.
+        (sequence_weights(LENGTHS, RESPONSE, 5), (1 / 5, 1 / 5)),
+        (token_weights(RESPONSE, 5), (3 / 5, 1 / 5)),
+    ],
+)
 def test_sequence_policy_loss_spreads_the_gradient_over_the_response(
-    weights_of: Callable[[Tensor, Tensor, int], Tensor],
+    weights: Tensor, shares: tuple[float, float]
 ) -> None:
-    weights = weights_of(LENGTHS, RESPONSE, 5)
     logprobs = TOKEN_RATIOS.log().requires_grad_()
     terms = sequence_terms(logprobs, torch.tensor([2.0, 2.0, 2.0, 1.0]), weights)
     (gradient,) = torch.autograd.grad(terms.loss, logprobs)
-    # -w s A / L: w is 1/5 for either response, or its length over 5.
-    shares = (1 / 5, 1 / 5) if weights_of is sequence_weights else (3 / 5, 1 / 5)
+    # -w s A / L, w the response's share.
     first, last = -shares[0] * MEAN_RATIO * 2 / 3, -shares[1] * 0.5
     torch.testing.assert_close(gradient, torch.tensor([first, first, first, last]))
 

@@ -75,6 +75,8 @@ def run_group(
     world_size: int, base: Path, policy: Path, directory: Path, elastic_number: int = -1
 ) -> None:
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    # The cases share with other tests what pytest finds by `pythonpath`.
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     places = [str(free_port()), str(base), str(policy), str(directory), str(elastic_number)]
     processes = []
     for rank in range(world_size):

@@ -11,11 +11,13 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from policy_gradients import PLAIN
 from torch import Tensor
 
 from charactertrain.exceptions import TrainingError
@@ -28,7 +30,6 @@ from charactertrain.runtime.training_engine import OptimizerSettings, TrainingEn
 from charactertrain.runtime.worker import LocalWorker, Worker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
 from charactertrain.runtime.zero_checkpoint import read_state
-from charactertrain.stages.policy_objective import PolicyGradient
 from charactertrain.stages.policy_step import policy_step
 from charactertrain.stages.policy_task import Models
 from charactertrain.stages.preference_step import (
@@ -85,21 +86,7 @@ def ranked_prompts() -> tuple[RankedPrompt, ...]:
     return tuple(prompts)
 
 
-POLICY_GRADIENT = PolicyGradient(
-    advantages="grpo",
-    baseline_decay=0.9,
-    loss="clipped",
-    clip_low=0.2,
-    clip_high=0.3,
-    dual_clip=None,
-    aggregate="token",
-    correction="none",
-    correction_level="token",
-    cap=2.0,
-    kl_coef=0.5,
-    kl_place="loss",
-    kl_estimator="k2",
-)
+POLICY_GRADIENT = replace(PLAIN, advantages="grpo", clip_high=0.3, kl_coef=0.5)
 
 
 def policy_gradient(models: Models, worker: Worker, budget: int) -> dict[str, Any]:

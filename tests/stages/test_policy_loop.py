@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from policy_gradients import PLAIN
 
 from charactertrain.models import loading
 from charactertrain.records import Prompt
@@ -26,7 +27,6 @@ from charactertrain.runtime.zero import ZeroSettings
 from charactertrain.stages.ensemble import EnsembleReward
 from charactertrain.stages.ledger import LedgerSettings
 from charactertrain.stages.policy_loop import Sampling, train
-from charactertrain.stages.policy_objective import PolicyGradient
 from charactertrain.stages.policy_task import OptimiseTask, PolicyTask, WarmStartTask
 from charactertrain.stages.prompt_stream import PromptStream
 from charactertrain.stages.rollout_buffer import BufferSettings, RolloutBuffer
@@ -38,21 +38,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.ray]
 BROKER = "policy-loop-engines"
 PROMPTS = [Prompt(f"p{i}", "warm", "tea", "trait", f"Tea {i}?", "train") for i in range(8)]
 MAX_TOKENS = 24
-OBJECTIVE = PolicyGradient(
-    advantages="rloo",
-    baseline_decay=0.9,
-    loss="clipped",
-    clip_low=0.2,
-    clip_high=0.3,
-    dual_clip=None,
-    aggregate="token",
-    correction="none",
-    correction_level="token",
-    cap=2.0,
-    kl_coef=0.001,
-    kl_place="loss",
-    kl_estimator="k2",
-)
+OBJECTIVE = replace(PLAIN, advantages="rloo", clip_high=0.3, kl_coef=0.001)
 
 
 @dataclass(frozen=True)

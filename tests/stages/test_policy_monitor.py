@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from policy_gradients import PLAIN
 
 from charactertrain.models import loading
 from charactertrain.records import Prompt
@@ -16,7 +17,6 @@ from charactertrain.runtime.training_engine import OptimizerSettings
 from charactertrain.runtime.worker import LocalWorker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
 from charactertrain.stages.policy_monitor import BEST, PolicyMonitor
-from charactertrain.stages.policy_objective import PolicyGradient
 from charactertrain.stages.policy_task import (
     Models,
     OptimiseTask,
@@ -81,13 +81,12 @@ def policy_and_reference(tiny_model: Path, engine: ZeroEngine) -> Models:
 
 
 def make_task(tiny_model: Path, directory: Path) -> PolicyTask:
-    objective: Any = PolicyGradient.__new__(PolicyGradient)
     return PolicyTask(
         model_directory=str(tiny_model),
         precision="fp32",
         context_tokens=64,
         warm_start=WarmStartTask((), 0, 1, 0.0),
-        optimise=OptimiseTask(objective, 5, 1e-3, 0, 0.1),
+        optimise=OptimiseTask(PLAIN, 5, 1e-3, 0, 0.1),
         fixed_ending=False,
         token_budget=100,
         zero=ZERO,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from policy_gradients import PLAIN
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -31,21 +32,6 @@ END_TOKEN = 0
 SHORT = PromptGroup((7, 30, 11), ((40, 41), (50, 51, 52, 53)))
 LONG = PromptGroup((9, 8, 60, 61, 62, 63), (tuple(range(70, 90)), (91,)))
 KL, SAMPLER_KL, ENTROPY, RATIO, CLIPPED, CORRECTION = range(1, 7)
-PLAIN = PolicyGradient(
-    advantages="centered",
-    baseline_decay=0.9,
-    loss="clipped",
-    clip_low=0.2,
-    clip_high=0.2,
-    dual_clip=None,
-    aggregate="token",
-    correction="none",
-    correction_level="token",
-    cap=2.0,
-    kl_coef=0.0,
-    kl_place="loss",
-    kl_estimator="k2",
-)
 OPTIMIZER = OptimizerSettings(weight_decay=0.0, max_grad_norm=1.0, recompute_activations=False)
 SETTINGS = ZeroSettings(stage=0, offload=False, bf16=False, optimizer=OPTIMIZER)
 
