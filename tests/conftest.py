@@ -1,5 +1,6 @@
 """Shared by all tests: a place to write to, tiny records, and the composed config."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -139,6 +140,23 @@ def group_of_one() -> Iterator[None]:
     torch.set_num_threads(1)
     with process_group_of_one():
         yield
+
+
+@pytest.fixture(name="ray_cluster", scope="module")
+def cluster_of_this_module() -> Iterator[None]:
+    """A Ray cluster of this module's own."""
+    # What trains is also tested where Ray is not installed.
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(name="traits")

@@ -1,7 +1,6 @@
 """The policy's loop on a real engine, with rewards that are planted in place of a learnt model."""
 
 import json
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -57,22 +56,13 @@ class EvenTokens:
         return [self.sign * fmean(float(token % 2 == 0) for token in tail) for tail in tails]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A Ray cluster of this module's own, with a broker."""
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+@pytest.fixture(name="broker", scope="module")
+def engine_broker(ray_cluster: None) -> Iterator[Any]:
     actor: Any = ray.remote(EngineBroker)
     broker = actor.options(name=BROKER, num_cpus=0, max_concurrency=100).remote(1)
     yield broker
     ray.get(broker.shutdown.remote())
     ray.kill(broker)
-    ray.shutdown()
 
 
 @dataclass(frozen=True)
@@ -147,7 +137,7 @@ class Loop:
 
 
 @pytest.fixture(name="loop")
-def policy_loop(tiny_model: Path, cluster: Any, process_group: None, tmp_path: Path) -> Loop:
+def policy_loop(tiny_model: Path, broker: Any, process_group: None, tmp_path: Path) -> Loop:
     torch.manual_seed(0)
     return Loop(tiny_model, tmp_path)
 
@@ -175,7 +165,7 @@ def test_a_planted_reward_is_learnt_and_with_its_sign_turned_unlearnt(
     assert history[-1]["kl"] > 0.001
 
 
-def test_an_engine_that_dies_is_replaced_and_given_the_weights(loop: Loop, cluster: Any) -> None:
+def test_an_engine_that_dies_is_replaced_and_given_the_weights(loop: Loop) -> None:
     killed = []
 
     def kill_an_engine(values: dict[str, Any]) -> None:
