@@ -411,6 +411,11 @@ WITHOUT_KL = (
             "policy.objective: dual_clip is of loss clipped, and loss is cispo; give null",
         ),
         (
+            {"policy.objective.baseline_decay": 0.9},
+            "policy.objective: baseline_decay is 0.9, and advantages are grpo: reinforce needs "
+            "one, such as 0.95, and the others take none; give null",
+        ),
+        (
             {"policy.general_share": 0.2},
             "policy.general_share is 0.2, and no general prompts are written: give "
             "prompts.kinds.general a weight, or general_share 0",

@@ -9,7 +9,7 @@ import pytest
 
 from charactertrain import artifacts, pipeline
 from charactertrain.artifacts import Outcome
-from charactertrain.config import RunConfig
+from charactertrain.config import RunConfig, validate
 from charactertrain.constitution import Constitution, Trait
 from charactertrain.exceptions import ArtifactError, ConfigError
 from charactertrain.pipeline import Action, Stage, Step, Work
@@ -413,3 +413,29 @@ def test_a_run_in_an_object_store_is_planned_and_skipped_alike(
     assert set(actions(make_plan(directory)).values()) == {Action.SKIP}
     with pytest.raises(ArtifactError, match="s3://bucket/pipeline/prompts was made with other"):
         run(directory, CHANGED)
+
+
+@pytest.mark.parametrize(
+    ("objective", "idle", "decisive"),
+    [
+        ("dpo", "policy.group_size=3", "policy.objective.beta=0.3"),
+        ("dpo", "policy.kl.coef=0.7", "policy.num_steps=5"),
+        ("best_of_n", "policy.max_staleness=3", "policy.group_size=3"),
+        ("grpo", "policy.resources.engines=1", "policy.max_staleness=3"),
+    ],
+)
+def test_settings_that_an_objective_does_without_are_no_identity_of_its_policy(
+    compose: Any, objective: str, idle: str, decisive: str
+) -> None:
+    def policy(*overrides: str) -> Stage:
+        config = validate(compose("experiment=smoke", f"objective={objective}", *overrides))
+        trait = Trait(id="honest", statement="I tell the truth.")
+        constitution = Constitution(name="small", description="One trait.", traits=(trait,))
+        stages = define(config, constitution, lambda path: {"name": path})
+        return next(stage for stage in stages if stage.name == "policy")
+
+    plain = policy()
+    assert policy(idle).identity_config == plain.identity_config
+    assert policy(decisive).identity_config != plain.identity_config
+    learnt_from = "pairs" if objective == "dpo" else "preference_model"
+    assert plain.inputs[-1] == learnt_from

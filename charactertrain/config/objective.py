@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from charactertrain.config.section import Fraction, PositiveFloat, Section
+from charactertrain.config.section import PositiveFloat, Section
 
 
 class KlSection(Section):
@@ -37,10 +37,9 @@ class KlSection(Section):
 class CorrectionSection(Section):
     """What is done about tokens that other weights, or another program, have drawn."""
 
-    kind: Literal["none", "truncate", "mask"]
-    """`none`: the loss's own ratio is to the sampler, and its clip is all. The others take the
-    trainer's own probabilities for the ratio, and weigh each token by trainer / sampler:
-    truncated, or left out beyond the cap."""
+    kind: Literal["truncate", "mask"]
+    """The loss's ratio is to the trainer's own probabilities, and each token is weighed by
+    trainer / sampler: truncated, or left out beyond the cap."""
     level: Literal["token", "sequence"]
     """Whether the weight is of each token or of the whole response."""
     cap: Annotated[float, Field(gt=1)]
@@ -53,8 +52,8 @@ class PolicyGradientSection(Section):
     kind: Literal["policy_gradient"]
     advantages: Literal["grpo", "centered", "rloo", "reinforce"]
     """How advantages are made from rewards: of a group, or against a running mean."""
-    baseline_decay: Fraction
-    """Of reinforce's running mean, per step."""
+    baseline_decay: Annotated[float, Field(ge=0, lt=1)] | None
+    """Of reinforce's running mean, per step; null for the others, which have none."""
     loss: Literal["clipped", "cispo", "sequence"]
     """PPO's clip on tokens, CISPO's on weights, or GSPO's on whole responses."""
     clip_low: Annotated[float, Field(gt=0, le=1)]
@@ -63,10 +62,16 @@ class PolicyGradientSection(Section):
     """Of the clipped loss: most that a negative advantage is multiplied by; null for no bound."""
     aggregate: Literal["token", "sequence"]
     """Whether all tokens of a step weigh the same, or all responses."""
-    correction: CorrectionSection
+    correction: CorrectionSection | None
+    """None: the loss's own ratio is to the sampler, and its clip is all."""
 
     @model_validator(mode="after")
-    def _dual_clip_of_the_clipped(self) -> Self:
+    def _fits_together(self) -> Self:
+        if (self.baseline_decay is None) == (self.advantages == "reinforce"):
+            raise ValueError(
+                f"baseline_decay is {self.baseline_decay}, and advantages are {self.advantages}: "
+                "reinforce needs one, such as 0.95, and the others take none; give null"
+            )
         if self.dual_clip is not None and self.loss != "clipped":
             raise ValueError(f"dual_clip is of loss clipped, and loss is {self.loss}; give null")
         return self

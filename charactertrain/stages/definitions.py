@@ -3,7 +3,7 @@
 This file is light; a stage's module is imported when the stage runs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from charactertrain.artifacts import Json
@@ -23,6 +23,22 @@ NAMES = (
     "evaluation",
     "report",
 )
+
+
+_OF_GRADIENTS = ("kl", "max_staleness", "watch")
+_NO_EFFECT = {
+    "policy_gradient": (),
+    "best_of_n": _OF_GRADIENTS,
+    "dpo": (
+        *_OF_GRADIENTS,
+        "general_share",
+        "group_size",
+        "max_refills",
+        "max_tokens",
+        "reward",
+    ),
+}
+"""Settings of the policy that its kind of objective does without."""
 
 
 def define(
@@ -124,6 +140,7 @@ def _training_stages(
             {**seed, "model": model},
             {"policy": config.policy},
             sizes,
+            without=_NO_EFFECT[config.policy.objective.kind],
         ),
         _stage(
             "evaluation",
@@ -141,11 +158,18 @@ def _stage(
     plain: dict[str, Any],
     sections: Mapping[str, Section],
     sizes: Mapping[str, str],
+    *,
+    without: Collection[str] = (),
 ) -> Stage:
+    """Settings named in `without` have no effect on the stage's result."""
+    decisive = {
+        section: {key: value for key, value in identity(values).items() if key not in without}
+        for section, values in sections.items()
+    }
     return Stage(
         name=name,
         inputs=inputs,
-        identity_config=plain | {key: identity(value) for key, value in sections.items()},
+        identity_config=plain | decisive,
         resolved_config=plain
         | {key: value.model_dump(mode="json") for key, value in sections.items()},
         size=sizes[name],
@@ -162,7 +186,9 @@ def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
     candidates = config.responses.per_prompt
     pairs = trained * candidates * (candidates - 1) // 2
     steps = config.policy.num_steps
-    rollouts = config.policy.prompts_per_step * config.policy.group_size
+    rollouts = f"{config.policy.prompts_per_step * config.policy.group_size} responses"
+    if config.policy.objective.kind == "dpo":
+        rollouts = f"the pairs of {config.policy.prompts_per_step} prompts"
     sizes = {
         "traits": f"{len(constitution.traits)} traits",
         "prompts": f"{wanted} prompts wanted",
@@ -170,7 +196,7 @@ def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
         "rankings": f"up to {trained} rankings",
         "pairs": f"up to {pairs} pairs",
         "preference_model": f"{config.preference_model.epochs} epochs over up to {pairs} pairs",
-        "policy": f"{steps} steps of {rollouts} responses",
+        "policy": f"{steps} steps of {rollouts}",
         "evaluation": f"up to {2 * tested * config.evaluation.responses_per_prompt} responses",
         "report": "one page",
     }

@@ -5,7 +5,7 @@ from typing import Any
 
 from charactertrain import chat
 from charactertrain.artifacts import iter_rows, read_rows
-from charactertrain.config.objective import PolicyGradientSection
+from charactertrain.config.objective import CorrectionSection, PolicyGradientSection
 from charactertrain.config.training import PolicySection
 from charactertrain.exceptions import ConfigError
 from charactertrain.models import loading
@@ -17,7 +17,7 @@ from charactertrain.stages.context import Context, response_settings
 from charactertrain.stages.dpo import DpoTask, with_sampled_tokens
 from charactertrain.stages.ensemble import EnsembleReward, LengthBand
 from charactertrain.stages.ledger import LedgerSettings
-from charactertrain.stages.policy_objective import PolicyGradient
+from charactertrain.stages.policy_objective import Correction, PolicyGradient
 from charactertrain.stages.policy_task import OptimiseTask, PolicyTask, WarmStartTask, WatchTask
 from charactertrain.stages.policy_watch import watch_prompts, watch_settings
 from charactertrain.stages.preference_data import read_examples
@@ -187,13 +187,15 @@ def _policy_gradient(config: PolicySection) -> PolicyGradient | None:
         clip_high=objective.clip_high,
         dual_clip=objective.dual_clip,
         aggregate=objective.aggregate,
-        correction=objective.correction.kind,
-        correction_level=objective.correction.level,
-        cap=objective.correction.cap,
+        correction=_correction(objective.correction),
         kl_coef=config.kl.coef,
         kl_place=config.kl.place,
         kl_estimator=config.kl.estimator,
     )
+
+
+def _correction(section: CorrectionSection | None) -> Correction | None:
+    return None if section is None else Correction(section.kind, section.level, section.cap)
 
 
 def _best_responses(work: Work, context: Context) -> list[PromptGroup]:

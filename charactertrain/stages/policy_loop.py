@@ -187,9 +187,9 @@ class _Optimisation:
             token_budget=budget,
             baseline=self._baseline,
         )
-        self._baseline = self._baseline.updated(
-            torch.tensor([[values["reward"] - values["kl_cost"]]]), decay=objective.baseline_decay
-        )
+        if objective.baseline_decay is not None:
+            earned = torch.tensor([[values["reward"] - values["kl_cost"]]])
+            self._baseline = self._baseline.updated(earned, decay=objective.baseline_decay)
         return values
 
     def _take(self, step: int) -> tuple[Taken, Batch]:

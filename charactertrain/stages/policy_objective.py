@@ -19,19 +19,26 @@ _ADVANTAGE_EPSILON = 1e-4
 
 
 @dataclass(frozen=True)
+class Correction:
+    """What is done about tokens that other weights, or another program, have drawn."""
+
+    kind: Literal["truncate", "mask"]
+    level: Literal["token", "sequence"]
+    cap: float
+
+
+@dataclass(frozen=True)
 class PolicyGradient:
     """What is maximised; `config.objective` says what each is."""
 
     advantages: Literal["grpo", "centered", "rloo", "reinforce"]
-    baseline_decay: float
+    baseline_decay: float | None
     loss: Literal["clipped", "cispo", "sequence"]
     clip_low: float
     clip_high: float
     dual_clip: float | None
     aggregate: Literal["token", "sequence"]
-    correction: Literal["none", "truncate", "mask"]
-    correction_level: Literal["token", "sequence"]
-    cap: float
+    correction: Correction | None
     kl_coef: float
     kl_place: Literal["loss", "reward"]
     kl_estimator: Literal["k1", "k2", "k3"]
@@ -81,23 +88,20 @@ def weights_of(
 
 def corrections(objective: PolicyGradient, drawn: Drawn, logprobs_N: Tensor) -> Tensor:
     """The weight of each token for having been drawn by other weights, or another program."""
-    mine_N, sampler_N, cap = logprobs_N.detach(), drawn.logprobs_N, objective.cap
-    response_N, count = drawn.response_N, drawn.num_responses
-    match objective.correction, objective.correction_level:
-        case "none", _:
-            return torch.ones_like(mine_N)
+    mine_N, correction = logprobs_N.detach(), objective.correction
+    if correction is None:
+        return torch.ones_like(mine_N)
+    tokens = (mine_N, drawn.logprobs_N)
+    responses = (*tokens, drawn.response_N, drawn.num_responses)
+    match correction.kind, correction.level:
         case "truncate", "token":
-            return importance.truncated_importance_weights(mine_N, sampler_N, cap=cap)
+            return importance.truncated_importance_weights(*tokens, cap=correction.cap)
         case "truncate", _:
-            return importance.sequence_importance_weights(
-                mine_N, sampler_N, response_N, count, cap=cap
-            )
+            return importance.sequence_importance_weights(*responses, cap=correction.cap)
         case "mask", "token":
-            return importance.importance_mask(mine_N, sampler_N, bound=cap)
+            return importance.importance_mask(*tokens, bound=correction.cap)
         case _:
-            return importance.sequence_importance_mask(
-                mine_N, sampler_N, response_N, count, bound=cap
-            )
+            return importance.sequence_importance_mask(*responses, bound=correction.cap)
 
 
 def policy_terms(
@@ -110,7 +114,7 @@ def policy_terms(
     """The loss by the objective's name."""
     # Corrected tokens are credited to the policy as the step found it.
     behaviour_N = drawn.logprobs_N
-    if objective.correction != "none":
+    if objective.correction is not None:
         behaviour_N = logprobs_N.detach()
     clips = {"clip_low": objective.clip_low, "clip_high": objective.clip_high}
     match objective.loss:

@@ -20,7 +20,7 @@ from charactertrain.objectives.logprobs import token_logprobs
 from charactertrain.runtime.training_engine import OptimizerSettings
 from charactertrain.runtime.worker import LocalWorker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
-from charactertrain.stages.policy_objective import PolicyGradient
+from charactertrain.stages.policy_objective import Correction, PolicyGradient
 from charactertrain.stages.policy_step import cut, microbatch_loss, policy_step
 from charactertrain.stages.policy_task import Models, OptimiseTask, PolicyTask, WarmStartTask
 from charactertrain.stages.response_logits import end_logprobs, impossible, response_logits
@@ -208,8 +208,8 @@ OBJECTIVES = {
     "dual": replace(PLAIN, dual_clip=1.1),
     "cispo": replace(PLAIN, loss="cispo", clip_low=1.0, kl_coef=0.3, kl_estimator="k3"),
     "gspo": replace(PLAIN, loss="sequence", aggregate="sequence", clip_low=1e-3, clip_high=1e-3),
-    "truncated": replace(PLAIN, correction="truncate", cap=1.1),
-    "masked": replace(PLAIN, correction="mask", correction_level="sequence", cap=1.5),
+    "truncated": replace(PLAIN, correction=Correction("truncate", "token", 1.1)),
+    "masked": replace(PLAIN, correction=Correction("mask", "sequence", 1.5)),
 }
 
 
@@ -275,16 +275,16 @@ def test_corrected_tokens_are_credited_to_the_step_and_weighed(models: Models) -
     # The sampler found every token half as likely as the policy does.
     group = rollouts(SHORT, policy_logprobs(models, SHORT) - math.log(2), [0.0, 0.0])
     advantages_R = torch.tensor([1.0, -1.0])
-    truncated = replace(PLAIN, correction="truncate", cap=1.5)
+    truncated = replace(PLAIN, correction=Correction("truncate", "token", 1.5))
     share, sums = loss_of(models, [group], advantages_R, truncated)
     assert float(sums[RATIO]) == pytest.approx(6, rel=1e-5)
     assert float(sums[CORRECTION]) == pytest.approx(6 * 1.5, rel=1e-5)
     assert float(share.detach()) == pytest.approx(1.5 * (4 - 2) / 6, rel=1e-5)
-    masked = replace(truncated, correction="mask")
+    masked = replace(PLAIN, correction=Correction("mask", "token", 1.5))
     share, sums = loss_of(models, [group], advantages_R, masked)
     assert (float(share.detach()), float(sums[CORRECTION])) == (0, 0)
     # As sequences: 2^2 and 2^4, of which the bound lets the first through.
-    of_sequences = replace(masked, correction_level="sequence", cap=5.0)
+    of_sequences = replace(PLAIN, correction=Correction("mask", "sequence", 5.0))
     share, sums = loss_of(models, [group], advantages_R, of_sequences)
     assert float(sums[CORRECTION]) == pytest.approx(2 * 4, rel=1e-4)
 

@@ -4,15 +4,13 @@ from charactertrain.stages.policy_objective import PolicyGradient
 
 PLAIN = PolicyGradient(
     advantages="centered",
-    baseline_decay=0.9,
+    baseline_decay=None,
     loss="clipped",
     clip_low=0.2,
     clip_high=0.2,
     dual_clip=None,
     aggregate="token",
-    correction="none",
-    correction_level="token",
-    cap=2.0,
+    correction=None,
     kl_coef=0.0,
     kl_place="loss",
     kl_estimator="k2",
