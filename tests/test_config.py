@@ -366,7 +366,7 @@ WITHOUT_KL = (
             {"cluster.gpus_per_worker": 1},
             "cluster.gpus_per_worker is 1.0 and sampler.resources.gpus_per_engine is 0.0: weights "
             "go from workers to engines of the same kind of device; give both GPUs "
-            "(sampler=vllm_gpu) or neither",
+            "(sampler=vllm_gpu and cluster.gpus_per_worker=1) or neither",
         ),
         (
             {"cluster.address": "auto", "run.dir": "s3://bucket/run"},
@@ -379,7 +379,7 @@ WITHOUT_KL = (
         ),
         (
             {"cluster.num_cpus": 4, "cluster.num_workers": 4, "cluster.cpus_per_worker": 2},
-            "cluster: 4 workers of 2.0 CPUs and the engines of the policy stage need 11, and "
+            "cluster: 4 workers of 2 CPUs and 3 engines of 1 beside them need 11, and "
             "cluster.num_cpus is 4; raise it, or give null",
         ),
         (

@@ -217,7 +217,8 @@ def _device_problems(config: RunConfig) -> list[str]:
         problems.append(
             f"cluster.gpus_per_worker is {config.cluster.gpus_per_worker} and sampler.resources."
             f"gpus_per_engine is {engines.gpus_per_engine}: weights go from workers to engines of "
-            "the same kind of device; give both GPUs (sampler=vllm_gpu) or neither"
+            "the same kind of device; give both GPUs (sampler=vllm_gpu and "
+            "cluster.gpus_per_worker=1) or neither"
         )
     if engines.gpus_per_engine >= 1 and engines.gpus_per_engine != engines.tensor_parallel_size:
         problems.append(
@@ -241,24 +242,31 @@ def _worker_problems(config: RunConfig) -> list[str]:
     needed = cpus_at_once(config, least)
     if cluster.address == "local" and cluster.num_cpus is not None and needed > cluster.num_cpus:
         problems.append(
-            f"cluster: {least} workers of {cluster.cpus_per_worker} CPUs and the engines of the "
-            f"policy stage need {needed:g}, and cluster.num_cpus is {cluster.num_cpus}; raise it, "
-            "or give null"
+            f"cluster: {least} workers of {cluster.cpus_per_worker:g} CPUs and "
+            f"{engines_at_once(config)} engines of "
+            f"{config.sampler.resources.cpus_per_engine:g} beside them need {needed:g}, and "
+            f"cluster.num_cpus is {cluster.num_cpus}; raise it, or give null"
         )
     return problems
 
 
 def cpus_at_once(config: RunConfig, num_workers: int) -> float:
-    """Logical CPUs that the policy stage holds, which holds most: workers, and engines beside them.
+    """Logical CPUs that training holds, and the engines beside it."""
+    engines = engines_at_once(config) * config.sampler.resources.cpus_per_engine
+    return num_workers * config.cluster.cpus_per_worker + engines
 
-    Those of the policy, of each member of the preference model, of the gold model, and of another
-    model that judged and is idle.
+
+def engines_at_once(config: RunConfig) -> int:
+    """Engines that live while workers train, most of them in the policy stage.
+
+    There those of the policy, of each member of the preference model and of the gold model; and in
+    either stage the model's own, which is idle on a CPU, and another's that judged.
     """
+    judges = int(config.rankings.judge_model is not None)
+    if not _optimises_policy(config) or config.policy.objective.kind == "dpo":
+        return 1 + judges
     model = config.preference_model
-    engines = config.policy.resources.engines + model.ensemble
-    engines += (model.gold_share > 0) + (config.rankings.judge_model is not None)
-    per_engine = config.sampler.resources.cpus_per_engine
-    return num_workers * config.cluster.cpus_per_worker + engines * per_engine
+    return config.policy.resources.engines + model.ensemble + (model.gold_share > 0) + judges
 
 
 def validate(values: Mapping[str, Any]) -> RunConfig:

@@ -124,10 +124,7 @@ def dpo_step(
         num_workers=worker.num_workers,
         budget=token_budget,
     )
-    totals = (
-        sum(pair.weight for prompt in prompts for pair in prompt.pairs),
-        sum(len(response) for prompt in prompts for response in prompt.group.responses),
-    )
+    totals = _totals(prompts)
     sums = torch.zeros(5, dtype=torch.float64, device=models.policy.device)
     for indices in spread[worker.rank]:
         # A worker with nothing left still passes through the model, with weight zero.
@@ -146,6 +143,12 @@ def dpo_step(
         "accuracy": accuracy / (weights - undecided) if weights > undecided else None,
         "margin": margin / weights,
     }
+
+
+def _totals(prompts: Sequence[RankedPrompt]) -> tuple[float, int]:
+    """Weight of a step's pairs, and tokens of its responses."""
+    weight = sum(pair.weight for prompt in prompts for pair in prompt.pairs)
+    return weight, sum(len(r) for prompt in prompts for r in prompt.group.responses)
 
 
 def _loss_share(

@@ -12,14 +12,14 @@ from typing import Any
 import ray
 import torch
 
-from charactertrain.exceptions import TrainingError
+from charactertrain.exceptions import SamplingError, TrainingError
 from charactertrain.models.packing import PromptGroup, pack
 from charactertrain.objectives.advantages import RunningBaseline
 from charactertrain.objectives.logprobs import token_logprobs
 from charactertrain.runtime.engines import EngineSource
 from charactertrain.runtime.hardware import resolve_precision
 from charactertrain.runtime.learning_rate import Schedule
-from charactertrain.runtime.sampling import ScoreRequest
+from charactertrain.runtime.sampling import Failure, ScoreRequest
 from charactertrain.runtime.worker import Worker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine
 from charactertrain.runtime.zero_checkpoint import read_state
@@ -248,6 +248,9 @@ class _Optimisation:
             requests = [ScoreRequest("probe", shown, rollout.token_ids) for rollout in group]
             calls = [handle.score.remote(requests) for handle in self._engines.handles]
             for scores in ray.get(calls):
+                refused = [score for score in scores if isinstance(score, Failure)]
+                if refused:
+                    raise SamplingError(f"the probe of a weight update: {refused[0].detail}")
                 theirs = torch.tensor([value for score in scores for value in score.logprobs])
                 difference[0] = max(difference[0], float((logprobs_N - theirs).abs().mean()))
         torch.distributed.broadcast_object_list(difference, src=0)

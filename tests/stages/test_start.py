@@ -28,3 +28,5 @@ def test_a_local_cluster_has_room_for_workers_and_all_engines(compose: Any) -> N
     assert cpus_at_once(validate(wide), 3) == 3 + 7
     assert start._num_cpus(validate(wide)) >= 10
     assert start._num_cpus(validate(compose("cluster.num_cpus=20"))) == 20
+    # Nothing is sampled beside it.
+    assert cpus_at_once(validate(compose("objective=dpo", "preference_model.ensemble=5")), 3) == 4
