@@ -1,6 +1,7 @@
 """policy: the base model, optimised against the preference model with no trait in its prompt."""
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,6 +10,7 @@ import ray
 from charactertrain.artifacts import Outcome
 from charactertrain.config.objective import DpoSection
 from charactertrain.pipeline import Work
+from charactertrain.records import Prompt
 from charactertrain.runtime import training
 from charactertrain.stages.context import Context
 from charactertrain.stages.dpo import train as train_on_pairs
@@ -31,14 +33,21 @@ from charactertrain.stages.rollout_buffer import Gold, RolloutBuffer
 def run(work: Work, context: Context) -> Outcome:
     """Warm start on the top-ranked responses, then steps of the objective."""
     objective = context.config.policy.objective
+    summary: dict[str, Any] = {}
     if not isinstance(objective, DpoSection):
         _check_gates(work, context)
+        prompts, num_too_long = fitting_prompts(work, context)
+        summary["prompts_too_long"] = num_too_long
+        if num_too_long:
+            context.session.console.print(
+                f"  {num_too_long} prompts leave no room for policy.max_tokens, and are left out"
+            )
     if not work.directory.exists("optimise.json"):
         context.session.make_room()
         if isinstance(objective, DpoSection):
             _train_on_pairs(work, context, objective.beta)
         else:
-            _train_on_rewards(work, context)
+            _train_on_rewards(work, context, prompts)
     work.directory.delete("checkpoints")
     history = json.loads(work.directory.read_bytes("optimise.json"))
     files = ["optimise.json", *work.directory.files("model")]
@@ -47,13 +56,11 @@ def run(work: Work, context: Context) -> Outcome:
         warm_start = json.loads(work.directory.read_bytes("warm_start.json"))
         files += ["warm_start.json", *work.directory.files("warm_start")]
     work.directory.write_bytes("model/README.md", _model_card(work, context).encode())
-    watch: dict[str, Any] = {}
     if is_watched(context.config.policy):
-        watch = {"watch": json.loads(work.directory.read_bytes("watch.json"))}
+        summary["watch"] = json.loads(work.directory.read_bytes("watch.json"))
         work.directory.delete(BEST)
         files.append("watch.json")
-    summary = {
-        **watch,
+    summary |= {
         "history": [*warm_start, *history],
         "sync_difference": history[0].get("sync_difference"),
     }
@@ -71,7 +78,7 @@ def _train_on_pairs(work: Work, context: Context, beta: float) -> None:
     )
 
 
-def _train_on_rewards(work: Work, context: Context) -> None:
+def _train_on_rewards(work: Work, context: Context, prompts: Sequence[Prompt]) -> None:
     config, session = context.config.policy, context.session
     model = str(context.model_directory)
     source, manifest = work.inputs["preference_model"]
@@ -82,11 +89,6 @@ def _train_on_rewards(work: Work, context: Context) -> None:
         ]
         engines = session.sampler(model, model)
         rewards = [session.sampler(member, member, kind="reward") for member in members]
-        prompts, num_too_long = fitting_prompts(work, context)
-        if num_too_long:
-            session.console.print(
-                f"  {num_too_long} prompts leave no room for policy.max_tokens, and are left out"
-            )
         watch = watch_task(work, context, prompts) if is_watched(config) else None
         gold = None
         if watch is not None and GOLD in manifest.summary["levels"]:
