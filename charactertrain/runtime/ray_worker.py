@@ -5,7 +5,7 @@ import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class RayWorker:
     rank: int
     num_workers: int
     relay: Any
+    _leaving: set[str] = field(default_factory=set)
+    """Ids of the nodes that the group was told to leave."""
 
     def send(self, values: dict[str, Any]) -> None:
         """Metrics of one step, from rank 0 alone."""
@@ -58,6 +60,14 @@ class RayWorker:
                 checkpoint=ray.train.Checkpoint.from_directory(temporary),
                 checkpoint_upload_fn=_moved if is_local else None,
             )
+
+    def is_told_to_leave(self) -> bool:
+        """Whether more nodes of the group are about to be taken away than when last asked."""
+        info = ray.train.get_preemption_info()
+        nodes = set() if info is None else set(info.preempted_node_ids)
+        is_news = not nodes <= self._leaving
+        self._leaving.update(nodes)
+        return is_news
 
 
 def _moved(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:

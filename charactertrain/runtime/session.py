@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import ray
 import ray.data
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from charactertrain.exceptions import ConfigError
@@ -19,6 +18,7 @@ from charactertrain.runtime.engine_broker import EngineBroker
 from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec, Latency
 from charactertrain.runtime.engines import EngineSource
 from charactertrain.runtime.metrics import MetricLog
+from charactertrain.runtime.placement import beside_the_driver
 from charactertrain.runtime.progress import Progress
 
 _SECONDS_BETWEEN_RECORDS = 15.0
@@ -174,12 +174,11 @@ class Session:
     def _broker_name(self) -> str:
         name = f"charactertrain-engines-{ray.get_runtime_context().get_job_id()}"
         if self._broker is None:
-            # On the driver's node: the run ends with the one as with the other.
-            here = NodeAffinitySchedulingStrategy(
-                ray.get_runtime_context().get_node_id(), soft=False
-            )
             actor = ray.remote(EngineBroker).options(
-                name=name, num_cpus=0, max_concurrency=100, scheduling_strategy=here
+                name=name,
+                num_cpus=0,
+                max_concurrency=100,
+                scheduling_strategy=beside_the_driver(),
             )
             self._broker = actor.remote(self._engines.num_engines[1])
         return name

@@ -20,6 +20,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from charactertrain.exceptions import TrainingError
+from charactertrain.runtime.placement import beside_the_driver
 from charactertrain.runtime.ray_worker import SAVING
 from charactertrain.runtime.relay import Loop, Relay, RestartNotice, run_packed
 from charactertrain.storage import Directory
@@ -62,7 +63,9 @@ def fit(
         TrainingError: The loop stopped itself, or failed more often than `max_failures` allows.
     """
     drop_leftovers(storage)
-    relay: Any = ray.remote(Relay).options(num_cpus=0).remote()
+    relay: Any = (
+        ray.remote(Relay).options(num_cpus=0, scheduling_strategy=beside_the_driver()).remote()
+    )
     use_gpu = workers.gpus_per_worker > 0
     resources = {"CPU": workers.cpus_per_worker}
     if use_gpu:

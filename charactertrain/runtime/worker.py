@@ -37,6 +37,22 @@ class Worker(Protocol):
     def report_checkpoint(self, save: Save, metrics: Mapping[str, Any]) -> None:
         """Save and report a checkpoint; every rank must call at the same step."""
 
+    def is_told_to_leave(self) -> bool:
+        """Whether more nodes of the group are about to be taken away than when last asked.
+
+        The same on every rank; every rank must ask at the same step.
+        """
+
+
+def checkpoint_is_due(worker: Worker, step: int, *, every: int, num_steps: int) -> bool:
+    """Whether the group is to save after `step` of `num_steps`; every rank must ask at each step.
+
+    Every so many steps, and when a node is about to be taken away, as spot machines are. Not after
+    the last step, which is followed by the model itself.
+    """
+    is_leaving = worker.is_told_to_leave()
+    return step < num_steps and (is_leaving or step % every == 0)
+
 
 def agreed(worker: Worker, value: bool) -> bool:
     """Rank 0's value, on every rank: a file that one node sees, another may not see yet."""
@@ -62,6 +78,10 @@ class LocalWorker:
 
     def report_checkpoint(self, save: Save, metrics: Mapping[str, Any]) -> None:
         """Nothing is saved."""
+
+    def is_told_to_leave(self) -> bool:
+        """Never."""
+        return False
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from charactertrain.config.objective import DpoSection
 from charactertrain.pipeline import Work
 from charactertrain.records import Prompt
 from charactertrain.runtime import training
+from charactertrain.runtime.placement import beside_the_driver
 from charactertrain.stages.context import Context
 from charactertrain.stages.dpo import train as train_on_pairs
 from charactertrain.stages.policy_inputs import (
@@ -100,7 +101,7 @@ def _train_on_rewards(work: Work, context: Context, prompts: Sequence[Prompt]) -
         # Of the driver, so that it outlives an attempt; Ray starts it again should it die.
         buffer: Any = (
             ray.remote(RolloutBuffer)
-            .options(num_cpus=0, max_restarts=-1)
+            .options(num_cpus=0, max_restarts=-1, scheduling_strategy=beside_the_driver())
             .remote(buffer_settings(work, context, prompts, rewards, gold), model)
         )
         try:

@@ -20,7 +20,7 @@ from charactertrain.runtime.engines import EngineSource
 from charactertrain.runtime.hardware import resolve_precision
 from charactertrain.runtime.learning_rate import Schedule
 from charactertrain.runtime.sampling import Failure, ScoreRequest
-from charactertrain.runtime.worker import Worker
+from charactertrain.runtime.worker import Worker, checkpoint_is_due
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine
 from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.stages.ledger import Batch
@@ -111,7 +111,9 @@ class _Optimisation:
             self._take_step(step)
             if self._read(step + 1):
                 break
-            if (step + 1) % self._task.checkpoint_every == 0 and step + 1 < num_steps:
+            if checkpoint_is_due(
+                self._worker, step + 1, every=self._task.checkpoint_every, num_steps=num_steps
+            ):
                 self._save(step + 1)
         self._write()
 

@@ -17,7 +17,7 @@ from charactertrain.models.packing import PromptGroup, check_packable
 from charactertrain.records import Prompt
 from charactertrain.runtime.hardware import resolve_precision
 from charactertrain.runtime.training_engine import TrainingEngine
-from charactertrain.runtime.worker import Worker
+from charactertrain.runtime.worker import Worker, checkpoint_is_due
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
 from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.stages.policy_objective import PolicyGradient
@@ -154,7 +154,9 @@ class Phase:
             values["seconds"] = time.monotonic() - started
             history.append({"phase": self.name, "step": step + 1, **values})
             worker.send({self.counter: f"{step + 1}/{self.num_steps}", **values})
-            if (step + 1) % task.checkpoint_every == 0 and step + 1 < self.num_steps:
+            if checkpoint_is_due(
+                worker, step + 1, every=task.checkpoint_every, num_steps=self.num_steps
+            ):
                 state = {"phase": self.name, "history": history}
                 worker.report_checkpoint(partial(engine.save, state=state), {"step": step + 1})
         write_model(engine, task, worker, self.model)

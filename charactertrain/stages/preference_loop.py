@@ -19,7 +19,7 @@ from charactertrain.models.lora import LoraSettings, add_adapters, merge_adapter
 from charactertrain.models.packing import PromptGroup
 from charactertrain.runtime.hardware import resolve_precision
 from charactertrain.runtime.learning_rate import Decay, Schedule
-from charactertrain.runtime.worker import Worker, agreed
+from charactertrain.runtime.worker import Worker, agreed, checkpoint_is_due
 from charactertrain.runtime.zero import ZeroEngine, ZeroSettings
 from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.seeds import derive_seed
@@ -185,7 +185,9 @@ class _Training:
             self._worker.send(
                 {"member": self._member.name, "step": f"{step + 1}/{total}", **values}
             )
-            if (step + 1) % task.checkpoint_every == 0 and step + 1 < total:
+            if checkpoint_is_due(
+                self._worker, step + 1, every=task.checkpoint_every, num_steps=total
+            ):
                 self._worker.report_checkpoint(self._save, {"step": step + 1})
         self._finish()
 
