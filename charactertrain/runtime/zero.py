@@ -29,6 +29,9 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 _MAX_NAMED = 4
 """Microbatches named in a message."""
 
+_GATHERED_BYTES = 256 * 2**20
+"""Of whole parameters that ZeRO-3 holds at a time to send or save them."""
+
 
 @dataclass(frozen=True)
 class ZeroSettings:
@@ -316,14 +319,35 @@ def _forget_first_step(optimizer: Any) -> None:
     optimizer.optimizer.state.clear()
 
 
-def iter_full_parameters(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, full copy in `dtype`) in module order.
+def lend_full_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, full parameter) in module order; of use until the next one is asked for.
 
-    Every rank must iterate to the end: gathering is a collective. Copies, since a view of a
-    gathered parameter does not outlive the gather.
+    Every rank must iterate to the end: gathering is a collective. Parameters are gathered several
+    at a time, as many as make up `_GATHERED_BYTES`.
     """
+    group: list[tuple[str, nn.Parameter]] = []
+    size = 0
     for name, parameter in module.named_parameters():
-        sharded = [parameter] if hasattr(parameter, "ds_id") else []
-        with GatheredParameters(sharded):
-            tensor = parameter.detach().to(dtype, copy=True).contiguous()
-        yield name, tensor
+        num_bytes = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        if group and size + num_bytes > _GATHERED_BYTES:
+            yield from _lend(group)
+            group, size = [], 0
+        group.append((name, parameter))
+        size += num_bytes
+    yield from _lend(group)
+
+
+def _lend(group: Sequence[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
+    sharded = [parameter for _, parameter in group if hasattr(parameter, "ds_id")]
+    with GatheredParameters(sharded):
+        for name, parameter in group:
+            yield name, parameter.detach()
+
+
+def iter_full_parameters(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, full copy in `dtype`) in module order, as `lend_full_parameters` gathers them.
+
+    Copies, since a view of a gathered parameter does not outlive the gather.
+    """
+    for name, parameter in lend_full_parameters(module):
+        yield name, parameter.to(dtype, copy=True).contiguous()

@@ -1,5 +1,6 @@
 """The policy's loop on a real engine, with rewards that are planted in place of a learnt model."""
 
+import asyncio
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import torch
 from policy_gradients import PLAIN
 
 from charactertrain.models import loading
+from charactertrain.objectives.advantages import RunningBaseline
 from charactertrain.records import Prompt
 from charactertrain.runtime.engine_broker import EngineBroker
 from charactertrain.runtime.engine_spec import EngineSpec
@@ -26,10 +28,19 @@ from charactertrain.runtime.zero import ZeroSettings
 from charactertrain.stages.ensemble import EnsembleReward
 from charactertrain.stages.ledger import LedgerSettings
 from charactertrain.stages.policy_loop import Sampling, train
-from charactertrain.stages.policy_task import OptimiseTask, PolicyTask, WarmStartTask
+from charactertrain.stages.policy_step import policy_step
+from charactertrain.stages.policy_task import (
+    Models,
+    OptimiseTask,
+    PolicyTask,
+    WarmStartTask,
+    forbidden_tokens,
+    frozen_model,
+    training_engine,
+)
 from charactertrain.stages.prompt_stream import PromptStream
 from charactertrain.stages.rollout_buffer import BufferSettings, RolloutBuffer
-from charactertrain.stages.rollouts import RolloutSettings
+from charactertrain.stages.rollouts import Rollout, RolloutMaker, RolloutSettings
 from charactertrain.storage import open_directory
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.ray]
@@ -37,6 +48,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.ray]
 BROKER = "policy-loop-engines"
 PROMPTS = [Prompt(f"p{i}", "warm", "tea", "trait", f"Tea {i}?", "train") for i in range(8)]
 MAX_TOKENS = 24
+PER_STEP = 4
+LEARNING_RATE = 3e-3
 OBJECTIVE = replace(PLAIN, advantages="rloo", clip_high=0.3, kl_coef=0.001)
 
 
@@ -72,45 +85,9 @@ class Loop:
     model: Path
     directory: Path
 
-    def run(
-        self,
-        *,
-        sign: float = 1.0,
-        num_steps: int = 20,
-        max_staleness: int = 0,
-        on_metrics: Callable[[dict[str, Any]], None] = lambda _: None,
-    ) -> list[dict[str, Any]]:
-        """The history of the policy steps."""
-        optimizer = OptimizerSettings(
-            weight_decay=0.0, max_grad_norm=1.0, recompute_activations=False
-        )
-        task = PolicyTask(
-            model_directory=str(self.model),
-            precision="fp32",
-            context_tokens=128,
-            warm_start=WarmStartTask((), 0, 1, 0.0),
-            optimise=OptimiseTask(OBJECTIVE, num_steps, 3e-3, 0, 0.01),
-            fixed_ending=True,
-            token_budget=4096,
-            zero=ZeroSettings(stage=0, offload=False, bf16=False, optimizer=optimizer),
-            checkpoint_every=1000,
-            watch=None,
-            seed=0,
-            output=open_directory(str(self.directory)),
-        )
-        ends = tuple(loading.end_token_ids(self.model))
-        assert ends, "a fixed ending forbids something"
-        settings = BufferSettings(
-            ledger=LedgerSettings(num_steps, 4, max_staleness, max_staleness, 0),
-            rollouts=RolloutSettings(
-                SamplingSettings(1.0, 1.0, MAX_TOKENS, MAX_TOKENS, ()), group_size=8, seed=0
-            ),
-            prompts=PromptStream(PROMPTS, [], general_share=0.0, seed=0),
-            reward=EnsembleReward((0.0,), (0.0,), 0.0, "mean", 0.0, None),
-            rewards=(EvenTokens(sign),),  # type: ignore[arg-type]
-            gold=None,
-            groups_per_engine=8,
-        )
+    @property
+    def source(self) -> EngineSource:
+        """Where the engine is."""
         spec = EngineSpec(
             kind="generate",
             architecture=str(self.model),
@@ -126,13 +103,95 @@ class Loop:
             threads=os.cpu_count() or 1,
             latency=None,
         )
+        return EngineSource(BROKER, spec, str(self.model))
+
+    def task(self, num_steps: int) -> PolicyTask:
+        """What the worker is given."""
+        optimizer = OptimizerSettings(
+            weight_decay=0.0, max_grad_norm=1.0, recompute_activations=False
+        )
+        return PolicyTask(
+            model_directory=str(self.model),
+            precision="fp32",
+            context_tokens=128,
+            warm_start=WarmStartTask((), 0, 1, 0.0),
+            optimise=OptimiseTask(OBJECTIVE, num_steps, LEARNING_RATE, 0, 0.01),
+            fixed_ending=True,
+            token_budget=4096,
+            zero=ZeroSettings(stage=0, offload=False, bf16=False, optimizer=optimizer),
+            checkpoint_every=1000,
+            watch=None,
+            seed=0,
+            output=open_directory(str(self.directory)),
+        )
+
+    def settings(self, num_steps: int, sign: float, max_staleness: int) -> BufferSettings:
+        """What the buffer is given."""
+        ends = tuple(loading.end_token_ids(self.model))
+        assert ends, "a fixed ending forbids something"
+        return BufferSettings(
+            ledger=LedgerSettings(num_steps, PER_STEP, max_staleness, max_staleness, 0),
+            rollouts=RolloutSettings(
+                SamplingSettings(1.0, 1.0, MAX_TOKENS, MAX_TOKENS, ()), group_size=8, seed=0
+            ),
+            prompts=PromptStream(PROMPTS, [], general_share=0.0, seed=0),
+            reward=EnsembleReward((0.0,), (0.0,), 0.0, "mean", 0.0, None),
+            rewards=(EvenTokens(sign),),  # type: ignore[arg-type]
+            gold=None,
+            groups_per_engine=8,
+        )
+
+    def run(
+        self,
+        *,
+        sign: float = 1.0,
+        num_steps: int = 20,
+        max_staleness: int = 0,
+        on_metrics: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> list[dict[str, Any]]:
+        """The history of the policy steps."""
+        settings = self.settings(num_steps, sign, max_staleness)
         buffer = ray.remote(RolloutBuffer).options(num_cpus=0).remote(settings, str(self.model))  # type: ignore[attr-defined]
-        source = EngineSource(BROKER, spec, str(self.model))
         try:
-            train(LocalWorker(on_metrics), task, Sampling(source, 1, buffer))
+            train(LocalWorker(on_metrics), self.task(num_steps), Sampling(self.source, 1, buffer))
         finally:
             ray.kill(buffer)
         history: list[dict[str, Any]] = json.loads((self.directory / "optimise.json").read_text())
+        return history
+
+    def run_in_turn(self, num_steps: int) -> list[dict[str, Any]]:
+        """The history of a plain loop: sample, step, send, and sample again."""
+        from charactertrain.runtime.weight_sync.sender import WeightSender
+
+        task, settings = self.task(num_steps), self.settings(num_steps, 1.0, 0)
+        sampler = self.source.open_for_training()
+        reward: Any = EvenTokens(1.0)
+        tokenizer = loading.load_tokenizer(self.model)
+        maker = RolloutMaker([reward], settings.reward, tokenizer, settings.rollouts)
+        engine = training_engine(task, self.model, None)
+        models = Models(engine, frozen_model(task, self.model), forbidden_tokens(task))
+        sender = WeightSender(engine.module, [sampler.handle], rank=0, dtype=torch.float32)
+        history = []
+
+        async def sample(step: int) -> list[tuple[Rollout, ...]]:
+            numbers = range(PER_STEP * step, PER_STEP * (step + 1))
+            groups = [maker.make(sampler.handle, settings.prompts[n], n, 8) for n in numbers]
+            return await asyncio.gather(*groups)
+
+        for step in range(num_steps):
+            sender.send(str(step))
+            values = policy_step(
+                models,
+                OBJECTIVE,
+                asyncio.run(sample(step)),
+                LocalWorker(print),
+                token_budget=task.token_budget,
+                baseline=RunningBaseline(),
+            )
+            values["grad_norm"] = engine.step(LEARNING_RATE)
+            history.append(values)
+        sender.close()
+        sampler.close()
         return history
 
 
@@ -163,6 +222,16 @@ def test_a_planted_reward_is_learnt_and_with_its_sign_turned_unlearnt(
     if max_staleness == 0:
         assert all(row["sampler_kl"] < 1e-6 for row in history)
     assert history[-1]["kl"] > 0.001
+
+
+def test_without_staleness_the_loop_is_a_plain_one(loop: Loop) -> None:
+    expected = loop.run_in_turn(num_steps=4)
+    found = loop.run(num_steps=4, max_staleness=0)
+    for theirs, ours in zip(expected, found, strict=True):
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+    # The steps are such that other weights would have shown.
+    assert found[-1]["kl"] > 1e-3
 
 
 def test_an_engine_that_dies_is_replaced_and_given_the_weights(loop: Loop) -> None:

@@ -1,20 +1,24 @@
 """A weight-transfer backend for engines on the trainer's own machine, without a GPU.
 
-The trainer packs tensors into buffers of bounded size in shared memory; the engine maps each
-buffer, compares its checksum with the trainer's, and loads it. Both ends run vLLM's protocol.
+Trainer and engines map one segment of shared memory that has room for all weights. The trainer
+writes it part by part; while it writes the next, the engines compare a part's checksum with the
+trainer's and load it. Both ends run vLLM's protocol.
 """
 
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 import xxhash
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
+    ParamMeta,
     TrainerInitInfo,
     TrainerWeightTransferEngine,
     VLLMWeightSyncClient,
@@ -28,67 +32,123 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from charactertrain.exceptions import SamplingError
+from charactertrain.exceptions import SamplingError, TrainingError
+from charactertrain.runtime.weight_sync.source import ZeroWeightSource
 from charactertrain.runtime.weight_sync.worker_extension import repack_tied_head
 
-_BUFFER_BYTES = 256 * 2**20
-_CHUNK_BYTES = 16 * 2**20
-
-
-def checksum(path: Path) -> str:
-    """xxh3-128 of a file, in hexadecimal."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+_PART_BYTES = 64 * 2**20
+_ALIGNMENT = 64
+"""Bytes: a cache line, and more than any dtype wants."""
 
 
 @dataclass
 class SharedMemoryInitInfo(WeightTransferInitInfo):
-    """Nothing to agree on: buffers describe themselves."""
+    """The segment, and where in it each weight stands."""
+
+    path: str
+    names: list[str]
+    dtypes: list[str]
+    shapes: list[list[int]]
 
 
 @dataclass
 class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
-    """One packed buffer."""
+    """Weights that stand next to one another, `first` to `last` - 1, and are written."""
 
-    path: str
+    first: int
+    last: int
     checksum: str
-    names: list[str]
+
+
+class Segment:
+    """The shared memory, as the tensors that it has room for."""
+
+    def __init__(self, path: Path, metadata: Sequence[ParamMeta]) -> None:
+        """Map the file `path`, which is large enough."""
+        self._offsets = _offsets(metadata)
+        self._bytes = torch.from_file(
+            str(path), shared=True, size=self._offsets[-1], dtype=torch.uint8
+        )
+        self.tensors: list[Tensor] = []
+        for meta, offset in zip(metadata, self._offsets, strict=False):
+            size = meta.dtype.itemsize * torch.Size(meta.shape).numel()
+            flat = self._bytes[offset : offset + size]
+            self.tensors.append(flat.view(meta.dtype).view(meta.shape))
+
+    def checksum(self, first: int, last: int) -> str:
+        """xxh3-128 of the weights `first` to `last` - 1, in hexadecimal."""
+        part = self._bytes[self._offsets[first] : self._offsets[last]]
+        return xxhash.xxh3_128_hexdigest(part.numpy().data)
+
+    def parts(self, num_bytes: int) -> Iterator[tuple[int, int]]:
+        """All weights as (first, last + 1), each about `num_bytes` long, and none empty."""
+        first = 0
+        for place in range(1, len(self._offsets)):
+            if self._offsets[place] - self._offsets[first] >= num_bytes:
+                yield first, place
+                first = place
+        if first < len(self.tensors):
+            yield first, len(self.tensors)
+
+
+def _offsets(metadata: Sequence[ParamMeta]) -> list[int]:
+    """Where each weight begins, and where the last one ends."""
+    offsets = [0]
+    for meta in metadata:
+        end = offsets[-1] + meta.dtype.itemsize * torch.Size(meta.shape).numel()
+        offsets.append(-(-end // _ALIGNMENT) * _ALIGNMENT)
+    return offsets
 
 
 class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
-    """The engine's end: maps, verifies and loads buffers."""
+    """The engine's end: maps, verifies and loads."""
 
     init_info_cls = SharedMemoryInitInfo
     update_info_cls = SharedMemoryUpdateInfo
 
     def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
-        """Shared memory needs no rendezvous."""
+        """Map the trainer's segment, which has no name any more when this has returned."""
+        path = Path(init_info.path)
+        if not path.exists():
+            raise SamplingError(
+                f"weights come through shared memory, and {path} is not on this machine: without "
+                "GPUs, engines must run on the machine of the first training worker"
+            )
+        self._names = init_info.names
+        self._segment = Segment(
+            path,
+            [
+                ParamMeta(name, getattr(torch, dtype), tuple(shape))
+                for name, dtype, shape in zip(
+                    init_info.names, init_info.dtypes, init_info.shapes, strict=True
+                )
+            ],
+        )
 
     def start_weight_update(self) -> None:
         """Prepare to reload layer by layer; weights were repacked when the engine started."""
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Load one buffer. The base class's version synchronises an accelerator."""
+        """Load one part. The base class's version synchronises an accelerator."""
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
-        """Load one buffer; raises SamplingError if it is not what the trainer wrote."""
-        path = Path(update_info.path)
-        found = checksum(path)
+        """Load one part; raises SamplingError if it is not what the trainer wrote.
+
+        vLLM keeps what it is given until a layer is whole, so the trainer writes over no part
+        before the update is finished.
+        """
+        first, last = update_info.first, update_info.last
+        found = self._segment.checksum(first, last)
         if found != update_info.checksum:
             raise SamplingError(
-                f"weight buffer {path.name}: the engine reads checksum {found}, the trainer wrote "
-                f"{update_info.checksum}; the engine's weights are no longer known"
+                f"weights {self._names[first]} to {self._names[last - 1]}: the engine reads "
+                f"checksum {found}, the trainer wrote {update_info.checksum}; the engine's weights "
+                "are no longer known"
             )
-        tensors = load_file(path)
-        missing = set(update_info.names) - tensors.keys()
-        if missing:
-            raise SamplingError(f"weight buffer {path.name} lacks {sorted(missing)[:5]}")
-        self.model.load_weights(iter(tensors.items()))
+        tensors = self._segment.tensors[first:last]
+        self.model.load_weights(zip(self._names[first:last], tensors, strict=True))
 
     def finish_weight_update(self) -> None:
         """Bring what was loaded into the layout that the kernels want."""
@@ -96,7 +156,8 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
         repack_tied_head(self.model)
 
     def shutdown(self) -> None:
-        """Nothing is held."""
+        """Let go of the segment."""
+        self._segment = None  # type: ignore[assignment]
 
 
 @dataclass
@@ -104,11 +165,11 @@ class SharedMemoryTrainerInitInfo(TrainerInitInfo):
     """What the trainer's end needs."""
 
     backend: ClassVar[str] = "charactertrain_shared_memory"
-    buffer_bytes: int = field(default=_BUFFER_BYTES, kw_only=True)
+    part_bytes: int = field(default=_PART_BYTES, kw_only=True)
 
 
 class SharedMemoryTrainerEngine(TrainerWeightTransferEngine[SharedMemoryTrainerInitInfo]):
-    """The trainer's end: packs and writes buffers, and drives the four phases."""
+    """The trainer's end: writes, and drives the four phases."""
 
     init_info_cls = SharedMemoryTrainerInitInfo
 
@@ -116,14 +177,16 @@ class SharedMemoryTrainerEngine(TrainerWeightTransferEngine[SharedMemoryTrainerI
         self,
         *,
         client: VLLMWeightSyncClient,
-        source: WeightSource,
+        source: ZeroWeightSource,
         is_sender: bool,
-        buffer_bytes: int,
+        part_bytes: int,
     ) -> None:
         """Send `source` through `client`; only the sender touches the client."""
         super().__init__(client=client, source=source, is_sender=is_sender)
         self._weights = source
-        self._buffer_bytes = buffer_bytes
+        self._part_bytes = part_bytes
+        if is_sender:
+            self._segment = self._shared()
 
     @classmethod
     def trainer_init(
@@ -134,49 +197,80 @@ class SharedMemoryTrainerEngine(TrainerWeightTransferEngine[SharedMemoryTrainerI
         source: WeightSource | None = None,
     ) -> Self:
         """First phase, on every rank."""
-        assert source is not None, "the shared-memory backend sends a WeightSource"
-        engine = cls(
+        assert isinstance(source, ZeroWeightSource), "what this backend can send"
+        return cls(
             client=client,
             source=source,
             is_sender=init_info.is_sender,
-            buffer_bytes=init_info.buffer_bytes,
+            part_bytes=init_info.part_bytes,
         )
-        if engine.is_sender:
-            client.init_weight_transfer_engine(asdict(SharedMemoryInitInfo()))
-        return engine
+
+    def _shared(self) -> Segment:
+        """The segment, when the engines have mapped it too."""
+        metadata = self._weights.metadata()
+        path = _new_file(_offsets(metadata)[-1])
+        try:
+            segment = Segment(path, metadata)
+            info = SharedMemoryInitInfo(
+                path=str(path),
+                names=[meta.name for meta in metadata],
+                dtypes=[str(meta.dtype).removeprefix("torch.") for meta in metadata],
+                shapes=[list(meta.shape) for meta in metadata],
+            )
+            self.client.init_weight_transfer_engine(asdict(info))
+        finally:
+            # Those who have mapped it keep it, and a kill leaves nothing behind.
+            path.unlink()
+        return segment
 
     def send_weights(self) -> None:
         """Phases two to four. Every rank must call: the source gathers across ranks."""
+        weights = self._weights.lent()
         if not self.is_sender:
-            for _ in self._weights:
+            for _ in weights:
                 pass
             return
         self.client.start_weight_update()
-        for buffer in self._buffers():
-            self._send(buffer)
+        with ThreadPoolExecutor(1, thread_name_prefix="weight-update") as loader:
+            loading: Future[None] | None = None
+            for first, last in self._segment.parts(self._part_bytes):
+                for tensor in self._segment.tensors[first:last]:
+                    tensor.copy_(next(weights)[1])
+                info = SharedMemoryUpdateInfo(first, last, self._segment.checksum(first, last))
+                if loading is not None:
+                    loading.result()
+                loading = loader.submit(self.client.update_weights, asdict(info))
+            # Also ends the last gather.
+            assert next(weights, None) is None, "the segment has room for every weight"
+            assert loading is not None, "a model has weights"
+            loading.result()
         self.client.finish_weight_update()
 
-    def _buffers(self) -> Iterator[dict[str, Tensor]]:
-        buffer: dict[str, Tensor] = {}
-        size = 0
-        for name, tensor in self._weights:
-            num_bytes = tensor.numel() * tensor.element_size()
-            if buffer and size + num_bytes > self._buffer_bytes:
-                yield buffer
-                buffer, size = {}, 0
-            buffer[name] = tensor
-            size += num_bytes
-        yield buffer
+    def shutdown(self) -> None:
+        """Let go of the segment."""
+        if self.is_sender:
+            del self._segment
 
-    def _send(self, buffer: dict[str, Tensor]) -> None:
-        shared = Path("/dev/shm")
-        directory = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
-        descriptor, name = tempfile.mkstemp(prefix="charactertrain-", dir=directory)
+
+def _new_file(num_bytes: int) -> Path:
+    """A file with so many bytes, in memory where there is room for it.
+
+    Raises:
+        TrainingError: There is no room.
+    """
+    memory = Path("/dev/shm")
+    in_memory = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > num_bytes
+    directory = memory if in_memory else Path(tempfile.gettempdir())
+    descriptor, name = tempfile.mkstemp(prefix="charactertrain-", dir=directory)
+    try:
+        # Or a lack of room would kill the process when it writes.
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    except OSError as error:
+        Path(name).unlink()
+        raise TrainingError(
+            f"no room in {directory} for {num_bytes / 2**30:.2f} GiB of weights on their way to "
+            f"the engines: {error}. Give /dev/shm more room (--shm-size in Docker)."
+        ) from error
+    finally:
         os.close(descriptor)
-        path = Path(name)
-        try:
-            save_file(buffer, path)
-            info = SharedMemoryUpdateInfo(str(path), checksum(path), list(buffer))
-            self.client.update_weights(asdict(info))
-        finally:
-            path.unlink(missing_ok=True)
+    return Path(name)

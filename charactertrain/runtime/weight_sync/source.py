@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
-from charactertrain.runtime.zero import iter_full_parameters
+from charactertrain.runtime.zero import iter_full_parameters, lend_full_parameters
 
 
 class ZeroWeightSource(WeightSource):
@@ -27,3 +27,7 @@ class ZeroWeightSource(WeightSource):
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, full tensor) in the order of `metadata`."""
         return iter_full_parameters(self._module, self._dtype)
+
+    def lent(self) -> Iterator[tuple[str, Tensor]]:
+        """The same, in the trainer's dtype; a tensor is of use until the next one is asked for."""
+        return lend_full_parameters(self._module)
