@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,19 +41,26 @@ class EngineSource:
         """A sampler on a leased engine."""
         return LeasedSampler(ray.get_actor(self.broker), self.spec, self.weights)
 
-    def open_for_training(self) -> "LeasedSampler":
-        """A sampler whose engine's weights are about to be changed by weight updates.
+    def open_for_training(self, count: int) -> "list[LeasedSampler]":
+        """Samplers whose engines' weights are about to be changed by weight updates.
 
-        Use its `handle`: an engine that took the place of one that died would have other weights,
+        Use their `handle`: an engine that took the place of one that died would have other weights,
         until it is sent those in training.
         """
-        sampler = self.open()
-        sampler.disown_weights()
-        return sampler
+        samplers = open_all([self] * count)
+        for sampler in samplers:
+            sampler.disown_weights()
+        return samplers
 
     def end_leases(self) -> None:
         """End every lease, such as those of workers that were killed."""
         ray.get(ray.get_actor(self.broker).release_all.remote())
+
+
+def open_all(sources: Sequence[EngineSource]) -> "list[LeasedSampler]":
+    """A sampler of each source; engines that have to be started start at the same time."""
+    with ThreadPoolExecutor(len(sources), thread_name_prefix="open-engine") as pool:
+        return list(pool.map(EngineSource.open, sources))
 
 
 class LeasedSampler:

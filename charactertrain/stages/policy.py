@@ -63,7 +63,7 @@ def run(work: Work, context: Context) -> Outcome:
         files.append("watch.json")
     summary |= {
         "history": [*warm_start, *history],
-        "sync_difference": history[0].get("sync_difference"),
+        "sync_difference": max((row.get("sync_difference", 0.0) for row in history), default=None),
     }
     return Outcome(files=tuple({*files, "model/README.md"}), summary=summary)
 
@@ -91,13 +91,13 @@ def _train_on_rewards(work: Work, context: Context, prompts: Sequence[Prompt]) -
         engines = session.sampler(model, model)
         rewards = [session.sampler(member, member, kind="reward") for member in members]
         watch = watch_task(work, context, prompts) if is_watched(config) else None
-        gold = None
+        needed, gold = [engines] * config.resources.engines + rewards, None
         if watch is not None and GOLD in manifest.summary["levels"]:
             directory = str(stack.enter_context(source.child(GOLD).on_local_disk()))
-            gold = Gold(
-                session.sampler(directory, directory, kind="reward"),
-                reward_of([GOLD], work, context),
-            )
+            of_gold = session.sampler(directory, directory, kind="reward")
+            needed.append(of_gold)
+            gold = Gold(of_gold, reward_of([GOLD], work, context))
+        session.start_engines(needed)
         # Of the driver, so that it outlives an attempt; Ray starts it again should it die.
         buffer: Any = (
             ray.remote(RolloutBuffer)

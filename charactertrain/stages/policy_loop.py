@@ -3,29 +3,26 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import ray
 import torch
 
-from charactertrain.exceptions import SamplingError, TrainingError
+from charactertrain.exceptions import TrainingError
 from charactertrain.models.packing import PromptGroup, pack
 from charactertrain.objectives.advantages import RunningBaseline
-from charactertrain.objectives.logprobs import token_logprobs
 from charactertrain.runtime.engines import EngineSource
 from charactertrain.runtime.hardware import resolve_precision
 from charactertrain.runtime.learning_rate import Schedule
-from charactertrain.runtime.sampling import Failure, ScoreRequest
 from charactertrain.runtime.worker import Worker, checkpoint_is_due
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine
 from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.stages.ledger import Batch
 from charactertrain.stages.policy_monitor import PolicyMonitor
-from charactertrain.stages.policy_step import policy_step, prompt_group
+from charactertrain.stages.policy_step import policy_step
 from charactertrain.stages.policy_task import (
     Models,
     PolicyTask,
@@ -40,7 +37,7 @@ from charactertrain.stages.rollout_buffer import Taken
 from charactertrain.stages.rollout_engines import RolloutEngines
 from charactertrain.stages.rollouts import Rollout
 from charactertrain.stages.warm_start import warm_start_once, warm_start_step
-from charactertrain.templates import plain_conversation
+from charactertrain.stages.weight_probe import probe
 
 
 @dataclass(frozen=True)
@@ -99,8 +96,6 @@ class _Optimisation:
         self._sender = WeightSender(
             self._engine.module, handles, rank=self._worker.rank, dtype=dtype
         )
-        self._is_checked = False
-        """Whether engines were seen to have the trainer's weights, since they met."""
 
     def run(self) -> None:
         """Take groups, step and send weights, `num_steps` times; writes model/."""
@@ -127,15 +122,20 @@ class _Optimisation:
         values = self._step(batch)
         values["grad_norm"] = self._engine.step(rates.rate(step))
         clock.lap("train_seconds")
-        if taken.lost:
-            self._replace(taken.lost)
-        if settings.objective is not None or taken.lost:
+        lost = self._lost(taken)
+        if lost:
+            self._replace(lost)
+        if settings.objective is not None or lost:
             self._send(step + 1)
             clock.lap("sync_seconds")
         elif self._engines is not None:
             self._engines.serve(step + 1)
         if settings.objective is not None:
-            values |= self._checked(batch.groups[0])
+            handles = self._engines.handles if self._engines is not None else []
+            values |= probe(
+                self._engine, handles, batch.groups[0], tolerance=settings.sync_tolerance
+            )
+            clock.lap("probe_seconds")
         values |= _sampled(taken, batch)
         values |= clock.laps | {"seconds": sum(clock.laps.values())}
         self._history.append({"phase": "optimise", "step": step + 1, **values})
@@ -207,6 +207,16 @@ class _Optimisation:
             self._replace(box[0].lost)
             self._send(step)
 
+    def _lost(self, taken: Taken) -> Sequence[int]:
+        """Places of the engines that are dead by now, on every rank.
+
+        The buffer knows of those that had work; weights sent to another would never arrive.
+        """
+        dead = self._engines.dead() if self._engines is not None else set()
+        box = [sorted(dead.union(taken.lost))]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
     def _replace(self, lost: Sequence[int]) -> None:
         """Other engines in the place of those that died. They have yet to be sent the weights."""
         if self._engines is not None:
@@ -225,48 +235,6 @@ class _Optimisation:
                 self._engines.load(start, 0)
         if self._engines is not None:
             self._engines.serve(version)
-
-    def _checked(self, group: Sequence[Rollout]) -> dict[str, float]:
-        """How far engines and trainer are apart, once after they met.
-
-        The mean absolute difference of their logprobs of a group, in nats, of the engine that is
-        furthest off. Raises TrainingError on every rank if it exceeds the tolerance: an engine
-        would sample from other weights than those being trained. The mean, since in bf16 single
-        tokens differ by up to half a nat between two right computations, and the mean by a
-        twentieth.
-        """
-        if self._is_checked:
-            return {}
-        # Less their last tokens: to score a token an engine wants room for one more.
-        group = [replace(r, token_ids=r.token_ids[:-1]) for r in group if len(r.token_ids) > 1]
-        if not group:
-            return {}
-        with torch.no_grad():
-            row = pack([prompt_group(group)]).to(self._engine.device)
-            logprobs_N = token_logprobs(response_logits(self._engine, row), row.token_ids_N).cpu()
-        difference = [0.0]
-        if self._engines is not None:
-            shown = plain_conversation(group[0].prompt)
-            requests = [ScoreRequest("probe", shown, rollout.token_ids) for rollout in group]
-            calls = [handle.score.remote(requests) for handle in self._engines.handles]
-            for scores in ray.get(calls):
-                refused = [score for score in scores if isinstance(score, Failure)]
-                if refused:
-                    raise SamplingError(f"the probe of a weight update: {refused[0].detail}")
-                theirs = torch.tensor([value for score in scores for value in score.logprobs])
-                difference[0] = max(difference[0], float((logprobs_N - theirs).abs().mean()))
-        torch.distributed.broadcast_object_list(difference, src=0)
-        tolerance = self._task.optimise.sync_tolerance
-        # Not "greater": nan is no agreement either.
-        if not difference[0] <= tolerance:
-            raise TrainingError(
-                "after a weight update the sampler's and the trainer's log-probabilities "
-                f"of the same {len(logprobs_N)} tokens differ by {difference[0]:.3f} nats on "
-                f"average, more than policy.sync_tolerance {tolerance}: the engine does not hold "
-                "the trained weights"
-            )
-        self._is_checked = True
-        return {"sync_difference": difference[0]}
 
 
 def _sampled(taken: Taken, batch: Batch) -> dict[str, Any]:

@@ -268,4 +268,4 @@ def _size_note(manifest: Manifest) -> str | None:
     difference = summary.get("sync_difference")
     if difference is None:
         return note
-    return f"{note}, sampler within {difference:.2g} nats of the trainer after the first update"
+    return f"{note}, sampler within {difference:.2g} nats of the trainer after every update"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import ObjectLostError, RayActorError
 
 from charactertrain.exceptions import SamplingError
 from charactertrain.records import Prompt
@@ -35,9 +36,7 @@ class RolloutEngines:
             state: The buffer's, of the last checkpoint.
         """
         source.end_leases()
-        self._samplers: list[LeasedSampler | None] = [
-            source.open_for_training() for _ in range(count)
-        ]
+        self._samplers: list[LeasedSampler | None] = [*source.open_for_training(count)]
         self._buffer = buffer
         self._losses = 0
         ray.get(buffer.begin.remote(state))
@@ -66,6 +65,21 @@ class RolloutEngines:
             return taken if is_news else None
 
         return _until(ask)
+
+    def dead(self) -> set[int]:
+        """Places of the engines that do not answer any more."""
+        calls = {
+            place: sampler.handle.ready.remote()
+            for place, sampler in enumerate(self._samplers)
+            if sampler is not None
+        }
+        places = set()
+        for place, call in calls.items():
+            try:
+                ray.get(call)
+            except (RayActorError, ObjectLostError):
+                places.add(place)
+        return places
 
     def replace(self, lost: Sequence[int]) -> None:
         """Lease engines in the place of those that died; they have other weights.

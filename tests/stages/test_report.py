@@ -751,7 +751,7 @@ def test_view_of_data_and_stages(make_run: MakeRun, context: Context) -> None:
     assert by_name["preference_model"].size_note == "5 steps of 2 models, 0 MB"
     assert by_name["responses"].size_note is None
     assert by_name["policy"].size_note == (
-        "2 steps, 0 MB, sampler within 0.0021 nats of the trainer after the first update"
+        "2 steps, 0 MB, sampler within 0.0021 nats of the trainer after every update"
     )
     assert [(step.phase, step.reward) for step in view.policy] == [
         ("warm_start", None),
