@@ -19,7 +19,14 @@ class OptimizerSettings:
     """Compute activations again in the backward pass in place of keeping them."""
 
 
-class TrainingEngine(Protocol):
+class Computing(Protocol):
+    """A model that can be asked, trained or not."""
+
+    def forward(self, **inputs: Any) -> Any:
+        """The model's output."""
+
+
+class TrainingEngine(Computing, Protocol):
     """A model, and gradients that add up until a step is taken."""
 
     @property
@@ -29,9 +36,6 @@ class TrainingEngine(Protocol):
     @property
     def device(self) -> torch.device:
         """Where inputs must be."""
-
-    def forward(self, **inputs: Any) -> Any:
-        """The model's output."""
 
     def backward(self, loss_share: Tensor, rows: str) -> None:
         """Add one microbatch's gradient.

@@ -19,12 +19,10 @@ from charactertrain.objectives.dpo import DPOTerms, dpo_loss
 from charactertrain.objectives.logprobs import token_logprobs
 from charactertrain.objectives.policy import ending_loss
 from charactertrain.runtime.learning_rate import Schedule
-from charactertrain.runtime.training_engine import TrainingEngine
+from charactertrain.runtime.training_engine import Computing
 from charactertrain.runtime.worker import Worker
-from charactertrain.runtime.zero import FrozenModel
 from charactertrain.seeds import derive_seed
 from charactertrain.stages.policy_task import (
-    Models,
     Phase,
     PolicyTask,
     forbidden_tokens,
@@ -34,7 +32,12 @@ from charactertrain.stages.policy_task import (
 )
 from charactertrain.stages.preference_data import Example
 from charactertrain.stages.preference_step import RankedPair, RankedPrompt
-from charactertrain.stages.response_logits import end_logprobs, impossible, response_logits
+from charactertrain.stages.response_logits import (
+    Models,
+    end_logprobs,
+    impossible,
+    response_logits,
+)
 from charactertrain.stages.warm_start import warm_start_once
 
 
@@ -158,7 +161,7 @@ def _loss_share(
     assert models.reference is not None, "the implicit reward is relative to a reference"
     row = pack([prompt.group for prompt in prompts]).to(models.policy.device)
 
-    def sequence_logprobs(model: TrainingEngine | FrozenModel) -> tuple[Tensor, Tensor | None]:
+    def sequence_logprobs(model: Computing) -> tuple[Tensor, Tensor | None]:
         free_NV = response_logits(model, row)
         logprobs_N = token_logprobs(impossible(free_NV, models.forbidden), row.token_ids_N)
         ends_N = end_logprobs(free_NV, models.forbidden) if models.forbidden else None

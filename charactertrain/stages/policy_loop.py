@@ -24,7 +24,6 @@ from charactertrain.stages.ledger import Batch
 from charactertrain.stages.policy_monitor import PolicyMonitor
 from charactertrain.stages.policy_step import policy_step
 from charactertrain.stages.policy_task import (
-    Models,
     PolicyTask,
     forbidden_tokens,
     frozen_model,
@@ -32,7 +31,7 @@ from charactertrain.stages.policy_task import (
     training_engine,
     write_model,
 )
-from charactertrain.stages.response_logits import response_logits
+from charactertrain.stages.response_logits import Models, response_logits
 from charactertrain.stages.rollout_buffer import Taken
 from charactertrain.stages.rollout_engines import RolloutEngines
 from charactertrain.stages.rollouts import Rollout

@@ -11,8 +11,9 @@ from charactertrain.runtime.worker import Worker, agreed
 from charactertrain.runtime.zero import ZeroEngine
 from charactertrain.stages.policy_reading import Reading, WatchedPrompt, make_reading
 from charactertrain.stages.policy_step import distance_and_entropy
-from charactertrain.stages.policy_task import Models, PolicyTask, WatchTask, write_model
+from charactertrain.stages.policy_task import PolicyTask, WatchTask, write_model
 from charactertrain.stages.policy_watch import best_step, reading_steps, stop_reason
+from charactertrain.stages.response_logits import Models
 from charactertrain.stages.rollout_engines import RolloutEngines
 from charactertrain.stages.rollouts import HeldOut
 

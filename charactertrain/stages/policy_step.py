@@ -29,8 +29,12 @@ from charactertrain.stages.policy_objective import (
     policy_terms,
     weights_of,
 )
-from charactertrain.stages.policy_task import Models
-from charactertrain.stages.response_logits import end_logprobs, impossible, response_logits
+from charactertrain.stages.response_logits import (
+    Models,
+    end_logprobs,
+    impossible,
+    response_logits,
+)
 from charactertrain.stages.rollouts import Rollout
 
 Groups = Sequence[Sequence[Rollout]]

@@ -16,7 +16,6 @@ from charactertrain.models import loading
 from charactertrain.models.packing import PromptGroup, check_packable
 from charactertrain.records import Prompt
 from charactertrain.runtime.hardware import resolve_precision
-from charactertrain.runtime.training_engine import TrainingEngine
 from charactertrain.runtime.worker import Worker, checkpoint_is_due
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
 from charactertrain.runtime.zero_checkpoint import read_state
@@ -76,17 +75,6 @@ class PolicyTask:
     """Of policy gradients; None for no readings."""
     seed: int
     output: Directory
-
-
-@dataclass(frozen=True)
-class Models:
-    """What the tokens of a step pass through."""
-
-    policy: TrainingEngine
-    reference: FrozenModel | None
-    """None where nothing pulls the policy to it."""
-    forbidden: tuple[int, ...]
-    """Tokens that no response can hold: those that would end one."""
 
 
 def starting_weights(task: PolicyTask) -> AbstractContextManager[Path]:

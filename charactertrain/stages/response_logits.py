@@ -1,20 +1,31 @@
-"""What a causal language model says of the response tokens of a packed row.
+"""What causal language models say of the response tokens of a packed row.
 
 Shapes: N response tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from charactertrain.models.packing import PackedRow
 from charactertrain.objectives.logprobs import token_logprobs
-from charactertrain.runtime.training_engine import TrainingEngine
-from charactertrain.runtime.zero import FrozenModel
+from charactertrain.runtime.training_engine import Computing, TrainingEngine
 
 
-def response_logits(model: TrainingEngine | FrozenModel, row: PackedRow) -> Tensor:
+@dataclass(frozen=True)
+class Models:
+    """What the tokens of a step pass through."""
+
+    policy: TrainingEngine
+    reference: Computing | None
+    """None where nothing pulls the policy to it."""
+    forbidden: tuple[int, ...]
+    """Tokens that no response can hold: those that would end one."""
+
+
+def response_logits(model: Computing, row: PackedRow) -> Tensor:
     """Logits that predict the response tokens, shape NV."""
     logits_1NV: Tensor = model.forward(
         **row.model_inputs(), use_cache=False, logits_to_keep=row.predictor_N

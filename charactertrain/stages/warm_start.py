@@ -24,13 +24,17 @@ from charactertrain.runtime.zero import FrozenModel
 from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.seeds import derive_seed
 from charactertrain.stages.policy_task import (
-    Models,
     Phase,
     PolicyTask,
     forbidden_tokens,
     training_engine,
 )
-from charactertrain.stages.response_logits import end_logprobs, impossible, response_logits
+from charactertrain.stages.response_logits import (
+    Models,
+    end_logprobs,
+    impossible,
+    response_logits,
+)
 
 
 def warm_start_once(task: PolicyTask, worker: Worker, checkpoint: Path | None) -> bool:

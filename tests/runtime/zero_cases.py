@@ -31,7 +31,6 @@ from charactertrain.runtime.worker import LocalWorker, Worker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
 from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.stages.policy_step import policy_step
-from charactertrain.stages.policy_task import Models
 from charactertrain.stages.preference_step import (
     PreferenceObjective,
     RankedPair,
@@ -39,6 +38,7 @@ from charactertrain.stages.preference_step import (
     group_rewards,
     preference_step,
 )
+from charactertrain.stages.response_logits import Models
 from charactertrain.stages.rollouts import Rollout
 
 STAGES = (0, 1, 2, 3)

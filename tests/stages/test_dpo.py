@@ -18,9 +18,9 @@ from charactertrain.runtime.training_engine import OptimizerSettings
 from charactertrain.runtime.worker import LocalWorker
 from charactertrain.runtime.zero import FrozenModel, ZeroSettings
 from charactertrain.stages.dpo import DpoTask, dpo_step, step_prompts, with_sampled_tokens
-from charactertrain.stages.policy_task import Models
 from charactertrain.stages.preference_data import Example
 from charactertrain.stages.preference_step import RankedPair, RankedPrompt
+from charactertrain.stages.response_logits import Models
 
 END_TOKEN = 0
 OPTIMIZER = OptimizerSettings(weight_decay=0.0, max_grad_norm=1.0, recompute_activations=False)

@@ -31,7 +31,6 @@ from charactertrain.stages.ledger import LedgerSettings
 from charactertrain.stages.policy_loop import Sampling, train
 from charactertrain.stages.policy_step import policy_step
 from charactertrain.stages.policy_task import (
-    Models,
     OptimiseTask,
     PolicyTask,
     WarmStartTask,
@@ -40,6 +39,7 @@ from charactertrain.stages.policy_task import (
     training_engine,
 )
 from charactertrain.stages.prompt_stream import PromptStream
+from charactertrain.stages.response_logits import Models
 from charactertrain.stages.rollout_buffer import BufferSettings, RolloutBuffer
 from charactertrain.stages.rollouts import Rollout, RolloutMaker, RolloutSettings
 from charactertrain.storage import open_directory

@@ -18,13 +18,13 @@ from charactertrain.runtime.worker import LocalWorker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
 from charactertrain.stages.policy_monitor import BEST, PolicyMonitor
 from charactertrain.stages.policy_task import (
-    Models,
     OptimiseTask,
     PolicyTask,
     WarmStartTask,
     WatchTask,
 )
 from charactertrain.stages.policy_watch import WatchSettings
+from charactertrain.stages.response_logits import Models
 from charactertrain.stages.rollouts import HeldOut, Rollout
 from charactertrain.storage import open_directory
 

@@ -22,8 +22,13 @@ from charactertrain.runtime.worker import LocalWorker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
 from charactertrain.stages.policy_objective import Correction, PolicyGradient
 from charactertrain.stages.policy_step import cut, microbatch_loss, policy_step
-from charactertrain.stages.policy_task import Models, OptimiseTask, PolicyTask, WarmStartTask
-from charactertrain.stages.response_logits import end_logprobs, impossible, response_logits
+from charactertrain.stages.policy_task import OptimiseTask, PolicyTask, WarmStartTask
+from charactertrain.stages.response_logits import (
+    Models,
+    end_logprobs,
+    impossible,
+    response_logits,
+)
 from charactertrain.stages.rollouts import Rollout
 from charactertrain.stages.warm_start import warm_start_step
 from charactertrain.storage import open_directory
