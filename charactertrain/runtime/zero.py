@@ -2,7 +2,7 @@
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero import GatheredParameters
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -20,6 +20,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from charactertrain.exceptions import TrainingError
 from charactertrain.runtime.heap import trim_heap
 from charactertrain.runtime.training_engine import OptimizerSettings, decay_groups
+from charactertrain.runtime.weights import gather, own_weights
 from charactertrain.runtime.zero_checkpoint import Layout, for_this_layout, write_state
 
 # On CPU DeepSpeed 0.19 compiles a kernel of its own at the first start, for ranks that share
@@ -215,12 +216,8 @@ class ZeroEngine:
 
     def full_state(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """All trained parameters in full, on CPU; empty on ranks other than 0. Every rank calls."""
-        trained = {name for name, value in self.module.named_parameters() if value.requires_grad}
-        state = {}
-        for name, tensor in iter_full_parameters(self.module, dtype):
-            if dist.get_rank() == 0 and name in trained:
-                state[name] = tensor.cpu()
-        return state
+        weights = own_weights(self.module)
+        return gather([weight for weight in weights if weight.parts[0].requires_grad], dtype)
 
     def load_full_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `full_state` gave, for computing alone: a step would undo it.
@@ -314,16 +311,3 @@ def _forget_first_step(optimizer: Any) -> None:
     Its gradients are zero, but it counts: Adam's bias correction would start one step late.
     """
     optimizer.optimizer.state.clear()
-
-
-def iter_full_parameters(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, full copy in `dtype`) in module order.
-
-    Every rank must iterate to the end: gathering is a collective. Copies, since a view of a
-    gathered parameter does not outlive the gather.
-    """
-    for name, parameter in module.named_parameters():
-        sharded = [parameter] if hasattr(parameter, "ds_id") else []
-        with GatheredParameters(sharded):
-            tensor = parameter.detach().to(dtype, copy=True).contiguous()
-        yield name, tensor

@@ -31,6 +31,7 @@ from charactertrain.stages.policy_task import (
     PolicyTask,
     forbidden_tokens,
     frozen_model,
+    policy_weights,
     starting_weights,
     training_engine,
     write_model,
@@ -97,7 +98,7 @@ class _Optimisation:
         handles = self._engines.handles if self._engines is not None else []
         dtype = resolve_precision(self._task.precision)
         self._sender = WeightSender(
-            self._engine.module, handles, rank=self._worker.rank, dtype=dtype
+            policy_weights(self._engine), handles, rank=self._worker.rank, dtype=dtype
         )
         self._is_checked = False
         """Whether engines were seen to have the trainer's weights, since they met."""

@@ -18,8 +18,14 @@ from transformers import (
 
 from charactertrain.exceptions import ModelError
 from charactertrain.models import packed_attention
-from charactertrain.models.lora import LoraSettings, add_adapters, merge_adapters
+from charactertrain.models.lora import (
+    LoraSettings,
+    add_adapters,
+    merge_adapters,
+    merged_weights,
+)
 from charactertrain.models.packing import PromptGroup, is_packable, pack
+from charactertrain.runtime.weights import Weight, iter_full
 
 SETTINGS = LoraSettings(rank=3, alpha=12)
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 16, 17, 18]])
@@ -149,6 +155,41 @@ def test_merged_model_is_one_of_its_own_kind(load: Load, tmp_path: Path) -> None
     merged.save_pretrained(tmp_path)
     again = type(plain).from_pretrained(tmp_path).eval()
     torch.testing.assert_close(outputs(again), outputs(merged))
+
+
+@pytest.mark.parametrize("kind", ["llama_lm", "gpt2_lm"])
+def test_merged_weights_one_by_one_are_those_of_the_merged_model(kind: str) -> None:
+    load = LOADERS[kind]
+    adapted = add_adapters(load(), SETTINGS)
+    parameters = trained(adapted)
+    weights = [Weight(*found) for found in merged_weights(adapted)]
+    assert [weight.name for weight in weights] == [name for name, _ in load().named_parameters()]
+    found = dict(iter_full(weights, torch.float32))
+    assert {weight.name: weight.shape for weight in weights} == {
+        name: tuple(tensor.shape) for name, tensor in found.items()
+    }
+    merged: Any = add_adapters(load(), SETTINGS)
+    merged.load_state_dict(parameters, strict=False)
+    for name, parameter in merged.merge_and_unload().named_parameters():
+        assert torch.equal(found[name], parameter), name
+    # Nothing is merged where it is trained.
+    assert trainable(adapted).keys() == parameters.keys()
+    assert all(torch.equal(value, parameters[name]) for name, value in trainable(adapted).items())
+
+
+def test_merging_under_bf16_rounds_once() -> None:
+    load = LOADERS["llama_lm"]
+    parameters = {
+        name: value.bfloat16() for name, value in trained(add_adapters(load(), SETTINGS)).items()
+    }
+    merged = merge_adapters(load().bfloat16(), SETTINGS, parameters)
+    layer = "model.layers.1.mlp.down_proj"
+    a, b = (
+        next(value.float() for name, value in parameters.items() if f"{layer}.lora_{which}" in name)
+        for which in "AB"
+    )
+    expected = load().get_submodule(layer).weight.bfloat16().float() + 4.0 * (b @ a)
+    assert torch.equal(merged.get_submodule(layer).weight, expected.bfloat16())
 
 
 def test_merging_adds_the_scaled_product_of_the_two_matrices() -> None:

@@ -13,8 +13,10 @@ import pytest
 import ray
 import torch
 from policy_gradients import PLAIN
+from transformers import AutoModelForCausalLM
 
 from charactertrain.models import loading
+from charactertrain.models.lora import LoraSettings
 from charactertrain.records import Prompt
 from charactertrain.runtime.engine_broker import EngineBroker
 from charactertrain.runtime.engine_spec import EngineSpec
@@ -78,6 +80,7 @@ class Loop:
         sign: float = 1.0,
         num_steps: int = 20,
         max_staleness: int = 0,
+        lora: LoraSettings | None = None,
         on_metrics: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> list[dict[str, Any]]:
         """The history of the policy steps."""
@@ -89,9 +92,10 @@ class Loop:
             precision="fp32",
             context_tokens=128,
             warm_start=WarmStartTask((), 0, 1, 0.0),
-            optimise=OptimiseTask(OBJECTIVE, num_steps, 3e-3, 0, 0.01),
+            optimise=OptimiseTask(OBJECTIVE, num_steps, 3e-3 if lora is None else 1e-2, 0, 0.01),
             fixed_ending=True,
             token_budget=4096,
+            lora=lora,
             zero=ZeroSettings(stage=0, offload=False, bf16=False, optimizer=optimizer),
             checkpoint_every=1000,
             watch=None,
@@ -163,6 +167,17 @@ def test_a_planted_reward_is_learnt_and_with_its_sign_turned_unlearnt(
     if max_staleness == 0:
         assert all(row["sampler_kl"] < 1e-6 for row in history)
     assert history[-1]["kl"] > 0.001
+
+
+def test_a_planted_reward_is_learnt_by_adapters(loop: Loop) -> None:
+    history = loop.run(lora=LoraSettings(rank=8, alpha=32))
+    assert rise(history) > 0.1
+    # The engine has the adapters' share in its weights, from the first step on.
+    assert history[0]["sync_difference"] < 1e-4
+    assert all(row["sampler_kl"] < 1e-6 for row in history)
+    assert history[-1]["kl"] > 0.001
+    written = AutoModelForCausalLM.from_pretrained(loop.directory / "model")
+    assert not any("lora" in name for name, _ in written.named_parameters())
 
 
 def test_an_engine_that_dies_is_replaced_and_given_the_weights(loop: Loop) -> None:
