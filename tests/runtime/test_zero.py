@@ -150,7 +150,7 @@ def test_zero_resumed_from_a_checkpoint_goes_on_bit_for_bit(
     assert differs_by(found["expected"], found["found"]) == 0.0
 
 
-@pytest.mark.parametrize(("world_size", "stage"), itertools.product(WORLD_SIZES, STEPPED))
+@pytest.mark.parametrize(("world_size", "stage"), list(itertools.product(WORLD_SIZES, STEPPED)))
 def test_zero_adapters_are_merged_as_they_are_in_one_process(
     results: AllResults, policy_model: Path, world_size: int, stage: int
 ) -> None:
@@ -167,7 +167,7 @@ def test_zero_adapters_are_merged_as_they_are_in_one_process(
     assert differs_by(found["after"], expected["after"]) < LEARNING_RATE / 100
 
 
-@pytest.mark.parametrize(("world_size", "stage"), itertools.product(WORLD_SIZES, STEPPED))
+@pytest.mark.parametrize(("world_size", "stage"), list(itertools.product(WORLD_SIZES, STEPPED)))
 def test_zero_adapters_resumed_from_a_checkpoint_go_on_bit_for_bit(
     results: AllResults, world_size: int, stage: int
 ) -> None:

@@ -155,15 +155,17 @@ def run_dpo(task: PolicyTask, *, kill_after: Iterator[int]) -> None:
             continue
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_adapted_policy_that_is_killed_goes_on_bit_for_bit(
-    tiny_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path, precision: str
 ) -> None:
     found = []
     # In the warm start, and in the steps after it.
     for name, kills in (("whole", ()), ("killed", (1, 2))):
         directory = tmp_path / name
         directory.mkdir()
-        run_dpo(make_task(tiny_model, directory), kill_after=iter(kills))
+        task = make_task(tiny_model, directory, precision=precision)
+        run_dpo(task, kill_after=iter(kills))
         found.append(directory)
     base = load_file(tiny_model / "model.safetensors")
     states = []
@@ -172,6 +174,7 @@ def test_adapted_policy_that_is_killed_goes_on_bit_for_bit(
         assert whole.keys() == killed.keys() == base.keys()
         assert all(torch.equal(whole[name], killed[name]) for name in whole)
         states.append(whole)
+    base = {name: value.to(states[0][name].dtype) for name, value in base.items()}
     # Each phase moved what has adapters, from where the one before it ended, and nothing else.
     for before, after in ((base, states[0]), (states[0], states[1])):
         changed = {name for name in after if not torch.equal(before[name], after[name])}
