@@ -136,7 +136,10 @@ def _dithered(matrix: Tensor) -> Tensor:
     Where to round up is no chance but Roberts' R2 sequence over rows and columns, which is spread
     evenly: every rank, device and update rounds alike.
     """
-    rows, columns = (torch.arange(size, device=matrix.device) for size in matrix.shape)
+    rows, columns = (
+        torch.arange(size, dtype=torch.int32, device=matrix.device) for size in matrix.shape
+    )
+    # Parts of 65,536, as many numbers as fp32 has from one of bf16 to the next.
     threshold = (49471 * rows[:, None] + 37345 * columns) & 0xFFFF
-    bits = matrix.contiguous().view(torch.int32) + threshold.int()
+    bits = matrix.contiguous().view(torch.int32) + threshold
     return (bits & ~0xFFFF).view(torch.float32).bfloat16()
