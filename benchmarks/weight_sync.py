@@ -51,6 +51,7 @@ from charactertrain.runtime.weight_sync.shared_memory import (
     SharedMemoryUpdateInfo,
 )
 from charactertrain.runtime.weight_sync.source import ZeroWeightSource
+from charactertrain.runtime.weights import own_weights
 from charactertrain.runtime.worker import process_group_of_one
 
 BROKER = "benchmark-engines"
@@ -120,7 +121,7 @@ def _measure(directory: Path, saved: Path, runs: int) -> dict[str, Any]:
         _raw(model) as raw,
         _gloo(model) as gloo,
     ):
-        sender = WeightSender(model, [handle], rank=0, dtype=torch.float32)
+        sender = WeightSender(own_weights(model), [handle], rank=0, dtype=torch.float32)
 
         def reload() -> None:
             model.save_pretrained(saved)
@@ -256,7 +257,7 @@ def _transport(model: nn.Module) -> Iterator[Send]:
         engine = SharedMemoryTrainerEngine.trainer_init(
             SharedMemoryTrainerInitInfo(rank=0),
             client=PipeClient(pipe),
-            source=ZeroWeightSource(model, torch.float32),
+            source=ZeroWeightSource(own_weights(model), torch.float32),
         )
         yield engine.send_weights
 
@@ -264,7 +265,7 @@ def _transport(model: nn.Module) -> Iterator[Send]:
 @contextmanager
 def _raw(model: nn.Module) -> Iterator[Send]:
     """Copies into and out of shared memory, part by part, both at a time."""
-    metadata = ZeroWeightSource(model, torch.float32).metadata()
+    metadata = ZeroWeightSource(own_weights(model), torch.float32).metadata()
     weights = [parameter.detach() for parameter in model.parameters()]
     with _child(_receive) as pipe, tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
         file.truncate(sum(4 * weight.numel() + PART_BYTES // len(weights) for weight in weights))

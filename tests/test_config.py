@@ -206,6 +206,17 @@ def test_every_setting_is_needed(recipe: Json) -> None:
         assert said_about(values).startswith(f"{'.'.join(path)}: Field required")
 
 
+@pytest.mark.parametrize("section", ["policy", "preference_model"])
+def test_adapters_have_a_rank_and_its_factor(recipe: Json, section: str) -> None:
+    given = {"rank": 8, "alpha": 16}
+    config = validate(changed(recipe, {f"{section}.lora": given}))
+    assert getattr(config, section).lora.model_dump() == given
+    said = said_about(changed(recipe, {f"{section}.lora": given | {"rank": 0}}))
+    assert said == f"{section}.lora.rank: Input should be greater than 0 (found 0)"
+    said = said_about(changed(recipe, {f"{section}.lora": {"rank": 8}}))
+    assert said.startswith(f"{section}.lora.alpha: Field required")
+
+
 def test_the_config_is_frozen(smoke_config: RunConfig) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         smoke_config.policy.num_steps = 3  # type: ignore[misc]

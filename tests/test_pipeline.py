@@ -437,5 +437,9 @@ def test_settings_that_an_objective_does_without_are_no_identity_of_its_policy(
     plain = policy()
     assert policy(idle).identity_config == plain.identity_config
     assert policy(decisive).identity_config != plain.identity_config
+    # Whatever is learnt, adapters learn another thing of it.
+    adapted = policy("policy.lora={rank: 4, alpha: 8}")
+    assert adapted.identity_config["policy"]["lora"] == {"rank": 4, "alpha": 8}
+    assert plain.identity_config["policy"]["lora"] is None
     learnt_from = "pairs" if objective == "dpo" else "preference_model"
     assert plain.inputs[-1] == learnt_from

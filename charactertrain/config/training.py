@@ -175,6 +175,7 @@ class PolicySection(Section):
     max_grad_norm: PositiveFloat
     sync_tolerance: PositiveFloat
     """Largest mean difference between the sampler's and the trainer's probe logprobs, in nats."""
+    lora: LoraSection | None
     watch: WatchSection
     deepspeed: DeepSpeedSection
     resources: PolicyResources

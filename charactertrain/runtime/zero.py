@@ -2,7 +2,7 @@
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero import GatheredParameters
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -20,6 +20,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from charactertrain.exceptions import TrainingError
 from charactertrain.runtime.heap import trim_heap
 from charactertrain.runtime.training_engine import OptimizerSettings, decay_groups
+from charactertrain.runtime.weights import gather, own_weights
 from charactertrain.runtime.zero_checkpoint import Layout, for_this_layout, write_state
 
 # On CPU DeepSpeed 0.19 compiles a kernel of its own at the first start, for ranks that share
@@ -28,9 +29,6 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 _MAX_NAMED = 4
 """Microbatches named in a message."""
-
-_GATHERED_BYTES = 256 * 2**20
-"""Of whole parameters that ZeRO-3 holds at a time to send or save them."""
 
 
 @dataclass(frozen=True)
@@ -218,12 +216,8 @@ class ZeroEngine:
 
     def full_state(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """All trained parameters in full, on CPU; empty on ranks other than 0. Every rank calls."""
-        trained = {name for name, value in self.module.named_parameters() if value.requires_grad}
-        state = {}
-        for name, tensor in iter_full_parameters(self.module, dtype):
-            if dist.get_rank() == 0 and name in trained:
-                state[name] = tensor.cpu()
-        return state
+        weights = own_weights(self.module)
+        return gather([weight for weight in weights if weight.parts[0].requires_grad], dtype)
 
     def load_full_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `full_state` gave, for computing alone: a step would undo it.
@@ -317,37 +311,3 @@ def _forget_first_step(optimizer: Any) -> None:
     Its gradients are zero, but it counts: Adam's bias correction would start one step late.
     """
     optimizer.optimizer.state.clear()
-
-
-def lend_full_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, full parameter) in module order; of use until the next one is asked for.
-
-    Every rank must iterate to the end: gathering is a collective. Parameters are gathered several
-    at a time, as many as make up `_GATHERED_BYTES`.
-    """
-    group: list[tuple[str, nn.Parameter]] = []
-    size = 0
-    for name, parameter in module.named_parameters():
-        num_bytes = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
-        if group and size + num_bytes > _GATHERED_BYTES:
-            yield from _lend(group)
-            group, size = [], 0
-        group.append((name, parameter))
-        size += num_bytes
-    yield from _lend(group)
-
-
-def _lend(group: Sequence[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
-    sharded = [parameter for _, parameter in group if hasattr(parameter, "ds_id")]
-    with GatheredParameters(sharded):
-        for name, parameter in group:
-            yield name, parameter.detach()
-
-
-def iter_full_parameters(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, full copy in `dtype`) in module order, as `lend_full_parameters` gathers them.
-
-    Copies, since a view of a gathered parameter does not outlive the gather.
-    """
-    for name, parameter in lend_full_parameters(module):
-        yield name, parameter.to(dtype, copy=True).contiguous()

@@ -21,7 +21,7 @@ from charactertrain.stages.policy_objective import Correction, PolicyGradient
 from charactertrain.stages.policy_task import OptimiseTask, PolicyTask, WarmStartTask, WatchTask
 from charactertrain.stages.policy_watch import watch_prompts, watch_settings
 from charactertrain.stages.preference_data import read_examples
-from charactertrain.stages.preference_model import ensemble_members, zero_settings
+from charactertrain.stages.preference_model import ensemble_members, lora_settings, zero_settings
 from charactertrain.stages.prompt_stream import PromptStream
 from charactertrain.stages.rollout_buffer import BufferSettings, Gold
 from charactertrain.stages.rollouts import RolloutSettings
@@ -156,6 +156,7 @@ def policy_task(work: Work, context: Context, watch: WatchTask | None = None) ->
         optimise=optimise,
         fixed_ending=config.ending == "fixed",
         token_budget=config.resources.tokens_per_microbatch,
+        lora=lora_settings(config),
         zero=zero_settings(config),
         checkpoint_every=config.resources.checkpoint_every,
         watch=watch,

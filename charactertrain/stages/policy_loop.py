@@ -27,6 +27,7 @@ from charactertrain.stages.policy_task import (
     PolicyTask,
     forbidden_tokens,
     frozen_model,
+    policy_weights,
     starting_weights,
     training_engine,
     write_model,
@@ -93,7 +94,7 @@ class _Optimisation:
         handles = self._engines.handles if self._engines is not None else []
         dtype = resolve_precision(self._task.precision)
         self._sender = WeightSender(
-            self._engine.module, handles, rank=self._worker.rank, dtype=dtype
+            policy_weights(self._engine), handles, rank=self._worker.rank, dtype=dtype
         )
 
     def run(self) -> None:

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from charactertrain.models import loading
+from charactertrain.models.lora import LoraSettings, add_adapters, merged_weights, unadapted
 from charactertrain.models.packing import PromptGroup, check_packable
 from charactertrain.records import Prompt
 from charactertrain.runtime.hardware import resolve_precision
+from charactertrain.runtime.weights import Weight, gather, own_weights
 from charactertrain.runtime.worker import Worker, checkpoint_is_due
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
 from charactertrain.runtime.zero_checkpoint import read_state
+from charactertrain.seeds import derive_seed
 from charactertrain.stages.policy_objective import PolicyGradient
 from charactertrain.stages.policy_watch import WatchSettings
 from charactertrain.storage import Directory
@@ -69,6 +73,8 @@ class PolicyTask:
     fixed_ending: bool
     """Responses cannot end by themselves, so tokens that end one have probability zero."""
     token_budget: int
+    lora: LoraSettings | None
+    """Adapters that are trained in place of the weights; each phase begins with new ones."""
     zero: ZeroSettings
     checkpoint_every: int
     watch: WatchTask | None
@@ -95,12 +101,31 @@ def frozen_model(task: PolicyTask, start: Path) -> FrozenModel:
 
 
 def training_engine(task: PolicyTask, directory: Path, checkpoint: Path | None) -> ZeroEngine:
-    """A training engine on the weights in `directory`, or where `checkpoint` left them."""
+    """A training engine on the weights in `directory`, or where `checkpoint` left them.
+
+    With new adapters on them, where adapters are trained.
+    """
     dtype = resolve_precision(task.precision)
-    load = partial(loading.load_causal_lm, directory, dtype)
+
+    def load() -> Any:
+        model = loading.load_causal_lm(directory, dtype)
+        if task.lora is None:
+            return model
+        # They begin at random, and a start without a checkpoint repeats the one before it.
+        torch.manual_seed(derive_seed(task.seed, "adapters"))
+        return add_adapters(model, task.lora)
+
     engine = ZeroEngine(load, task.zero.in_dtype(dtype), checkpoint)
     check_packable(engine.module)
     return engine
+
+
+def policy_weights(engine: ZeroEngine) -> list[Weight]:
+    """The policy's weights as engines and files have them: adapters are merged into theirs."""
+    module: Any = engine.module
+    if not isinstance(module, PeftModel):
+        return own_weights(module)
+    return [Weight(*found) for found in merged_weights(module)]
 
 
 @dataclass(frozen=True)
@@ -163,11 +188,11 @@ def write_model(engine: ZeroEngine, task: PolicyTask, worker: Worker, name: str)
     """Write the weights as a Hugging Face directory; every rank gathers, rank 0 writes."""
     base = Path(task.model_directory)
     # In the dtype of the computation: in a coarser one, small updates would be rounded away.
-    state = engine.full_state(resolve_precision(task.precision))
+    state = gather(policy_weights(engine), resolve_precision(task.precision))
     if worker.rank == 0:
         with tempfile.TemporaryDirectory(prefix="charactertrain-export-") as temporary:
             path = Path(temporary)
-            engine.module.save_pretrained(path, state_dict=state)
+            unadapted(engine.module).save_pretrained(path, state_dict=state)
             loading.load_tokenizer(base).save_pretrained(path)
             task.output.upload(path, name)
     torch.distributed.barrier()

@@ -94,6 +94,11 @@ def zero_settings(section: PreferenceModelSection | PolicySection) -> ZeroSettin
     )
 
 
+def lora_settings(section: PreferenceModelSection | PolicySection) -> LoraSettings | None:
+    """The adapters that a training section asks for; None for none."""
+    return None if section.lora is None else LoraSettings(section.lora.rank, section.lora.alpha)
+
+
 def ensemble_members(manifest: Manifest) -> list[str]:
     """Directories of the models whose rewards the policy is trained on."""
     return [name for name in manifest.summary["levels"] if name != GOLD]
@@ -177,7 +182,7 @@ def _task(data: _Data, work: Work, context: Context) -> PreferenceTask:
         decay=config.decay,
         evaluations=config.evaluations,
         patience=config.patience,
-        lora=None if config.lora is None else LoraSettings(config.lora.rank, config.lora.alpha),
+        lora=lora_settings(config),
         token_budget=config.resources.tokens_per_microbatch,
         zero=zero_settings(config),
         checkpoint_every=config.resources.checkpoint_every,

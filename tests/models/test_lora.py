@@ -18,8 +18,14 @@ from transformers import (
 
 from charactertrain.exceptions import ModelError
 from charactertrain.models import packed_attention
-from charactertrain.models.lora import LoraSettings, add_adapters, merge_adapters
+from charactertrain.models.lora import (
+    LoraSettings,
+    add_adapters,
+    merge_adapters,
+    merged_weights,
+)
 from charactertrain.models.packing import PromptGroup, is_packable, pack
+from charactertrain.runtime.weights import Weight, iter_full
 
 SETTINGS = LoraSettings(rank=3, alpha=12)
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 16, 17, 18]])
@@ -149,6 +155,63 @@ def test_merged_model_is_one_of_its_own_kind(load: Load, tmp_path: Path) -> None
     merged.save_pretrained(tmp_path)
     again = type(plain).from_pretrained(tmp_path).eval()
     torch.testing.assert_close(outputs(again), outputs(merged))
+
+
+@pytest.mark.parametrize("kind", ["llama_lm", "gpt2_lm"])
+def test_merged_weights_one_by_one_are_those_of_the_merged_model(kind: str) -> None:
+    load = LOADERS[kind]
+    adapted = add_adapters(load(), SETTINGS)
+    parameters = trained(adapted)
+    weights = [Weight(*found) for found in merged_weights(adapted)]
+    assert [weight.name for weight in weights] == [name for name, _ in load().named_parameters()]
+    found = dict(iter_full(weights, torch.float32))
+    assert {weight.name: weight.shape for weight in weights} == {
+        name: tuple(tensor.shape) for name, tensor in found.items()
+    }
+    merged: Any = add_adapters(load(), SETTINGS)
+    merged.load_state_dict(parameters, strict=False)
+    for name, parameter in merged.merge_and_unload().named_parameters():
+        assert torch.equal(found[name], parameter), name
+    # Nothing is merged where it is trained.
+    assert trainable(adapted).keys() == parameters.keys()
+    assert all(torch.equal(value, parameters[name]) for name, value in trainable(adapted).items())
+
+
+def merged_in_bf16(adapter_std: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer's weights before and after, and what they would be in fp32."""
+    load, layer = LOADERS["llama_lm"], "model.layers.1.mlp.down_proj"
+    random = torch.Generator().manual_seed(2)
+    parameters = {
+        name: (adapter_std * torch.randn(value.shape, generator=random)).bfloat16()
+        for name, value in trainable(add_adapters(load(), SETTINGS)).items()
+    }
+    merged = merge_adapters(load().bfloat16(), SETTINGS, parameters)
+    a, b = (
+        next(value.float() for name, value in parameters.items() if f"{layer}.lora_{which}" in name)
+        for which in "AB"
+    )
+    before = load().get_submodule(layer).weight.detach().bfloat16()
+    return before, merged.get_submodule(layer).weight.detach(), before.float() + 4.0 * (b @ a)
+
+
+def test_merging_under_bf16_rounds_once_and_to_a_neighbour() -> None:
+    _, after, exact = merged_in_bf16(0.2)
+    assert after.dtype is torch.bfloat16
+    above = torch.nextafter(after, torch.tensor(torch.inf, dtype=torch.bfloat16)).float()
+    below = torch.nextafter(after, torch.tensor(-torch.inf, dtype=torch.bfloat16)).float()
+    assert bool(((below < exact) & (exact < above)).all())
+
+
+def test_what_adapters_add_below_the_resolution_of_bf16_is_kept_on_average() -> None:
+    before, after, exact = merged_in_bf16(0.003)
+    added = exact - before.float()
+
+    def kept(weights: Tensor) -> float:
+        return float(((weights.float() - before.float()) * added).sum() / added.square().sum())
+
+    assert kept(exact.bfloat16()) < 0.3
+    assert kept(after) == pytest.approx(1.0, abs=0.1)
+    assert torch.equal(*merged_in_bf16(0.0)[:2])
 
 
 def test_merging_adds_the_scaled_product_of_the_two_matrices() -> None:

@@ -44,6 +44,7 @@ from charactertrain.runtime.sampling import (
 )
 from charactertrain.runtime.torch_engine import TorchEngine
 from charactertrain.runtime.training_engine import OptimizerSettings
+from charactertrain.runtime.weights import own_weights
 from charactertrain.stages.preference_step import group_rewards
 from charactertrain.templates import JUDGE_CHOICES, Shown, judge_conversation, plain_conversation
 
@@ -361,7 +362,7 @@ def test_weights_that_are_sent_are_those_sampled_from(
     (before,) = draw(sampler, [1])
     ray.get(engines.broker.rename_weights.remote(sampler.lease, "in training"))
     trained = perturbed(model, tiny_model, seed=1)
-    sender = WeightSender(trained, [sampler.handle], rank=0, dtype=torch.float32)
+    sender = WeightSender(own_weights(trained), [sampler.handle], rank=0, dtype=torch.float32)
     for version in ("7", "8"):
         if version == "8":
             with torch.no_grad():
@@ -388,9 +389,9 @@ def test_a_text_in_writing_goes_on_with_the_new_weights(
     sampler = engines.open(tiny_model)
     ray.get(engines.broker.rename_weights.remote(sampler.lease, "in training"))
     others = perturbed(model, tiny_model, seed=8)
-    old_sender = WeightSender(model, [sampler.handle], rank=0, dtype=torch.float32)
+    old_sender = WeightSender(own_weights(model), [sampler.handle], rank=0, dtype=torch.float32)
     old_sender.send("1")
-    sender = WeightSender(others, [sampler.handle], rank=0, dtype=torch.float32)
+    sender = WeightSender(own_weights(others), [sampler.handle], rank=0, dtype=torch.float32)
     # Several times what is written at a time, so that it takes a while.
     requests = [SampleRequest(f"r{seed}", SHOWN, seed) for seed in range(96)]
     writing = sampler.handle.sample.remote(requests, NATURAL)
@@ -463,7 +464,7 @@ def test_a_tied_output_layer_takes_the_new_weights_too(
     assert holds(model)
     sent = perturbed(model, tied_model, seed=6)
     ray.get(engines.broker.rename_weights.remote(sampler.lease, "in training"))
-    WeightSender(sent, [sampler.handle], rank=0, dtype=torch.float32).send("1")
+    WeightSender(own_weights(sent), [sampler.handle], rank=0, dtype=torch.float32).send("1")
     assert holds(sent)
     sampler.close()
     loaded = perturbed(model, tied_model, seed=7)
@@ -496,7 +497,7 @@ def send_in_small_parts(model: PreTrainedModel, handle: Any, *, damaged: int) ->
     client.version = "small"
     # Less than the attention's three projections together, so that a layer comes in parts.
     info = SharedMemoryTrainerInitInfo(rank=0, part_bytes=20_000)
-    source = ZeroWeightSource(model, torch.float32)
+    source = ZeroWeightSource(own_weights(model), torch.float32)
     engine = SharedMemoryTrainerEngine.trainer_init(info, client=client, source=source)
     engine.send_weights()
     assert client.count > 10
@@ -548,10 +549,10 @@ def test_trainer_that_died_in_an_update_can_be_replaced(
 
     sampler = engines.open(tiny_model)
     ray.get(engines.broker.rename_weights.remote(sampler.lease, "in training"))
-    first = WeightSender(model, [sampler.handle], rank=0, dtype=torch.float32)
+    first = WeightSender(own_weights(model), [sampler.handle], rank=0, dtype=torch.float32)
     first._client.start_weight_update()
     trained = perturbed(model, tiny_model, seed=4)
-    WeightSender(trained, [sampler.handle], rank=0, dtype=torch.float32).send("9")
+    WeightSender(own_weights(trained), [sampler.handle], rank=0, dtype=torch.float32).send("9")
     (sample,) = draw(sampler, [1])
     assert sample.weight_versions == (("9", 0),)
     expected = expected_logprobs(trained, sample.prompt_token_ids, sample.token_ids)

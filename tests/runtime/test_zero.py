@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from charactertrain.models import loading
+from charactertrain.models.lora import LoraSettings, merge_adapters
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +25,7 @@ WORLD_SIZES = (1, 2)
 TIMEOUT_SECONDS = 300
 LEARNING_RATE = 1e-3
 FIRST_STEP = 0.1
+LORA = LoraSettings(rank=4, alpha=16)
 
 Results = dict[tuple[Any, ...], Any]
 AllResults = dict[tuple[int, int], Results]
@@ -146,6 +148,31 @@ def test_zero_resumed_from_a_checkpoint_goes_on_bit_for_bit(
     found = results[world_size, 0]["resumed", stage]
     assert found["history"][0]["loss"] > 0
     assert differs_by(found["expected"], found["found"]) == 0.0
+
+
+@pytest.mark.parametrize(("world_size", "stage"), list(itertools.product(WORLD_SIZES, STEPPED)))
+def test_zero_adapters_are_merged_as_they_are_in_one_process(
+    results: AllResults, policy_model: Path, world_size: int, stage: int
+) -> None:
+    found = results[world_size, 0]["adapted", stage]
+    # Where the weights are that the adapters were trained with, they are merged exactly.
+    model = loading.load_causal_lm(policy_model, torch.float32)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    merged = merge_adapters(model, LORA, found["trained"])
+    assert differs_by(dict(merged.named_parameters()), found["after"]) == 0.0
+    assert differs_by(before, found["after"]) > LEARNING_RATE / 10
+    expected = results[1, 0]["adapted", 0]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+    assert differs_by(found["after"], expected["after"]) < LEARNING_RATE / 100
+
+
+@pytest.mark.parametrize(("world_size", "stage"), list(itertools.product(WORLD_SIZES, STEPPED)))
+def test_zero_adapters_resumed_from_a_checkpoint_go_on_bit_for_bit(
+    results: AllResults, world_size: int, stage: int
+) -> None:
+    found = results[world_size, 0]["adapted", stage]
+    assert differs_by(found["after"], found["found"]) == 0.0
 
 
 @placed

@@ -22,11 +22,13 @@ from torch import Tensor
 
 from charactertrain.exceptions import TrainingError
 from charactertrain.models import loading
+from charactertrain.models.lora import LoraSettings, add_adapters, merged_weights
 from charactertrain.models.packing import PromptGroup
 from charactertrain.objectives.advantages import RunningBaseline
 from charactertrain.runtime.ray_worker import RayWorker
 from charactertrain.runtime.torch_engine import TorchEngine
 from charactertrain.runtime.training_engine import OptimizerSettings, TrainingEngine
+from charactertrain.runtime.weights import Weight, gather
 from charactertrain.runtime.worker import LocalWorker, Worker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
 from charactertrain.runtime.zero_checkpoint import read_state
@@ -57,6 +59,8 @@ OBJECTIVE = PreferenceObjective("bradley_terry", centering=0.1, margin=0.3)
 OPTIMIZER = OptimizerSettings(
     weight_decay=0.1, max_grad_norm=MAX_GRAD_NORM, recompute_activations=False
 )
+
+LORA = LoraSettings(rank=4, alpha=16)
 
 State = dict[str, Tensor]
 
@@ -214,6 +218,48 @@ def save_merged(engine: ZeroEngine, worker: Worker, directory: Path, state: dict
     return directory / "merged"
 
 
+def adapted_policy(
+    policy: Path, settings: ZeroSettings, checkpoint: Path | None = None
+) -> ZeroEngine:
+    """The policy with adapters on it."""
+
+    def load() -> Any:
+        torch.manual_seed(4)
+        return add_adapters(loading.load_causal_lm(policy, torch.float32), LORA)
+
+    return ZeroEngine(load, settings, checkpoint)
+
+
+def adapted(base: Path, policy: Path, worker: Worker, stage: int, directory: Path) -> Any:
+    """The merged weights after two steps, undisturbed and with a checkpoint between them."""
+    settings = zero_settings(stage)
+    reference = FrozenModel(partial(loading.load_causal_lm, base, torch.float32), settings)
+
+    def take_step(engine: ZeroEngine) -> dict[str, Any]:
+        values = policy_gradient(Models(engine, reference, (END_TOKEN,)), worker, 1)
+        return {**values, "grad_norm": engine.step(LEARNING_RATE)}
+
+    def merged(engine: ZeroEngine) -> State:
+        module: Any = engine.module
+        weights = [Weight(*found) for found in merged_weights(module)]
+        found = gather(weights, torch.float32)
+        shapes = {weight.name: weight.shape for weight in weights}
+        assert not found or shapes == {name: tuple(value.shape) for name, value in found.items()}
+        return found
+
+    undisturbed = adapted_policy(policy, settings)
+    values = take_step(undisturbed)
+    checkpoint = save_merged(undisturbed, worker, directory, {})
+    take_step(undisturbed)
+    after, trained = merged(undisturbed), full_state(undisturbed)
+    undisturbed.close()
+    engine = adapted_policy(policy, settings, checkpoint)
+    take_step(engine)
+    found = merged(engine)
+    engine.close()
+    return {"after": after, "trained": trained, "found": found, **values}
+
+
 def resumed(base: Path, worker: Worker, stage: int, directory: Path) -> dict[str, Any]:
     """Parameters after two steps, undisturbed and with a checkpoint taken up between them."""
     settings = zero_settings(stage, bf16=True)
@@ -348,6 +394,9 @@ def results(base: Path, policy: Path, worker: Worker, directory: Path) -> Iterat
     for stage, budget in itertools.product(STEPPED, BUDGETS):
         yield ("preference", stage, budget), preference_numbers(base, worker, stage, budget)
         yield ("policy", stage, budget), policy_numbers(base, policy, worker, stage, budget)
+    for stage in STEPPED:
+        place = directory / f"adapted{stage}"
+        yield ("adapted", stage), adapted(base, policy, worker, stage, place)
     for stage in STAGES:
         yield ("resumed", stage), resumed(base, worker, stage, directory / f"stage{stage}")
         yield ("broken", stage), broken(base, worker, stage)

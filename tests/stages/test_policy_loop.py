@@ -14,9 +14,11 @@ import pytest
 import ray
 import torch
 from policy_gradients import PLAIN
+from transformers import AutoModelForCausalLM
 
 from charactertrain.exceptions import TrainingError
 from charactertrain.models import loading
+from charactertrain.models.lora import LoraSettings
 from charactertrain.objectives.advantages import RunningBaseline
 from charactertrain.records import Prompt
 from charactertrain.runtime.engine_broker import EngineBroker
@@ -24,6 +26,7 @@ from charactertrain.runtime.engine_spec import EngineSpec
 from charactertrain.runtime.engines import EngineSource
 from charactertrain.runtime.sampling import SamplingSettings
 from charactertrain.runtime.training_engine import OptimizerSettings
+from charactertrain.runtime.weights import own_weights
 from charactertrain.runtime.worker import LocalWorker
 from charactertrain.runtime.zero import ZeroSettings
 from charactertrain.stages.ensemble import EnsembleReward
@@ -106,7 +109,12 @@ class Loop:
         )
         return EngineSource(BROKER, spec, str(self.model))
 
-    def task(self, num_steps: int, learning_rate: float = LEARNING_RATE) -> PolicyTask:
+    def task(
+        self,
+        num_steps: int,
+        learning_rate: float = LEARNING_RATE,
+        lora: LoraSettings | None = None,
+    ) -> PolicyTask:
         """What the worker is given."""
         optimizer = OptimizerSettings(
             weight_decay=0.0, max_grad_norm=1.0, recompute_activations=False
@@ -119,6 +127,7 @@ class Loop:
             optimise=OptimiseTask(OBJECTIVE, num_steps, learning_rate, 0, 0.01),
             fixed_ending=True,
             token_budget=4096,
+            lora=lora,
             zero=ZeroSettings(stage=0, offload=False, bf16=False, optimizer=optimizer),
             checkpoint_every=1000,
             watch=None,
@@ -149,10 +158,11 @@ class Loop:
         num_steps: int = 20,
         max_staleness: int = 0,
         learning_rate: float = LEARNING_RATE,
+        lora: LoraSettings | None = None,
         on_metrics: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> list[dict[str, Any]]:
         """The history of the policy steps."""
-        task = self.task(num_steps, learning_rate)
+        task = self.task(num_steps, learning_rate, lora)
         settings = self.settings(num_steps, sign, max_staleness)
         buffer = ray.remote(RolloutBuffer).options(num_cpus=0).remote(settings, str(self.model))  # type: ignore[attr-defined]
         try:
@@ -173,7 +183,9 @@ class Loop:
         maker = RolloutMaker([reward], settings.reward, tokenizer, settings.rollouts)
         engine = training_engine(task, self.model, None)
         models = Models(engine, frozen_model(task, self.model), forbidden_tokens(task))
-        sender = WeightSender(engine.module, [sampler.handle], rank=0, dtype=torch.float32)
+        sender = WeightSender(
+            own_weights(engine.module), [sampler.handle], rank=0, dtype=torch.float32
+        )
         history = []
 
         async def sample(step: int) -> list[tuple[Rollout, ...]]:
@@ -259,6 +271,17 @@ def test_an_engine_that_is_not_sent_the_weights_stops_the_training(
     monkeypatch.setattr(WeightSender, "send", send_the_first)
     with pytest.raises(TrainingError, match="the engine does not hold the trained weights"):
         loop.run(num_steps=3)
+
+
+def test_a_planted_reward_is_learnt_by_adapters(loop: Loop) -> None:
+    history = loop.run(learning_rate=1e-2, lora=LoraSettings(rank=8, alpha=32))
+    assert rise(history) > 0.1
+    # The engine has the adapters' share in its weights.
+    assert all(row["sync_difference"] < 1e-4 for row in history)
+    assert all(row["sampler_kl"] < 1e-6 for row in history)
+    assert history[-1]["kl"] > 0.001
+    written = AutoModelForCausalLM.from_pretrained(loop.directory / "model")
+    assert not any("lora" in name for name, _ in written.named_parameters())
 
 
 def test_an_engine_that_dies_is_replaced_and_given_the_weights(loop: Loop) -> None:

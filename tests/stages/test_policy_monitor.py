@@ -89,6 +89,7 @@ def make_task(tiny_model: Path, directory: Path) -> PolicyTask:
         optimise=OptimiseTask(PLAIN, 5, 1e-3, 0, 0.1),
         fixed_ending=False,
         token_budget=100,
+        lora=None,
         zero=ZERO,
         checkpoint_every=1,
         watch=WatchTask(SETTINGS, PROMPTS, {"honest": r"\btruth\b"}),

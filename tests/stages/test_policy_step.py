@@ -61,6 +61,7 @@ def make_task() -> PolicyTask:
         ),
         fixed_ending=True,
         token_budget=1,
+        lora=None,
         zero=SETTINGS,
         checkpoint_every=1,
         watch=None,

@@ -3,8 +3,6 @@
 import itertools
 import json
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from saving_worker import KilledError, SavingWorker
 from transformers import AutoModelForSequenceClassification
 
 from charactertrain.exceptions import TrainingError
 from charactertrain.models.lora import LoraSettings
 from charactertrain.models.packing import PromptGroup
 from charactertrain.runtime.training_engine import OptimizerSettings
-from charactertrain.runtime.worker import LocalWorker, Save
 from charactertrain.runtime.zero import ZeroSettings
 from charactertrain.stages import preference_data
 from charactertrain.stages.preference_loop import (
@@ -42,32 +40,6 @@ GOOD, BAD = 50, 60
 """Tokens that a response holds at a place of its own, and by which it is better or worse."""
 OPTIMIZER = OptimizerSettings(weight_decay=0.0, max_grad_norm=1.0, recompute_activations=False)
 ZERO = ZeroSettings(stage=0, offload=False, bf16=False, optimizer=OPTIMIZER)
-
-
-class KilledError(Exception):
-    """A kill."""
-
-
-class SavingWorker(LocalWorker):
-    """A group of one whose checkpoints are kept; killed after so many of them."""
-
-    def __init__(self, directory: Path, *, kill_after: int = -1) -> None:
-        super().__init__(lambda _: None)
-        self._directory, self._kill_after = directory, kill_after
-        self.num_saved = 0
-
-    @contextmanager
-    def last_checkpoint(self) -> Iterator[Path | None]:
-        found = sorted(self._directory.glob("checkpoint-*"))
-        yield found[-1] if found else None
-
-    def report_checkpoint(self, save: Save, metrics: Mapping[str, Any]) -> None:
-        path = self._directory / f"checkpoint-{len(list(self._directory.glob('c*'))):06d}"
-        path.mkdir()
-        save(path)
-        self.num_saved += 1
-        if self.num_saved == self._kill_after:
-            raise KilledError
 
 
 def planted(count: int, *, seed: int, responses: int = 3) -> tuple[RankedPrompt, ...]:

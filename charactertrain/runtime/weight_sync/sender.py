@@ -2,6 +2,7 @@
 
 import os
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ from charactertrain.runtime.heap import trim_heap
 from charactertrain.runtime.weight_sync import register
 from charactertrain.runtime.weight_sync.shared_memory import SharedMemoryTrainerInitInfo
 from charactertrain.runtime.weight_sync.source import ZeroWeightSource
+from charactertrain.runtime.weights import Weight
 
 _TIMEOUT_SECONDS = 600.0
 
@@ -70,15 +72,15 @@ class EngineClient:
 
 
 class WeightSender:
-    """Sends a module's weights to engines after each step. Used on every rank."""
+    """Sends a model's weights to engines after each step. Used on every rank."""
 
     def __init__(
-        self, module: torch.nn.Module, engines: list[Any], *, rank: int, dtype: torch.dtype
+        self, weights: Sequence[Weight], engines: list[Any], *, rank: int, dtype: torch.dtype
     ) -> None:
         """Meet the engines; on rank 0 `engines` are handles, elsewhere the list is empty."""
         register()
         self._client = EngineClient(engines)
-        source = ZeroWeightSource(module, dtype)
+        source = ZeroWeightSource(weights, dtype)
         self._engine = WeightTransferTrainerFactory.trainer_init(
             _init_info(rank, len(engines)), client=self._client, source=source
         )
