@@ -60,7 +60,7 @@ def run(config: RunConfig, console: Console) -> float | None:
     definitions = define(config, constitution, model_identity)
     steps = pipeline.make_plan(definitions, directory, only=config.run.only, until=config.run.until)
     _print_plan(console, config, steps, directory)
-    pipeline.check_plan(steps, directory)
+    pipeline.check_plan(steps, directory, code_version=code_version())
     pipeline.check_inputs(steps, directory)
     _check_files(config, constitution, steps)
     if config.run.dry:

@@ -48,6 +48,8 @@ class Step:
     action: Action
     reasons: tuple[str, ...]
     """What makes it refuse; empty otherwise."""
+    made_by: str | None = None
+    """The code version of the artifact that is there."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,11 @@ def select(stages: Sequence[Stage], *, only: str | None, until: str | None) -> l
 
 
 def _step(stage: Stage, identity: Identity, directory: Directory) -> Step:
-    manifest = artifacts.read_manifest(directory)
+    manifest, made_by = artifacts.read_manifest(directory), None
     if manifest is not None:
+        made_by = manifest.code_version
         if manifest.fingerprint == identity.fingerprint:
-            return Step(stage, identity, Action.SKIP, ())
+            return Step(stage, identity, Action.SKIP, (), made_by)
         found = manifest.identity
     else:
         started = artifacts.unfinished(directory)
@@ -131,10 +134,11 @@ def _step(stage: Stage, identity: Identity, directory: Directory) -> Step:
         if started.fingerprint == identity.fingerprint:
             return Step(stage, identity, Action.RESUME, ())
         found = started
-    return Step(stage, identity, Action.REFUSE, tuple(artifacts.differences(identity, found)))
+    reasons = tuple(artifacts.differences(identity, found))
+    return Step(stage, identity, Action.REFUSE, reasons, made_by)
 
 
-def check_plan(steps: Sequence[Step], run_directory: Directory) -> None:
+def check_plan(steps: Sequence[Step], run_directory: Directory, *, code_version: str) -> None:
     """Raise ArtifactError if any stage refuses, saying what differs and the ways out."""
     refused = [step for step in steps if step.action is Action.REFUSE]
     if not refused:
@@ -142,11 +146,17 @@ def check_plan(steps: Sequence[Step], run_directory: Directory) -> None:
     first = refused[0]
     reasons = "\n".join(f"  {reason}" for reason in first.reasons)
     names = ", ".join(step.stage.name for step in refused)
+    versions = ""
+    if first.made_by not in (None, code_version):
+        versions = (
+            f" It was made by version {first.made_by} and this is {code_version}: what one of them "
+            "does not name, it does not have."
+        )
     raise ArtifactError(
         f"{run_directory.uri}/{first.stage.name} was made with other settings or of other "
-        f"inputs:\n{reasons}\nNothing was changed. Stages that would not match: {names}. Ways out: "
-        "give the settings and put back the inputs that it was made with; choose another run.dir; "
-        "or move those directories away, all of them, to make them anew."
+        f"inputs:\n{reasons}\nNothing was changed.{versions} Stages that would not match: {names}. "
+        "Ways out: give the settings and put back the inputs that it was made with; choose another "
+        "run.dir; or move those directories away, all of them, to make them anew."
     )
 
 

@@ -190,7 +190,7 @@ def _yaml_problem(error: Exception, text: str) -> str:
             context = f"{error.context}, " if error.context else ""
             return (
                 f":{mark.line + 1}:{mark.column + 1}: not valid YAML: {context}{error.problem}. "
-                "Check indents, colons and quotes there; put text with ': ' or ' #' in quotes."
+                + _yaml_advice(str(error.problem))
             )
         case yaml.reader.ReaderError():
             line = text.count("\n", 0, error.position) + 1
@@ -284,3 +284,11 @@ def _child(node: yaml.Node, step: int | str) -> yaml.Node | None:
     if isinstance(node, yaml.SequenceNode) and isinstance(step, int):
         return next(iter(node.value[step : step + 1]), None)
     return None
+
+
+def _yaml_advice(problem: str) -> str:
+    if "'\\t'" in problem:
+        return "YAML indents with spaces: put spaces in place of the tab."
+    if "unknown escape character" in problem:
+        return "Put regular expressions in single quotes, which keep backslashes as they are."
+    return "Check indents, colons and quotes there; put text with ': ' or ' #' in quotes."

@@ -21,6 +21,7 @@ def stage(name: str, *inputs: str, **config: Any) -> Stage:
     return Stage(name, inputs, config, {**config, "resources": {"gpus": 8}}, f"some {name}")
 
 
+VERSION = "0.1.0"
 STAGES = (
     stage("traits", names=["a", "b"]),
     stage("prompts", "traits", seed=1, model={"path": "tiny"}),
@@ -66,10 +67,10 @@ def run(
     **choice: str,
 ) -> list[Step]:
     steps = make_plan(directory, stages, **choice)
-    pipeline.check_plan(steps, directory)
+    pipeline.check_plan(steps, directory, code_version=VERSION)
     pipeline.check_inputs(steps, directory)
     for step in steps:
-        pipeline.execute(step, directory, implementation, code_version="0.1.0")
+        pipeline.execute(step, directory, implementation, code_version=VERSION)
     return steps
 
 
@@ -112,7 +113,7 @@ def test_a_stage_that_is_gone_refuses_those_that_were_made_of_it(
     }
     before = snapshot(run_directory.local_path)
     with pytest.raises(ArtifactError) as caught:
-        pipeline.check_plan(steps, run_directory)
+        pipeline.check_plan(steps, run_directory, code_version=VERSION)
     said = str(caught.value)
     assert "inputs.prompts: it is to be made again, and may differ" in said
     assert "Stages that would not match: pairs, report." in said
@@ -168,14 +169,23 @@ def test_a_refusal_names_stage_setting_values_and_ways_out(run_directory: Direct
     assert f"{run_directory.uri}/prompts was made with other settings" in said
     assert "config.seed: this run asks for 2, there is 1" in said
     assert "Stages that would not match: prompts, pairs." in said
-    assert "Nothing was changed." in said
+    assert "Nothing was changed. Stages" in said
     for way_out in ("that it was made with", "another run.dir", "move those directories"):
         assert way_out in said
     assert snapshot(run_directory.local_path) == before
 
 
+def test_a_refusal_names_the_code_that_made_the_artifact_where_it_is_another(
+    run_directory: Directory,
+) -> None:
+    run(run_directory)
+    steps = make_plan(run_directory, CHANGED)
+    with pytest.raises(ArtifactError, match=f"made by version {VERSION} and this is 0.2.0"):
+        pipeline.check_plan(steps, run_directory, code_version="0.2.0")
+
+
 def test_a_plan_without_refusals_passes(run_directory: Directory) -> None:
-    pipeline.check_plan(make_plan(run_directory), run_directory)
+    pipeline.check_plan(make_plan(run_directory), run_directory, code_version=VERSION)
 
 
 def test_a_stage_that_raises_is_no_artifact_and_is_resumed(run_directory: Directory) -> None:
@@ -214,7 +224,7 @@ def test_an_artifact_that_appeared_since_the_plan_is_not_made_again(
     before = snapshot(run_directory.local_path)
     for step in steps:
         assert step.action is Action.RUN
-        manifest = pipeline.execute(step, run_directory, fail, code_version="0.1.0")
+        manifest = pipeline.execute(step, run_directory, fail, code_version=VERSION)
         assert manifest.fingerprint == step.identity.fingerprint
     assert snapshot(run_directory.local_path) == before
 
@@ -225,9 +235,9 @@ def test_an_artifact_of_another_run_that_appeared_since_the_plan_is_not_overwrit
     steps = make_plan(run_directory, CHANGED)
     run(run_directory)
     before = snapshot(run_directory.local_path)
-    pipeline.execute(steps[0], run_directory, fail, code_version="0.1.0")
+    pipeline.execute(steps[0], run_directory, fail, code_version=VERSION)
     with pytest.raises(ArtifactError) as caught:
-        pipeline.execute(steps[1], run_directory, fail, code_version="0.1.0")
+        pipeline.execute(steps[1], run_directory, fail, code_version=VERSION)
     said = str(caught.value)
     assert f"{run_directory.uri}/prompts: expected no artifact or the one of this run" in said
     assert "config.seed: this run asks for 2, there is 1" in said
@@ -255,7 +265,7 @@ def test_an_artifact_says_what_it_was_made_of_and_with(run_directory: Directory)
     assert pairs.summary == {"inputs": ["prompts", "traits"]}
     assert prompts.identity.config == {"seed": 1, "model": {"path": "tiny"}}
     assert prompts.resolved_config["resources"] == {"gpus": 8}
-    assert prompts.code_version == "0.1.0"
+    assert prompts.code_version == VERSION
     assert prompts.wall_seconds >= 0
 
 
@@ -364,7 +374,9 @@ def test_until_the_preference_model_of_the_researchers_own_pairs_is_three_stages
     assert pipeline.select(stages, only=None, until="policy") == list(NAMES[:7])
     sizes = {each.name: each.size for each in stages}
     assert sizes["pairs"] == "as many pairs as pairs.file has"
-    assert sizes["preference_model"].endswith(" epochs over as many pairs as pairs.file has")
+    assert sizes["preference_model"].endswith(" over as many pairs as pairs.file has")
+    assert sizes["preference_model"].startswith("1 model")
+    assert "of warm start, " in sizes["policy"]
     joined = {each.name: each.size for each in defined(file=str(path))}
     assert joined["pairs"].endswith(" pairs and those of pairs.file")
 

@@ -195,8 +195,8 @@ def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
         "responses": f"up to {trained * candidates} responses",
         "rankings": f"up to {trained} rankings",
         "pairs": f"up to {pairs} pairs",
-        "preference_model": f"{config.preference_model.epochs} epochs over up to {pairs} pairs",
-        "policy": f"{steps} steps of {rollouts}",
+        "preference_model": f"{_models(config)} over up to {pairs} pairs",
+        "policy": f"{_warm_start(config)}{steps} steps of {rollouts}",
         "evaluation": f"up to {2 * tested * config.evaluation.responses_per_prompt} responses",
         "report": "one page",
     }
@@ -206,6 +206,22 @@ def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
             "as many as prompts.file has prompts for",
         )
     return sizes | _sizes_with_own_pairs(config, sizes)
+
+
+def _models(config: RunConfig) -> str:
+    """The preference models that are trained, and how long."""
+    section = config.preference_model
+    gold = " and a gold one" if section.gold_share > 0 else ""
+    return f"{_counted(section.ensemble, 'model')}{gold}, {_counted(section.epochs, 'epoch')}"
+
+
+def _warm_start(config: RunConfig) -> str:
+    epochs = config.policy.warm_start.epochs
+    return f"{_counted(epochs, 'epoch')} of warm start, " if epochs > 0 else ""
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _sizes_with_own_pairs(config: RunConfig, sizes: Mapping[str, str]) -> dict[str, str]:
@@ -218,5 +234,5 @@ def _sizes_with_own_pairs(config: RunConfig, sizes: Mapping[str, str]) -> dict[s
     own = "as many pairs as pairs.file has"
     return {
         "pairs": own,
-        "preference_model": f"{config.preference_model.epochs} epochs over {own}",
+        "preference_model": f"{_models(config)} over {own}",
     }
