@@ -7,7 +7,8 @@ engine and DeepSpeed, once in turn (`ours`) and once writing a step ahead (`ahea
 comes without vLLM, activations kept as ours are. Each in processes of its own, in turn. Prints one
 JSON line; `ratio`: the peer's seconds a step by ours, and `async_ratio` by ours a step ahead.
 
-Seconds are of the clock from the end of one step to the end of another. Of ours, `sample` is what
+Seconds are of the clock from the end of one step to the end of another; `cpu_seconds` are those
+that cores worked, which other work on the machine changes less. Of ours, `sample` is what
 the step waits for its rollouts, `train` reference, loss, gradient and optimizer, `sync` the weights
 on their way to the engine. Rewards are computed while others are sampled: `score` is part of
 `sample`, and so little here that it says nothing of a preference model, which neither side has.
@@ -16,6 +17,7 @@ python benchmarks/policy.py [--model embedded:smollm2_135m] [--steps 4] [--runs 
 """
 
 import argparse
+import contextlib
 import json
 import platform
 import statistics
@@ -23,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,12 +64,15 @@ def _child(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--side", side, "--model", arguments.model]
     for name in SIZES:
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
-    peak = 0
+    peak = 0.0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         while process.poll() is None:
-            peak = max(peak, _memory(psutil.Process(process.pid)))
-            time.sleep(1.0)
+            # What several processes share counts once.
+            child = psutil.Process(process.pid)
+            peak = max(peak, _of_all(child, lambda one: one.memory_full_info().pss))
+            # Asking takes a twentieth of a core's second.
+            time.sleep(3.0)
         lines = process.stdout.read().splitlines()
     if process.returncode != 0:
         raise SystemExit(f"the side {side} ended with {process.returncode}")
@@ -75,14 +80,13 @@ def _child(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
     return found | {"peak_gib": peak / 2**30}
 
 
-def _memory(process: psutil.Process) -> int:
-    """Bytes of a process and those it has started; what several share counts once."""
-    total = 0
+def _of_all(process: psutil.Process, read: Callable[[psutil.Process], float]) -> float:
+    """The sum over a process and those it has started."""
+    total = 0.0
     for one in [process, *process.children(recursive=True)]:
-        try:
-            total += one.memory_full_info().pss
-        except psutil.Error:
-            continue
+        # It may end between the two.
+        with contextlib.suppress(psutil.Error):
+            total += read(one)
     return total
 
 
@@ -125,19 +129,37 @@ def _num_steps(arguments: argparse.Namespace) -> int:
     return warm_up + int(arguments.steps)
 
 
-def _report(
-    arguments: argparse.Namespace, ends: list[float], steps: list[dict[str, float]]
-) -> None:
-    """Means of the measured steps; `ends` is when each step of all was over."""
+@dataclass(frozen=True)
+class End:
+    """When a step was over."""
+
+    clock: float
+    cpu: float
+    """Seconds that cores had worked for this process and those it has started."""
+
+    @classmethod
+    def now(cls) -> "End":
+        """This moment."""
+        cpu = _of_all(psutil.Process(), lambda one: sum(one.cpu_times()[:2]))
+        return cls(time.perf_counter(), cpu)
+
+
+def _report(arguments: argparse.Namespace, ends: list[End], steps: list[dict[str, float]]) -> None:
+    """Means of the measured steps, given the end of each step of all."""
     import torch
 
     first = WARM_UP[arguments.side]
     measured = steps[first : first + arguments.steps]
     names = dict.fromkeys(name for step in measured for name in step)
-    seconds = (ends[first + arguments.steps - 1] - ends[first - 1]) / arguments.steps
-    means = {name: statistics.fmean(step[name] for step in measured) for name in names}
-    line = {"seconds": seconds, **means, "first_reward": steps[0]["reward"]}
-    print(json.dumps({**line, "threads": torch.get_num_threads()}))
+    before, after = ends[first - 1], ends[first + arguments.steps - 1]
+    line = {
+        "seconds": (after.clock - before.clock) / arguments.steps,
+        "cpu_seconds": (after.cpu - before.cpu) / arguments.steps,
+        **{name: statistics.fmean(step[name] for step in measured) for name in names},
+        "first_reward": steps[0]["reward"],
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(line))
 
 
 # Ours
@@ -162,14 +184,14 @@ def ours(arguments: argparse.Namespace) -> None:
     from charactertrain.storage import open_directory
 
     model = sources.resolve(arguments.model)
-    ends: list[float] = []
+    ends: list[End] = []
     with tempfile.TemporaryDirectory() as scratch, process_group_of_one():
         root, log = open_directory(scratch), f"{scratch}/scoring"
         with open_session(_config(), root.child("session"), Console(quiet=True)) as session:
             engines = session.sampler(str(model), str(model))
             buffer: Any = ray.remote(RolloutBuffer).options(num_cpus=0)  # type: ignore[attr-defined]
             buffer = buffer.remote(_buffer_settings(arguments, log), str(model))
-            worker = LocalWorker(lambda _: ends.append(time.perf_counter()))
+            worker = LocalWorker(lambda _: ends.append(End.now()))
             train(worker, _task(arguments, model, root), Sampling(engines, 1, buffer))
         history = json.loads(root.read_bytes("optimise.json"))
         scoring = sum(map(float, Path(log).read_text().split())) / len(history)
@@ -304,7 +326,7 @@ def trl(arguments: argparse.Namespace) -> None:
         directory, dtype=torch.float32, attn_implementation="sdpa"
     )
     steps: list[dict[str, float]] = []
-    ends: list[float] = []
+    ends: list[End] = []
 
     def even_tokens(
         prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **_: Any
@@ -341,7 +363,7 @@ def trl(arguments: argparse.Namespace) -> None:
         """When steps end."""
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
+            ends.append(End.now())
 
         def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
             if "kl" in logs:
