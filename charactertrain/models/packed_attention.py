@@ -104,8 +104,10 @@ def packed_attention(
     assert not unknown, f"packed attention leaves out {unknown}; see packing.is_packable"
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _varlen(query[0], key[0], value[0], pieces, scaling, window)[None], None
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if query.is_cuda:
+        # In fp32 no kernel there shares keys among heads, and what is left needs a whole matrix.
+        groups = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     return _piece_by_piece(query, key, value, pieces, scaling, window), None
 
 
@@ -150,7 +152,13 @@ def _one_piece(
         if window is not None:
             mask &= everything.triu(num_keys - num_own - window + 1)
     return F.scaled_dot_product_attention(
-        query, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling
+        query,
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != keys.shape[1],
     )
 
 
