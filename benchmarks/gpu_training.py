@@ -6,8 +6,8 @@ needs; `--zero` measures on DeepSpeed's engine, where that is installed. Ours: t
 with Liger's kernels where that is installed, as the GPU lock has it. Peer: the usual loop, a padded
 batch of whole sequences through transformers' model, in the same precision on the same weights: of
 chosen and rejected responses, or for `--stage policy` of prompts and responses, log-probabilities
-picked from the softmax of their logits. Rollouts of the policy are random tokens; sampling is not
-measured. Both compare with a frozen reference, by a KL in the loss.
+picked from the softmax of the responses' logits. Rollouts of the policy are random tokens; sampling
+is not measured. Both compare with a frozen reference, by a KL in the loss.
 
 MFU is 6 x (parameters without embeddings) x tokens a second, by the rate of a large matrix product
 measured in the same run; attention is not counted. Of a policy 8 x, as the reference computes
@@ -151,7 +151,7 @@ def _matrix_rate(arguments: argparse.Namespace) -> float:
     for _ in range(10):
         a @ a
     _synchronize()
-    return 10 * 2 * size**3 / (time.perf_counter() - started)
+    return float(10 * 2 * size**3) / (time.perf_counter() - started)
 
 
 def _load(auto_class: Any, arguments: argparse.Namespace, dtype: torch.dtype) -> PreTrainedModel:
@@ -215,6 +215,10 @@ class Reference:
         """The model's output."""
         return self._model(**inputs)
 
+    def close(self) -> None:
+        """Release the weights."""
+        del self._model
+
 
 def _engines(
     load: Load, arguments: argparse.Namespace, settings: OptimizerSettings
@@ -258,7 +262,8 @@ def _measure(
     work = body * tokens + head * sum(one.predicted for one in done[1:])
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
     engine.close()
-    del reference
+    if reference is not None:
+        reference.close()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     units = arguments.steps * arguments.prompts * stage.per_prompt
@@ -442,9 +447,16 @@ def _padded(rollouts: list[Rollout], device: torch.device) -> tuple[Tensor, Tens
 
 def _logprobs(model: Computing, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Of each token after the first; 0 where it is no response's."""
-    logits_BTV: Tensor = model.forward(input_ids=ids_BT, attention_mask=(ids_BT != 0).long()).logits
+    # No logits of what all have before their responses, as TRL does it.
+    start = int(mask_BT.any(dim=0).nonzero()[0])
+    logits_BTV: Tensor = model.forward(
+        input_ids=ids_BT,
+        attention_mask=(ids_BT != 0).long(),
+        logits_to_keep=ids_BT.shape[1] - start,
+    ).logits
     logprobs_BTV = logits_BTV[:, :-1].float().log_softmax(-1)
-    return logprobs_BTV.gather(-1, ids_BT[:, 1:, None])[..., 0] * mask_BT
+    picked_BT = logprobs_BTV.gather(-1, ids_BT[:, start + 1 :, None])[..., 0]
+    return F.pad(picked_BT, (start, 0)) * mask_BT
 
 
 def _arguments() -> argparse.Namespace:

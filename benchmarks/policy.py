@@ -189,7 +189,7 @@ def ours(arguments: argparse.Namespace) -> None:
         root, log = open_directory(scratch), f"{scratch}/scoring"
         with open_session(_config(), root.child("session"), Console(quiet=True)) as session:
             engines = session.sampler(str(model), str(model))
-            buffer: Any = ray.remote(RolloutBuffer).options(num_cpus=0)  # type: ignore[attr-defined]
+            buffer: Any = ray.remote(RolloutBuffer).options(num_cpus=0)
             buffer = buffer.remote(_buffer_settings(arguments, log), str(model))
             worker = LocalWorker(lambda _: ends.append(End.now()))
             train(worker, _task(arguments, model, root), Sampling(engines, 1, buffer))
@@ -253,6 +253,7 @@ def _task(arguments: argparse.Namespace, model: Path, output: Any) -> Any:
         optimise=OptimiseTask(objective, _num_steps(arguments), LEARNING_RATE, 0, 0.1),
         fixed_ending=True,
         token_budget=arguments.token_budget,
+        lora=None,
         zero=ZeroSettings(stage=0, offload=False, optimizer=optimizer),
         checkpoint_every=10**9,
         watch=None,
@@ -359,7 +360,7 @@ def trl(arguments: argparse.Namespace) -> None:
             )
             return found
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc]
         """When steps end."""
 
         def on_step_end(self, *_: Any, **__: Any) -> None:

@@ -210,7 +210,7 @@ def peer(arguments: argparse.Namespace) -> None:
     seconds: list[float] = []
     losses: list[float] = []
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc]
         """Times each optimizer step."""
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -273,7 +273,7 @@ def _print(arguments: argparse.Namespace, found: dict[str, list[dict[str, Any]]]
     from importlib.metadata import version
 
     def median(side: str, name: str) -> float:
-        return statistics.median(run[name] for run in found[side])
+        return float(statistics.median(run[name] for run in found[side]))
 
     names = ("comparisons_per_second", "tokens_per_second", "peak_gib")
     values = {side: {name: round(median(side, name), 3) for name in names} for side in found}

@@ -34,7 +34,7 @@ import ray
 import torch
 import vllm
 from torch import nn
-from torch.distributed import FileStore
+from torch.distributed import FileStore  # type: ignore[attr-defined]  # it is there
 from transformers import AutoConfig, LlamaForCausalLM
 from vllm.distributed.weight_transfer.base import ParamMeta
 
@@ -193,7 +193,7 @@ def _metadata(names: list[str], dtypes: list[str], shapes: list[list[int]]) -> l
 def _receive(pipe: Any) -> None:
     """Verify and copy each part that is announced."""
     info = SharedMemoryInitInfo(**pipe.recv())
-    segment = Segment(Path(info.path), _metadata(info.names, info.dtypes, info.shapes))
+    segment = Segment(info.path, _metadata(info.names, info.dtypes, info.shapes))
     own = [torch.empty_like(tensor) for tensor in segment.tensors]
     pipe.send("mapped")
     while (values := pipe.recv()) is not None:
@@ -269,7 +269,7 @@ def _raw(model: nn.Module) -> Iterator[Send]:
     weights = [parameter.detach() for parameter in model.parameters()]
     with _child(_receive) as pipe, tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
         file.truncate(sum(4 * weight.numel() + PART_BYTES // len(weights) for weight in weights))
-        segment = Segment(Path(file.name), metadata)
+        segment = Segment(file.name, metadata)
         pipe.send(
             {
                 "path": file.name,

@@ -47,9 +47,11 @@ class EngineSource:
         Use their `handle`: an engine that took the place of one that died would have other weights,
         until it is sent those in training.
         """
-        samplers = open_all([self] * count)
-        for sampler in samplers:
-            sampler.disown_weights()
+        samplers = []
+        for _ in range(count):
+            # Disowned before the next is opened, which could otherwise be given the same engine.
+            samplers.append(self.open())
+            samplers[-1].disown_weights()
         return samplers
 
     def end_leases(self) -> None:
@@ -59,8 +61,12 @@ class EngineSource:
 
 def open_all(sources: Sequence[EngineSource]) -> "list[LeasedSampler]":
     """A sampler of each source; engines that have to be started start at the same time."""
-    with ThreadPoolExecutor(len(sources), thread_name_prefix="open-engine") as pool:
+    pool = ThreadPoolExecutor(len(sources), thread_name_prefix="open-engine")
+    try:
         return list(pool.map(EngineSource.open, sources))
+    finally:
+        # Without a wait, after an error or an interrupt: the others may take an hour to start.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class LeasedSampler:

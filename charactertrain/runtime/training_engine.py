@@ -25,6 +25,9 @@ class Computing(Protocol):
     def forward(self, **inputs: Any) -> Any:
         """The model's output."""
 
+    def close(self) -> None:
+        """Release what it holds, so that another can take its place. Of no use afterwards."""
+
 
 class TrainingEngine(Computing, Protocol):
     """A model, and gradients that add up until a step is taken."""
@@ -53,9 +56,6 @@ class TrainingEngine(Computing, Protocol):
             TrainingError: A loss is not finite, on any rank: raised on every rank, and no weight
                 has changed. Or the gradient's norm is not.
         """
-
-    def close(self) -> None:
-        """Release the state, so that another engine can take its place. Of no use afterwards."""
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -47,25 +47,38 @@ def own_weights(module: nn.Module) -> list[Weight]:
 def lend_full(weights: Iterable[Weight]) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, full weight); of use until the next one is asked for.
 
-    Every rank must iterate to the end: gathering is a collective. What weights are made of is
-    gathered several at a time, as many as make up `_GATHERED_BYTES`.
+    Every rank must iterate to the end, or `help_gather`: gathering is a collective. What weights
+    are made of is gathered several at a time, as many as make up `_GATHERED_BYTES`.
     """
+    for group in _groups(weights):
+        with _gathered(group):
+            for weight in group:
+                yield weight.name, weight.compose(*(part.detach() for part in weight.parts))
+
+
+def help_gather(weights: Iterable[Weight]) -> None:
+    """What ranks that want no weights do while others iterate: take part in the gathers."""
+    for group in _groups(weights):
+        with _gathered(group):
+            pass
+
+
+def _groups(weights: Iterable[Weight]) -> Iterator[list[Weight]]:
     group: list[Weight] = []
     size = 0
     for weight in weights:
         if group and size + weight.num_bytes > _GATHERED_BYTES:
-            yield from _lend(group)
+            yield group
             group, size = [], 0
         group.append(weight)
         size += weight.num_bytes
-    yield from _lend(group)
+    yield group
 
 
-def _lend(group: Sequence[Weight]) -> Iterator[tuple[str, Tensor]]:
-    sharded = [part for weight in group for part in weight.parts if hasattr(part, "ds_id")]
-    with GatheredParameters(sharded):
-        for weight in group:
-            yield weight.name, weight.compose(*(part.detach() for part in weight.parts))
+def _gathered(group: Sequence[Weight]) -> GatheredParameters:
+    return GatheredParameters(
+        [part for weight in group for part in weight.parts if hasattr(part, "ds_id")]
+    )
 
 
 def iter_full(weights: Iterable[Weight], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -79,8 +92,7 @@ def iter_full(weights: Iterable[Weight], dtype: torch.dtype) -> Iterator[tuple[s
 
 def gather(weights: Iterable[Weight], dtype: torch.dtype) -> dict[str, Tensor]:
     """All of them on CPU; empty on ranks other than 0. Every rank must call."""
-    state = {}
-    for name, tensor in iter_full(weights, dtype):
-        if dist.get_rank() == 0:
-            state[name] = tensor.cpu()
-    return state
+    if dist.get_rank() != 0:
+        help_gather(weights)
+        return {}
+    return {name: tensor.cpu() for name, tensor in iter_full(weights, dtype)}

@@ -63,7 +63,9 @@ def run(work: Work, context: Context) -> Outcome:
         files.append("watch.json")
     summary |= {
         "history": [*warm_start, *history],
-        "sync_difference": max((row.get("sync_difference", 0.0) for row in history), default=None),
+        "sync_difference": max(
+            (row["sync_difference"] for row in history if "sync_difference" in row), default=None
+        ),
     }
     return Outcome(files=tuple({*files, "model/README.md"}), summary=summary)
 

@@ -132,9 +132,7 @@ class _Optimisation:
             self._engines.serve(step + 1)
         if settings.objective is not None:
             handles = self._engines.handles if self._engines is not None else []
-            values |= probe(
-                self._engine, handles, batch.groups[0], tolerance=settings.sync_tolerance
-            )
+            values |= probe(self._engine, handles, batch.groups, tolerance=settings.sync_tolerance)
             clock.lap("probe_seconds")
         values |= _sampled(taken, batch)
         values |= clock.laps | {"seconds": sum(clock.laps.values())}
@@ -204,7 +202,7 @@ class _Optimisation:
                 raise TrainingError(f"no rollouts: {box[0].error}")
             if box[0].batch is not None:
                 return box[0], box[0].batch
-            self._replace(box[0].lost)
+            self._replace(self._lost(box[0]))
             self._send(step)
 
     def _lost(self, taken: Taken) -> Sequence[int]:

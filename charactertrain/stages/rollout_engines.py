@@ -17,6 +17,8 @@ from charactertrain.stages.rollouts import HeldOut, Version
 Answer = TypeVar("Answer")
 _POLL_SECONDS = (0.005, 0.25)
 """At first, and at most."""
+_TIMEOUT_SECONDS = 600.0
+"""Of an engine that is alive and does not answer."""
 _MAX_LOSSES = 8
 """Engines of an attempt that are replaced; then the cause is another."""
 
@@ -76,7 +78,7 @@ class RolloutEngines:
         places = set()
         for place, call in calls.items():
             try:
-                ray.get(call)
+                ray.get(call, timeout=_TIMEOUT_SECONDS)
             except (RayActorError, ObjectLostError):
                 places.add(place)
         return places

@@ -29,6 +29,7 @@ from charactertrain.runtime.training_engine import OptimizerSettings
 from charactertrain.runtime.weights import own_weights
 from charactertrain.runtime.worker import LocalWorker
 from charactertrain.runtime.zero import ZeroSettings
+from charactertrain.stages import policy_loop
 from charactertrain.stages.ensemble import EnsembleReward
 from charactertrain.stages.ledger import LedgerSettings
 from charactertrain.stages.policy_loop import Sampling, train
@@ -211,7 +212,7 @@ class Loop:
 
 
 @pytest.fixture(name="loop")
-def policy_loop(tiny_model: Path, broker: Any, process_group: None, tmp_path: Path) -> Loop:
+def loop_of_this_test(tiny_model: Path, broker: Any, process_group: None, tmp_path: Path) -> Loop:
     torch.manual_seed(0)
     return Loop(tiny_model, tmp_path)
 
@@ -284,22 +285,47 @@ def test_a_planted_reward_is_learnt_by_adapters(loop: Loop) -> None:
     assert not any("lora" in name for name, _ in written.named_parameters())
 
 
+def kill_the_engine() -> None:
+    (name,) = [
+        actor["name"]
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if actor["name"].startswith("engine-")
+    ]
+    ray.kill(ray.get_actor(name))
+
+
 def test_an_engine_that_dies_is_replaced_and_given_the_weights(loop: Loop) -> None:
     killed = []
 
-    def kill_an_engine(values: dict[str, Any]) -> None:
+    def kill_after_the_third(values: dict[str, Any]) -> None:
         if re.match(r"3/", values.get("step", "")):
-            (name,) = [
-                actor["name"]
-                for actor in ray.util.list_named_actors(all_namespaces=True)
-                if actor["name"].startswith("engine-")
-            ]
-            killed.append(name)
-            ray.kill(ray.get_actor(name))
+            killed.append(3)
+            kill_the_engine()
 
-    history = loop.run(num_steps=6, max_staleness=1, on_metrics=kill_an_engine)
+    history = loop.run(num_steps=6, max_staleness=1, on_metrics=kill_after_the_third)
     assert killed
     assert [row["step"] for row in history] == [1, 2, 3, 4, 5, 6]
     # The one in its place was seen to agree too.
-    assert all(row["sync_difference"] < 1e-3 for row in history)
+    assert "sync_difference" in history[-1]
+    assert all(row.get("sync_difference", 0.0) < 1e-3 for row in history)
     assert all(row["sampler_kl"] < 0.1 for row in history)
+
+
+def test_an_engine_that_dies_while_it_has_no_work_is_found(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    def step_without_the_engine(*arguments: Any, **options: Any) -> dict[str, Any]:
+        steps.append(len(steps))
+        if steps[-1] == 1:
+            # It waits for the weights of this step.
+            kill_the_engine()
+        return policy_step(*arguments, **options)
+
+    monkeypatch.setattr(policy_loop, "policy_step", step_without_the_engine)
+    history = loop.run(num_steps=3, max_staleness=0)
+    # Once each: nothing began anew.
+    assert steps == [0, 1, 2]
+    assert all(row["sync_difference"] < 1e-3 for row in history)
+    assert all(row["sampler_kl"] < 1e-6 for row in history)

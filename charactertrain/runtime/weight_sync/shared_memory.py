@@ -6,13 +6,13 @@ trainer's and load it. Both ends run vLLM's protocol.
 """
 
 import os
-import shutil
-import tempfile
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
+from uuid import uuid4
 
 import torch
 import xxhash
@@ -32,7 +32,7 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from charactertrain.exceptions import SamplingError, TrainingError
+from charactertrain.exceptions import SamplingError
 from charactertrain.runtime.weight_sync.source import ZeroWeightSource
 from charactertrain.runtime.weight_sync.worker_extension import repack_tied_head
 
@@ -46,6 +46,8 @@ class SharedMemoryInitInfo(WeightTransferInitInfo):
     """The segment, and where in it each weight stands."""
 
     path: str
+    memory: str
+    """Its name, which no other memory has."""
     names: list[str]
     dtypes: list[str]
     shapes: list[list[int]]
@@ -63,12 +65,10 @@ class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
 class Segment:
     """The shared memory, as the tensors that it has room for."""
 
-    def __init__(self, path: Path, metadata: Sequence[ParamMeta]) -> None:
-        """Map the file `path`, which is large enough."""
+    def __init__(self, path: str, metadata: Sequence[ParamMeta]) -> None:
+        """Map what is at `path`, which is large enough."""
         self._offsets = _offsets(metadata)
-        self._bytes = torch.from_file(
-            str(path), shared=True, size=self._offsets[-1], dtype=torch.uint8
-        )
+        self._bytes = torch.from_file(path, shared=True, size=self._offsets[-1], dtype=torch.uint8)
         self.tensors: list[Tensor] = []
         for meta, offset in zip(metadata, self._offsets, strict=False):
             size = meta.dtype.itemsize * torch.Size(meta.shape).numel()
@@ -107,16 +107,18 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
     update_info_cls = SharedMemoryUpdateInfo
 
     def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
-        """Map the trainer's segment, which has no name any more when this has returned."""
+        """Map the trainer's segment."""
         path = Path(init_info.path)
-        if not path.exists():
+        found = str(path.readlink()) if path.is_symlink() else "nothing"
+        if init_info.memory not in found:
             raise SamplingError(
-                f"weights come through shared memory, and {path} is not on this machine: without "
-                "GPUs, engines must run on the machine of the first training worker"
+                f"weights come through shared memory: expected {init_info.memory} at {path} on "
+                f"{socket.gethostname()}, found {found}. Without GPUs, engines must run on the "
+                "machine of the first training worker, in the same container."
             )
         self._names = init_info.names
         self._segment = Segment(
-            path,
+            str(path),
             [
                 ParamMeta(name, getattr(torch, dtype), tuple(shape))
                 for name, dtype, shape in zip(
@@ -208,28 +210,33 @@ class SharedMemoryTrainerEngine(TrainerWeightTransferEngine[SharedMemoryTrainerI
     def _shared(self) -> Segment:
         """The segment, when the engines have mapped it too."""
         metadata = self._weights.metadata()
-        path = _new_file(_offsets(metadata)[-1])
+        # In no directory: without limit but that of memory, and gone with those who map it. It
+        # takes up memory as it is written, when engines have let the one before it go.
+        name = f"charactertrain-{uuid4().hex}"
+        descriptor = os.memfd_create(name)
         try:
+            os.ftruncate(descriptor, _offsets(metadata)[-1])
+            path = f"/proc/{os.getpid()}/fd/{descriptor}"
             segment = Segment(path, metadata)
             info = SharedMemoryInitInfo(
-                path=str(path),
+                path=path,
+                memory=name,
                 names=[meta.name for meta in metadata],
                 dtypes=[str(meta.dtype).removeprefix("torch.") for meta in metadata],
                 shapes=[list(meta.shape) for meta in metadata],
             )
             self.client.init_weight_transfer_engine(asdict(info))
         finally:
-            # Those who have mapped it keep it, and a kill leaves nothing behind.
-            path.unlink()
+            # Those who have mapped it keep it.
+            os.close(descriptor)
         return segment
 
     def send_weights(self) -> None:
         """Phases two to four. Every rank must call: the source gathers across ranks."""
-        weights = self._weights.lent()
         if not self.is_sender:
-            for _ in weights:
-                pass
+            self._weights.help_lend()
             return
+        weights = self._weights.lent()
         self.client.start_weight_update()
         with ThreadPoolExecutor(1, thread_name_prefix="weight-update") as loader:
             loading: Future[None] | None = None
@@ -240,8 +247,9 @@ class SharedMemoryTrainerEngine(TrainerWeightTransferEngine[SharedMemoryTrainerI
                 if loading is not None:
                     loading.result()
                 loading = loader.submit(self.client.update_weights, asdict(info))
-            # Also ends the last gather.
-            assert next(weights, None) is None, "the segment has room for every weight"
+            # Ends the last gather.
+            left = next(weights, None)
+            assert left is None, "the segment has room for every weight"
             assert loading is not None, "a model has weights"
             loading.result()
         self.client.finish_weight_update()
@@ -250,27 +258,3 @@ class SharedMemoryTrainerEngine(TrainerWeightTransferEngine[SharedMemoryTrainerI
         """Let go of the segment."""
         if self.is_sender:
             del self._segment
-
-
-def _new_file(num_bytes: int) -> Path:
-    """A file with so many bytes, in memory where there is room for it.
-
-    Raises:
-        TrainingError: There is no room.
-    """
-    memory = Path("/dev/shm")
-    in_memory = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > num_bytes
-    directory = memory if in_memory else Path(tempfile.gettempdir())
-    descriptor, name = tempfile.mkstemp(prefix="charactertrain-", dir=directory)
-    try:
-        # Or a lack of room would kill the process when it writes.
-        os.posix_fallocate(descriptor, 0, num_bytes)
-    except OSError as error:
-        Path(name).unlink()
-        raise TrainingError(
-            f"no room in {directory} for {num_bytes / 2**30:.2f} GiB of weights on their way to "
-            f"the engines: {error}. Give /dev/shm more room (--shm-size in Docker)."
-        ) from error
-    finally:
-        os.close(descriptor)
-    return Path(name)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
-from charactertrain.runtime.weights import Weight, iter_full, lend_full
+from charactertrain.runtime.weights import Weight, help_gather, iter_full, lend_full
 
 
 class ZeroWeightSource(WeightSource):
@@ -27,3 +27,7 @@ class ZeroWeightSource(WeightSource):
     def lent(self) -> Iterator[tuple[str, Tensor]]:
         """The same, in the trainer's dtype; a tensor is of use until the next one is asked for."""
         return lend_full(self._weights)
+
+    def help_lend(self) -> None:
+        """What the ranks do that send nothing, while one goes through what is `lent`."""
+        help_gather(self._weights)

@@ -1,0 +1,59 @@
+"""Leases of engines, on a Ray cluster with engines that have no model."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+
+from charactertrain.runtime.engine_broker import EngineBroker
+from charactertrain.runtime.engine_spec import EngineSpec
+from charactertrain.runtime.engines import EngineSource, open_all
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+BROKER = "engines-of-a-test"
+SPEC = EngineSpec(
+    kind="fake",
+    architecture="none",
+    precision="fp32",
+    context_tokens=64,
+    tensor_parallel_size=1,
+    max_num_seqs=8,
+    memory_fraction=0.5,
+    kv_cache_gib=0.0,
+    eager=True,
+    num_cpus=0.0,
+    num_gpus=0.0,
+    threads=1,
+    latency=None,
+)
+
+
+@pytest.fixture(name="source")
+def two_engines_at_most() -> Iterator[EngineSource]:
+    """Where their leases come from."""
+    actor: Any = ray.remote(EngineBroker)
+    broker = actor.options(name=BROKER, num_cpus=0, max_concurrency=100).remote(2)
+    yield EngineSource(BROKER, SPEC, "start")
+    ray.get(broker.shutdown.remote())
+    ray.kill(broker)
+
+
+def test_engines_that_were_started_before_are_those_that_training_gets(
+    source: EngineSource,
+) -> None:
+    started = open_all([source, source])
+    for sampler in started:
+        sampler.close()
+    leased = source.open_for_training(2)
+    assert {s.handle for s in leased} == {s.handle for s in started}
+
+
+def test_training_gets_each_engine_once_in_a_second_attempt_too(source: EngineSource) -> None:
+    first = source.open_for_training(2)
+    assert len({sampler.handle for sampler in first}) == 2
+    # What the first attempt held, it did not give back. Its engines have other weights now.
+    source.end_leases()
+    second = source.open_for_training(2)
+    assert {s.handle for s in second} == {s.handle for s in first}
