@@ -273,6 +273,7 @@ def _raw(model: nn.Module) -> Iterator[Send]:
         pipe.send(
             {
                 "path": file.name,
+                "memory": "",
                 "names": [meta.name for meta in metadata],
                 "dtypes": ["float32"] * len(metadata),
                 "shapes": [list(meta.shape) for meta in metadata],
