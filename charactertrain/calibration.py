@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from charactertrain.statistics import QUANTILES, resampled
+from charactertrain.statistics import interval_quantiles, resampled
 
 MIN_TEMPERATURE = 0.01
 MAX_TEMPERATURE = 100.0
@@ -98,7 +98,7 @@ def calibration_error_interval(
     sums = resampled(np.concatenate([gaps_BK, counts_1K]), num_resamples=num_resamples, seed=seed)
     errors_R = np.abs(sums[:-1]).sum(axis=0) / sums[-1]
     estimate = expected_calibration_error(predicted, target, num_bins=num_bins)
-    low, high = np.quantile(errors_R, QUANTILES)
+    low, high = np.quantile(errors_R, interval_quantiles(len(names)))
     return float(max(0.0, 2 * estimate - high)), float(max(0.0, 2 * estimate - low))
 
 

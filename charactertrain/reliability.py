@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from charactertrain.statistics import (
-    QUANTILES,
     Interval,
     cluster_bootstrap_mean,
+    interval_quantiles,
     resampled,
     values_by_cluster,
 )
@@ -191,7 +191,7 @@ def correlation_interval(
     correlations_R = _correlations(sums_3R.T)
     if np.isnan(correlations_R).all():
         return None
-    ci_low, ci_high = np.nanquantile(correlations_R, QUANTILES)
+    ci_low, ci_high = np.nanquantile(correlations_R, interval_quantiles(num_prompts))
     return Interval(
         estimate=estimate,
         ci_low=float(ci_low),

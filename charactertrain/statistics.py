@@ -15,12 +15,13 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
+from scipy.stats import t as student
 
 MAX_RESAMPLED = 4096
 """Clusters that are resampled one by one; of more, groups of clusters are."""
-QUANTILES = (0.025, 0.975)
-NORMAL_QUANTILE = 1.959964
-"""Of a 95 % interval."""
+UPPER_TAIL = 0.975
+"""Below the upper end of a 95 % interval."""
 
 T = TypeVar("T")
 Array = NDArray[np.float64]
@@ -91,7 +92,7 @@ def cluster_bootstrap_mean(
     sums_R, counts_R = resampled(
         np.stack([sums_K, counts_K]), num_resamples=num_resamples, seed=seed
     )
-    ci_low, ci_high = np.quantile(sums_R / counts_R, QUANTILES)
+    ci_low, ci_high = np.quantile(sums_R / counts_R, interval_quantiles(len(clusters)))
     return Interval(
         estimate=float(sums_K.sum() / counts_K.sum()),
         ci_low=float(ci_low),
@@ -111,9 +112,9 @@ def cluster_bootstrap_difference(
     """The difference of means over responses, and its percentile interval, paired by prompt.
 
     A resample draws prompts with replacement, the same for both arms, so what a prompt does to
-    both arms cancels. The arms may have different numbers of responses to a prompt. With few
-    prompts the interval is too narrow: in simulation it holds the truth in 93 % of experiments
-    with 40 prompts and in 89 % with 10.
+    both arms cancels. The arms may have different numbers of responses to a prompt. In simulation
+    the interval holds the truth in 93 to 97 % of experiments with 10 to 200 prompts, of values in
+    bounds; of values with a long tail in 89 % with 20 prompts and in 94 % with 200.
 
     Raises:
         ValueError: A value is not finite, a prompt is missing in one arm, or there is only one.
@@ -125,7 +126,8 @@ def cluster_bootstrap_difference(
     base_R, base_n_R, policy_R, policy_n_R = resampled(
         columns, num_resamples=num_resamples, seed=seed
     )
-    ci_low, ci_high = np.quantile(policy_R / policy_n_R - base_R / base_n_R, QUANTILES)
+    differences_R = policy_R / policy_n_R - base_R / base_n_R
+    ci_low, ci_high = np.quantile(differences_R, interval_quantiles(len(clusters)))
     base = float(base_sums_K.sum() / base_counts_K.sum())
     policy = float(policy_sums_K.sum() / policy_counts_K.sum())
     return Difference(
@@ -170,7 +172,7 @@ def fall_from_best(
     return Fall(
         best=int(falls_E.argmax()),
         fall=float(falls_E.max()),
-        limit=float(np.quantile(excess_R, QUANTILES[1])),
+        limit=float(np.quantile(excess_R, UPPER_TAIL)),
     )
 
 
@@ -207,7 +209,9 @@ def cluster_jackknife_statistic(
     )
     num_clusters = len(clusters)
     # The jackknife variance (K - 1) / K * sum of squared deviations, as K - 1 times their mean.
-    half_width = NORMAL_QUANTILE * math.sqrt((num_clusters - 1) * float(differences_K.var()))
+    half_width = float(norm.ppf(UPPER_TAIL)) * math.sqrt(
+        (num_clusters - 1) * float(differences_K.var())
+    )
     return Difference(
         base=base,
         policy=policy,
@@ -247,6 +251,19 @@ def _sums_and_counts(
         cluster = clusters[int(np.argmin(np.isfinite(sums_K)))]
         raise ValueError(f"prompt {cluster!r} has a value that is not finite")
     return sums_K, np.array([float(len(by_cluster[cluster])) for cluster in clusters])
+
+
+def interval_quantiles(num_clusters: int) -> tuple[float, float]:
+    """The quantiles of a bootstrap distribution that bound a 95 % interval over K clusters.
+
+    Further out than 0.025 and 0.975 where clusters are few: the distribution is too narrow by a
+    factor of sqrt((K - 1) / K), and knows nothing of the spread being an estimate. The expanded
+    percentile interval of Hesterberg (2015), https://doi.org/10.1080/00031305.2015.1089789.
+    """
+    degrees = num_clusters - 1
+    deviations = float(student.ppf(UPPER_TAIL, degrees)) * math.sqrt(num_clusters / degrees)
+    tail = float(norm.cdf(-deviations))
+    return tail, 1 - tail
 
 
 def resampled(sums_CK: Array, *, num_resamples: int, seed: int) -> Array:
