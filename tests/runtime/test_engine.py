@@ -15,6 +15,7 @@ import psutil
 import pytest
 import ray
 import torch
+from engine_specs import real
 from ray import cloudpickle
 from ray.exceptions import RayActorError, RayError
 from transformers import (
@@ -78,20 +79,9 @@ class Engines:
 @pytest.fixture(name="engines", scope="module")
 def engine_broker(ray_cluster: None, tiny_model: Path) -> Iterator[Engines]:
     """A broker; engines start when they are asked for, one of a kind."""
-    spec = EngineSpec(
-        kind="generate",
-        architecture=str(tiny_model),
-        precision="fp32",
-        context_tokens=CONTEXT_TOKENS,
-        tensor_parallel_size=1,
-        max_num_seqs=16,
-        memory_fraction=0.2,
-        kv_cache_gib=1.0,
-        eager=True,
-        num_cpus=1.0,
+    spec = replace(
+        real(str(tiny_model), context_tokens=CONTEXT_TOKENS, max_num_seqs=16),
         num_gpus=0.4 if torch.cuda.is_available() else 0.0,
-        threads=os.cpu_count() or 1,
-        latency=None,
     )
     actor: Any = ray.remote(EngineBroker)
     broker = actor.options(name=BROKER, num_cpus=0, max_concurrency=100).remote(1)

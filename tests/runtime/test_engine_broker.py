@@ -6,27 +6,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from engine_specs import FAKE
 
 from charactertrain.runtime import engine_broker
 from charactertrain.runtime.engine_actor import EngineActor
 from charactertrain.runtime.engine_broker import EngineBroker
 from charactertrain.runtime.engine_spec import EngineSpec
 
-SPEC = EngineSpec(
-    kind="generate",
-    architecture="small",
-    precision="fp32",
-    context_tokens=64,
-    tensor_parallel_size=1,
-    max_num_seqs=8,
-    memory_fraction=0.5,
-    kv_cache_gib=None,
-    eager=True,
-    num_cpus=1.0,
-    num_gpus=1.0,
-    threads=1,
-    latency=None,
-)
+SPEC = replace(FAKE, kind="generate", architecture="small", num_cpus=1.0, num_gpus=1.0)
 OTHER = replace(SPEC, architecture="judge")
 
 

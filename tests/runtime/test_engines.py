@@ -5,29 +5,14 @@ from typing import Any
 
 import pytest
 import ray
+from engine_specs import FAKE
 
 from charactertrain.runtime.engine_broker import EngineBroker
-from charactertrain.runtime.engine_spec import EngineSpec
 from charactertrain.runtime.engines import EngineSource, open_all
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 BROKER = "engines-of-a-test"
-SPEC = EngineSpec(
-    kind="fake",
-    architecture="none",
-    precision="fp32",
-    context_tokens=64,
-    tensor_parallel_size=1,
-    max_num_seqs=8,
-    memory_fraction=0.5,
-    kv_cache_gib=0.0,
-    eager=True,
-    num_cpus=0.0,
-    num_gpus=0.0,
-    threads=1,
-    latency=None,
-)
 
 
 @pytest.fixture(name="source")
@@ -35,7 +20,7 @@ def two_engines_at_most() -> Iterator[EngineSource]:
     """Where their leases come from."""
     actor: Any = ray.remote(EngineBroker)
     broker = actor.options(name=BROKER, num_cpus=0, max_concurrency=100).remote(2)
-    yield EngineSource(BROKER, SPEC, "start")
+    yield EngineSource(BROKER, FAKE, "start")
     ray.get(broker.shutdown.remote())
     ray.kill(broker)
 

@@ -5,14 +5,16 @@ import inspect
 import re
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from engine_specs import FAKE
 
 from charactertrain.runtime import engine_broker, engines
-from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec, Latency
+from charactertrain.runtime.engine_spec import EngineCounts, Latency
 from charactertrain.runtime.fake_engine import FakeEngine
 from charactertrain.runtime.fake_sampler import FakeSampler
 from charactertrain.runtime.sampling import (
@@ -30,21 +32,7 @@ NO_TIME = Latency(prefill_tokens_per_second=1e9, seconds_per_step=1e-9, seconds_
 
 
 def engine(latency: Latency | None = None, max_num_seqs: int = 8) -> FakeEngine:
-    spec = EngineSpec(
-        kind="fake",
-        architecture="none",
-        precision="fp32",
-        context_tokens=64,
-        tensor_parallel_size=1,
-        max_num_seqs=max_num_seqs,
-        memory_fraction=0.5,
-        kv_cache_gib=1.0,
-        eager=True,
-        num_cpus=0.0,
-        num_gpus=0.0,
-        threads=1,
-        latency=latency,
-    )
+    spec = replace(FAKE, max_num_seqs=max_num_seqs, latency=latency)
     return FakeEngine(spec, "weights")
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from engine_specs import real
 from policy_gradients import PLAIN
 from transformers import AutoModelForCausalLM
 
@@ -22,7 +22,6 @@ from charactertrain.models.lora import LoraSettings
 from charactertrain.objectives.advantages import RunningBaseline
 from charactertrain.records import Prompt
 from charactertrain.runtime.engine_broker import EngineBroker
-from charactertrain.runtime.engine_spec import EngineSpec
 from charactertrain.runtime.engines import EngineSource
 from charactertrain.runtime.sampling import SamplingSettings
 from charactertrain.runtime.training_engine import OptimizerSettings
@@ -93,21 +92,7 @@ class Loop:
     @property
     def source(self) -> EngineSource:
         """Where the engine is."""
-        spec = EngineSpec(
-            kind="generate",
-            architecture=str(self.model),
-            precision="fp32",
-            context_tokens=128,
-            tensor_parallel_size=1,
-            max_num_seqs=32,
-            memory_fraction=0.2,
-            kv_cache_gib=1.0,
-            eager=True,
-            num_cpus=1.0,
-            num_gpus=0.0,
-            threads=os.cpu_count() or 1,
-            latency=None,
-        )
+        spec = real(str(self.model), context_tokens=128, max_num_seqs=32)
         return EngineSource(BROKER, spec, str(self.model))
 
     def task(
