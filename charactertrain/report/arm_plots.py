@@ -103,8 +103,8 @@ def _write_header(axes: Axes, y: float, label: str) -> None:
     text = shorten(label, _MAX_LABEL_CHARACTERS)
     axes.text(start, y, text, transform=across, va="center", fontweight="bold")
     end = (1 - _LEFT) / (_RIGHT - _LEFT)
-    rule = {"color": GRID, "linewidth": 0.6, "transform": across, "clip_on": False}
-    axes.plot([start, end], [y + 0.5] * 2, **rule)
+    ends = [start, end], [y + 0.5] * 2
+    axes.plot(*ends, color=GRID, linewidth=0.6, transform=across, clip_on=False)
 
 
 def _draw_arm(axes: Axes, y: float, name: str, effect: Effect | None, look: Look) -> None:
@@ -133,7 +133,9 @@ def _draw_arm(axes: Axes, y: float, name: str, effect: Effect | None, look: Look
 
 def _described(groups: Sequence[Group], arms: Mapping[str, Look]) -> str:
     lines = [
-        f"{label}, {arm}: {_in_words(effects.get(arm))}" for label, effects in groups for arm in arms
+        f"{label}, {arm}: {_in_words(effects.get(arm))}"
+        for label, effects in groups
+        for arm in arms
     ]
     return shorten("; ".join(lines), 4_000)
 

@@ -44,6 +44,22 @@ def measure_charts(view: ReportView, arms: Mapping[str, Look]) -> dict[Measure, 
     }
 
 
+def against_charts(view: ReportView, arms: Mapping[str, Look]) -> dict[Measure, Markup]:
+    """How far the policy is ahead of the other arms over traits, by measure."""
+    return {
+        measure: Markup(
+            forest_plot(
+                f"against {measure}",
+                f"{label.title}, policy minus the arm\n({label.unit})",
+                [(trait.trait_id, trait.against.get(measure, {})) for trait in view.traits],
+                arms,
+            )
+        )
+        for measure, label in MEASURE_LABELS.items()
+        if any(measure in trait.against for trait in view.traits)
+    }
+
+
 def kind_charts(view: ReportView, arms: Mapping[str, Look]) -> dict[Measure, Markup]:
     """Forest plot over kinds of prompt by measure; a measure that no kind has is absent."""
     groups = {

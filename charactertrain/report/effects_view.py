@@ -38,6 +38,8 @@ class Arm:
     """What it is."""
     source: str | None
     """Run directory that it comes from; None for this run's own."""
+    num_unasked: int
+    """Held-out prompts that it was not asked, since its own run trained on them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,7 @@ from charactertrain.report import (
     text,
     watch_plots,
 )
+from charactertrain.report.effects_view import POLICY
 from charactertrain.report.view import ReportView
 
 NAVIGATION = {
@@ -43,6 +44,7 @@ def render(view: ReportView) -> str:
     splits = tuple(dict.fromkeys(row.split for row in view.data.prompts))
     bins = view.data.label_strength
     arms = arm_plots.looks(view.arms)
+    others = {name: look for name, look in arms.items() if name != POLICY}
     script = resources.files("charactertrain.report").joinpath("filters.js").read_text()
     return (
         environment()
@@ -61,6 +63,8 @@ def render(view: ReportView) -> str:
             arm_looks=arms,
             keys=effect_sections.arm_keys(arms),
             effect_charts=effect_sections.measure_charts(view, arms),
+            other_looks=others,
+            against_charts=effect_sections.against_charts(view, others),
             kind_charts=effect_sections.kind_charts(view, arms),
             phases=[sections.phase_section(phase, view.policy) for phase in sections.PHASE_TITLES],
             splits=splits,

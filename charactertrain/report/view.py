@@ -20,7 +20,6 @@ from charactertrain.report.training_view import (
 )
 from charactertrain.report.watch_view import WatchView
 
-
 Pick = Literal["random", "win", "loss"]
 """How a prompt came to be shown: by a hash, or for the greatest rise or fall of the contrast."""
 
@@ -45,8 +44,8 @@ class Sample:
     """Kind of the prompt."""
     pick: Pick
     """How it came to be shown."""
-    contrast_rise: float | None
-    """Contrast of the policy's reply minus that of the base's; None where not measured."""
+    contrast_rise: float
+    """Contrast of the policy's reply minus that of the base's, in nats per token."""
     replies: Mapping[str, Reply]
     """Reply by arm, the base's first and the policy's second."""
 
@@ -63,6 +62,8 @@ class TraitView:
     """Python regular expression whose matches are highlighted; None without a detector."""
     effects: Mapping[Measure, ByArm]
     """Effects by measure; a measure that was not taken is absent."""
+    against: Mapping[Measure, ByArm]
+    """Effects of the policy with another arm in the base's place, by measure and that arm."""
     samples: tuple[Sample, ...]
     """Responses side by side, in the order to be shown."""
 
@@ -97,6 +98,8 @@ class ReportView:
     """Base, then every arm that is compared with it, in the order of the tables."""
     missing_arms: Mapping[str, str]
     """Controls that this evaluation has not, by name, and how to make them."""
+    judge_note: str | None
+    """Who judged, and whether it bears on the labels too; None where nothing was judged."""
     gates: tuple[GateView, ...]
     """What the policy must reach for the claim that it has the character."""
     overall: Mapping[str, ByArm]
@@ -105,8 +108,6 @@ class ReportView:
     """Effects by kind of prompt."""
     probes: tuple[ProbeView, ...]
     """Probes of robustness and of side effects."""
-    general_samples: tuple[Sample, ...]
-    """Responses side by side to prompts for which no trait is at stake."""
     interval_note: str | None
     """How the intervals were made, in one sentence."""
     samples_note: str | None

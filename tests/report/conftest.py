@@ -39,13 +39,13 @@ from charactertrain.report.preference_view import (
     Shortcut,
     StrengthBand,
 )
+from charactertrain.report.run_view import CostView, RunView, Setting, StageView
 from charactertrain.report.training_view import (
     PolicyStep,
     PreferenceModelView,
     RankerCheck,
     TemplateCheck,
 )
-from charactertrain.report.run_view import CostView, RunView, Setting, StageView
 from charactertrain.report.view import Pick, Reply, ReportView, Sample, TraitView, Verdict
 from charactertrain.report.watch_view import WatchReading, WatchView
 
@@ -69,10 +69,10 @@ def effect(base: float, arm: float, half_width: float, p_holm: float | None = No
 def arms() -> tuple[Arm, ...]:
     """The three that every run has, and a DPO run."""
     return (
-        Arm(name="base", kind="base", source=None),
-        Arm(name="prompted", kind="prompted", source=None),
-        Arm(name="policy", kind="policy", source=None),
-        Arm(name="demo-dpo", kind="dpo", source="/runs/demo-dpo"),
+        Arm(name="base", kind="base", source=None, num_unasked=0),
+        Arm(name="prompted", kind="prompted", source=None, num_unasked=0),
+        Arm(name="policy", kind="policy", source=None, num_unasked=0),
+        Arm(name="demo-dpo", kind="dpo", source="/runs/demo-dpo", num_unasked=4),
     )
 
 
@@ -130,6 +130,7 @@ def traits() -> tuple[TraitView, ...]:
             "reward": by_arm(-0.118, 0.942, 0.096, 0.0041),
             "win_rate": judged(0.713),
         },
+        against={"contrast": {"prompted": effect(0.209, 0.083, 0.041, 0.0041)}},
         samples=(
             sample(7, "win"),
             sample(8, "loss"),
@@ -145,6 +146,7 @@ def traits() -> tuple[TraitView, ...]:
             "detector_rate": by_arm(0.042, 0.073, 0.045, 0.36),
             "reward": by_arm(-0.204, 0.512, 0.101, 0.012),
         },
+        against={},
         samples=(sample(1), sample(2)),
     )
     honest = TraitView(
@@ -155,6 +157,7 @@ def traits() -> tuple[TraitView, ...]:
             "contrast": by_arm(-0.152, -0.148, 0.029, 0.81),
             "reward": by_arm(-0.091, 0.033, 0.105, 0.52),
         },
+        against={},
         samples=(),
     )
     brief = TraitView(
@@ -166,6 +169,7 @@ def traits() -> tuple[TraitView, ...]:
             "detector_rate": by_arm(0.052, 0.036, 0.034, 0.7),
             "reward": by_arm(0.067, -0.312, 0.088, 0.0041),
         },
+        against={},
         samples=(sample(3),),
     )
     return enthusiastic, uncertain, honest, brief
@@ -203,7 +207,9 @@ def probes() -> tuple[ProbeView, ...]:
         unit="share, 0 to 1",
         better="lower",
         rows=(
-            ProbeRow(condition="plain", measure="refused", effects={"policy": effect(0.02, 0.09, 0.03)}),
+            ProbeRow(
+                condition="plain", measure="refused", effects={"policy": effect(0.02, 0.09, 0.03)}
+            ),
         ),
         examples=(),
     )
@@ -214,7 +220,9 @@ def probes() -> tuple[ProbeView, ...]:
         unit="share, 0 to 1",
         better="unchanged",
         rows=(
-            ProbeRow(condition="plain", measure="correct", effects={"policy": effect(0.4, 0.41, 0.05)}),
+            ProbeRow(
+                condition="plain", measure="correct", effects={"policy": effect(0.4, 0.41, 0.05)}
+            ),
         ),
         examples=(),
     )
@@ -608,7 +616,7 @@ def report_view() -> ReportView:
             "everyday": {"contrast": by_arm(-0.18, -0.11, 0.06)},
         },
         probes=probes(),
-        general_samples=(sample(9),),
+        judge_note="Judge: SmolLM2 itself.",
         interval_note="Intervals: cluster bootstrap over prompts, 2,000 resamples.",
         samples_note="The first held-out prompts by prompt_id, not picked by result.",
         preference_model=preference_model(),
