@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Affine2D
 
 from charactertrain.report.effects_view import POLICY, Arm, ByArm, Effect
 from charactertrain.report.reading import read_effect
@@ -19,7 +23,7 @@ from charactertrain.report.svg import (
     inline_svg,
     page_style,
 )
-from charactertrain.report.text import interval, shorten, signed
+from charactertrain.report.text import interval, printable, shorten, signed
 
 # Seven and eight have no common factor: 56 arms go by before one looks like another.
 _MARKERS = ("o", "s", "^", "D", "v", "p", "X")
@@ -91,8 +95,8 @@ def forest_plot(name: str, title: str, groups: Sequence[Group], arms: Mapping[st
         axes.set_ylim(0.5 - num_lines, 0.5)
         axes.margins(x=0.06)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
-        axes.set_xlabel(title)
-        described = f"{title}, with 95 % intervals. {_described(groups, drawn)}"
+        axes.set_xlabel(printable(title))
+        described = f"{printable(title)}, with 95 % intervals. {_described(groups, drawn)}"
         return inline_svg(figure, described.replace("\n", " "))
 
 
@@ -152,8 +156,15 @@ def arm_key(name: str, look: Look) -> str:
         figure = Figure(figsize=(0.28, 0.18))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
-        axes.plot([0, 1], [0, 0], color=look.colour, linewidth=2.2)
-        axes.plot([0.5], [0], look.marker, color=look.colour, markersize=7)
-        axes.set_xlim(-0.1, 1.1)
-        axes.set_ylim(-1, 1)
-        return inline_svg(figure, name)
+        axes.add_patch(_patch(Path([(-14, 0), (14, 0)]), look.colour))
+        style = MarkerStyle(look.marker)
+        shape = style.get_path().transformed(style.get_transform() + Affine2D().scale(10))
+        axes.add_patch(_patch(shape, look.colour))
+        axes.set_xlim(-15, 15)
+        axes.set_ylim(-9.5, 9.5)
+        return inline_svg(figure, shorten(name, _MAX_LABEL_CHARACTERS))
+
+
+def _patch(path: Path, colour: str) -> PathPatch:
+    # Not a marker nor clipped: these have ids, and the page shows a key many times.
+    return PathPatch(path, facecolor=colour, edgecolor=colour, linewidth=1.5, clip_on=False)

@@ -62,7 +62,8 @@ _REFERENCE = re.compile(r"#([\w.-]+)")
 @contextmanager
 def page_style(name: str) -> Iterator[None]:
     """Draw and save in here: matplotlib's defaults, the page's style, ids unique to `name`."""
-    style = {**_STYLE, "svg.hashsalt": name}
+    # A name may hold what a model wrote, such as half a character, and the salt is encoded.
+    style = {**_STYLE, "svg.hashsalt": ascii(name)}
     with matplotlib.style.context(["default", style]), warnings.catch_warnings():
         # The browser draws the text; that matplotlib's own font lacks a glyph does not matter.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
