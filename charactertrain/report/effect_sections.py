@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from charactertrain.report.arm_plots import Group, Look, arm_key, forest_plot
 from charactertrain.report.differences import Differences, word_differences
-from charactertrain.report.effects_view import BASE, POLICY, Arm, Measure, ProbeView
+from charactertrain.report.effects_view import BASE, POLICY, Arm, ByArm, Measure, ProbeView
 from charactertrain.report.reading import MEASURE_LABELS, read_probe
 from charactertrain.report.sections import Chart
 from charactertrain.report.text import Span, highlight, interval, number, signed
@@ -33,14 +33,22 @@ class Panel:
 
 def measure_charts(view: ReportView, arms: Mapping[str, Look]) -> dict[Measure, Markup]:
     """Forest plot over traits by measure; a measure that no trait has is absent."""
-    groups = {
-        measure: [(trait.trait_id, trait.effects.get(measure, {})) for trait in view.traits]
-        for measure in MEASURE_LABELS
-        if any(measure in trait.effects for trait in view.traits)
-    }
+    return trait_charts({trait.trait_id: trait.effects for trait in view.traits}, arms)
+
+
+def trait_charts(
+    traits: Mapping[str, Mapping[Measure, ByArm]], arms: Mapping[str, Look]
+) -> dict[Measure, Markup]:
+    """Forest plot over traits by measure, of their effects by arm."""
     return {
-        measure: _measure_chart(f"effects {measure}", measure, found, arms)
-        for measure, found in groups.items()
+        measure: _measure_chart(
+            f"effects {measure}",
+            measure,
+            [(trait_id, effects.get(measure, {})) for trait_id, effects in traits.items()],
+            arms,
+        )
+        for measure in MEASURE_LABELS
+        if any(measure in effects for effects in traits.values())
     }
 
 

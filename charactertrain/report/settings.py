@@ -17,8 +17,12 @@ def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             found |= flat_settings(value, f"{prefix}{key}.")
+        # Such as a constitution's traits.
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            items = {str(index): item for index, item in enumerate(value)}
+            found |= flat_settings(items, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = without_keys(json.dumps(value))
+            found[f"{prefix}{key}"] = without_keys(json.dumps(value, ensure_ascii=False))
     return found
 
 

@@ -72,17 +72,19 @@ def arms(results: Json, unasked: Mapping[str, int]) -> tuple[Arm, ...]:
 
 def gates(results: Json) -> tuple[GateView, ...]:
     """What the policy must reach; none where the evaluation names none."""
-    return tuple(
-        GateView(
-            measure=gate["text"],
-            value=gate["value"],
-            ci_low=_or_nan(gate["ci_low"]),
-            ci_high=_or_nan(gate["ci_high"]),
-            threshold=gate["threshold"],
-            is_ceiling=gate["is_ceiling"],
-            is_met=gate["is_met"],
-        )
-        for gate in results.get("gates", ())
+    return tuple(gate(values) for values in results.get("gates", ()))
+
+
+def gate(values: Json) -> GateView:
+    """One demand on the policy, and how it stands."""
+    return GateView(
+        measure=values["text"],
+        value=values["value"],
+        ci_low=_or_nan(values["ci_low"]),
+        ci_high=_or_nan(values["ci_high"]),
+        threshold=values["threshold"],
+        is_ceiling=values["is_ceiling"],
+        is_met=values["is_met"],
     )
 
 

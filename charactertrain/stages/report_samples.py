@@ -94,13 +94,14 @@ def _sample(arms: Answers, how: Pick) -> Sample:
         pick=how,
         contrast_rise=rise(arms),
         replies={
-            arm: Reply(text=arms[arm].text, measures=_measures(arms[arm]))
+            arm: Reply(text=arms[arm].text, measures=sample_measures(arms[arm]))
             for arm in (BASE, POLICY, *others)
         },
     )
 
 
-def _measures(sample: EvaluationSample) -> dict[Measure, float]:
+def sample_measures(sample: EvaluationSample) -> dict[Measure, float]:
+    """What was measured of one reply; detector_rate is 0 or 1."""
     found: dict[Measure, float | bool | None] = {
         "contrast": sample.contrast,
         "detector_rate": sample.detected,
