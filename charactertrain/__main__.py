@@ -6,10 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -110,7 +113,10 @@ def _execute(
 
 def default_values() -> dict[str, Any]:
     """The config without experiment and overrides, as the report holds a run's against it."""
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    # Under Hydra's own decorator it is there, and cannot be made a second time.
+    is_there = GlobalHydra.instance().is_initialized()
+    start = partial(hydra.initialize_config_dir, str(ROOT / "conf"), version_base="1.3")
+    with nullcontext() if is_there else start():
         values: Any = OmegaConf.to_container(hydra.compose("config"), resolve=True)
     return validate(values).model_dump(mode="json")
 

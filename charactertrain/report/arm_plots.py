@@ -32,7 +32,7 @@ _LINE_INCHES = 0.25
 _FOOT_INCHES = 0.68
 _LEFT, _RIGHT = 0.28, 0.85
 """Where the intervals begin and end: names stand before them, differences after."""
-_MAX_NAME_CHARACTERS = 16
+_MAX_NAME_CHARACTERS = 14
 _MAX_LABEL_CHARACTERS = 60
 
 
