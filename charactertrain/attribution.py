@@ -125,7 +125,8 @@ def _dominance(
 def _share(cells_IJR: Array) -> Array:
     sizes_R = np.abs(cells_IJR).sum(axis=(0, 1))
     diagonal_R = np.einsum("iir->r", cells_IJR)
-    return np.divide(diagonal_R, sizes_R, out=np.zeros_like(sizes_R), where=sizes_R > 0)
+    shares_R: Array = np.divide(diagonal_R, sizes_R, out=np.zeros_like(sizes_R), where=sizes_R > 0)
+    return shares_R
 
 
 def _column(

@@ -30,7 +30,6 @@ _FIELDS = {
 }
 """Measures of a trait, and the sample's field that holds each."""
 _OVERALL = {"length": "num_tokens", "kl": "kl"}
-_OPENING_WORDS = 5
 
 
 @dataclass(frozen=True)
@@ -215,8 +214,7 @@ def _jackknife(
 
 
 def _opening_share(texts: Sequence[str]) -> float:
-    share, _ = measures.opening_share(texts, num_words=_OPENING_WORDS)
-    return share
+    return measures.opening_share(texts).share
 
 
 def _has_several(samples: Sequence[EvaluationSample]) -> bool:
