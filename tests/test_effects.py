@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from charactertrain.effects import Bootstrap, results
-from charactertrain.records import EvaluationSample
+from charactertrain.records import EvaluationSample, Judgement
 from charactertrain.significance import holm
 
 
@@ -177,3 +177,36 @@ def test_a_planted_character_is_measured_back_by_trait_and_arm() -> None:
             assert rate["ci_high"] - rate["ci_low"] < 0.15
     assert found["curious"]["detector_rate"]["policy"]["p_holm"] > 0.05
     assert found["warm"]["detector_rate"]["policy"]["p_holm"] < 1e-6
+
+
+def judgement(prompt_id: str, arm_first: float | None, arm_second: float | None) -> Judgement:
+    return Judgement(f"m-{prompt_id}", prompt_id, "warm", "policy", arm_first, arm_second, 0)
+
+
+def test_win_rates_are_of_verdicts_in_both_orders() -> None:
+    judgements = [
+        judgement("p1", 0.9, 0.8),
+        judgement("p2", 0.7, 0.4),
+        judgement("p3", 0.2, 0.1),
+        judgement("p4", 0.9, None),
+    ]
+    found = results(SAMPLES, judgements, None, Bootstrap(200, 1))["traits"]
+    rate = found["warm"]["win_rate"]["policy"]
+    # Won, decided by the order, lost; and one without a verdict.
+    assert (rate["base"], rate["arm"]) == (0.5, 0.5)
+    assert (rate["num_prompts"], rate["num_responses"]) == (3, 3)
+    assert (rate["num_unscored"], rate["num_inconsistent"], rate["num_ties"]) == (1, 1, 0)
+    assert rate["swap_consistency"] == pytest.approx(2 / 3)
+    assert "p_holm" in rate
+    controlled = found["warm"]["win_rate_length_controlled"]["policy"]
+    assert 0.4 < controlled["arm"] < 0.6
+    assert "win_rate" not in found["curious"]
+
+
+def test_no_rate_at_equal_length_where_the_arm_is_always_longer_by_as_much() -> None:
+    judgements = [
+        replace(judgement(prompt_id, 0.9, 0.8), length_difference=3) for prompt_id in ("p1", "p2")
+    ]
+    found = results(SAMPLES, judgements, None, Bootstrap(200, 1))["traits"]["warm"]
+    assert found["win_rate"]["policy"]["arm"] == 1.0
+    assert "win_rate_length_controlled" not in found
