@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from charactertrain import attribution, measures, win_rates
+from charactertrain import attribution, measures, several_runs, win_rates
 from charactertrain.records import EvaluationSample, Judgement
 from charactertrain.significance import holm
 from charactertrain.statistics import (
@@ -90,6 +90,34 @@ def _against(samples: Sequence[EvaluationSample], arm: str, bootstrap: Bootstrap
     return {measure: by_arm["policy"] for measure, by_arm in found.items()}
 
 
+def over_seeds(samples: Sequence[EvaluationSample], arms: Sequence[str]) -> Json:
+    """What training changed over several runs that differ by seed alone, by trait and measure.
+
+    Intervals are over runs and prompts: `several_runs`. Empty where `arms` is one.
+    """
+    if len(arms) < 2:
+        return {}
+    traits: dict[str, Json] = {}
+    for trait_id in dict.fromkeys(sample.trait_id for sample in samples):
+        own = [sample for sample in samples if sample.trait_id == trait_id]
+        traits[trait_id] = {}
+        for measure, field in _FIELDS.items():
+            having = [sample for sample in own if getattr(sample, field) is not None]
+            values = _by_arm(having, partial(_number, field=field))
+            runs = [_paired(values.get("base", {}), values.get(arm, {})) for arm in arms]
+            if all(len(base) >= 2 for base, _ in runs):
+                found = as_json(several_runs.difference_over_runs(runs))
+                traits[trait_id][measure] = {"over_seeds": found}
+    _correct(traits)
+    return {
+        "arms": list(arms),
+        "traits": {
+            trait_id: {measure: found["over_seeds"] for measure, found in by_measure.items()}
+            for trait_id, by_measure in traits.items()
+        },
+    }
+
+
 def attributed(
     samples: Sequence[EvaluationSample],
     designs: Mapping[str, Mapping[str, tuple[str, str]]],
@@ -149,6 +177,14 @@ def _by_arm(
     return values
 
 
+def _paired(
+    base: Mapping[str, list[T]], other: Mapping[str, list[T]]
+) -> tuple[dict[str, list[T]], dict[str, list[T]]]:
+    """Both on the prompts that both have."""
+    both = sorted(base.keys() & other.keys())
+    return {p: base[p] for p in both}, {p: other[p] for p in both}
+
+
 def _compared(
     values: Mapping[str, Mapping[str, list[T]]],
     difference: Callable[[dict[str, list[T]], dict[str, list[T]]], Difference],
@@ -157,11 +193,9 @@ def _compared(
     base = values.get("base", {})
     found = {}
     for arm, by_prompt in values.items():
-        both = sorted(base.keys() & by_prompt.keys())
-        if arm != "base" and len(both) >= 2:
-            found[arm] = as_json(
-                difference({p: base[p] for p in both}, {p: by_prompt[p] for p in both})
-            )
+        own, others = _paired(base, by_prompt)
+        if arm != "base" and len(own) >= 2:
+            found[arm] = as_json(difference(own, others))
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from charactertrain.effects import Bootstrap, results
+from charactertrain.effects import Bootstrap, over_seeds, results
 from charactertrain.records import EvaluationSample, Judgement
 from charactertrain.significance import holm
 
@@ -210,3 +210,18 @@ def test_no_rate_at_equal_length_where_the_arm_is_always_longer_by_as_much() -> 
     found = results(SAMPLES, judgements, None, Bootstrap(200, 1))["traits"]["warm"]
     assert found["win_rate"]["policy"]["arm"] == 1.0
     assert "win_rate_length_controlled" not in found
+
+
+def test_effects_over_seeds_have_intervals_over_runs_and_prompts() -> None:
+    other = [
+        replace(s, arm="again", contrast=s.contrast + 0.1) for s in SAMPLES if s.arm == "policy"
+    ]
+    assert over_seeds(SAMPLES, ["policy"]) == {}
+    found = over_seeds([*SAMPLES, *other], ["policy", "again"])
+    assert found["arms"] == ["policy", "again"]
+    contrast = found["traits"]["warm"]["contrast"]
+    assert contrast["num_runs"] == 2
+    assert list(contrast["by_run"]) == pytest.approx([0.2, 0.3])
+    assert contrast["difference"] == pytest.approx(0.25)
+    assert "p_holm" in contrast
+    assert set(found["traits"]["curious"]) == {"contrast", "reward"}

@@ -12,8 +12,18 @@ from charactertrain.records import Prompt
 from charactertrain.storage import Directory, open_directory
 
 ArmKind = Literal[
-    "base", "prompted", "policy", "dpo", "best_of_n", "neutral", "placebo", "ablation", "run"
+    "base",
+    "prompted",
+    "policy",
+    "seed",
+    "dpo",
+    "best_of_n",
+    "neutral",
+    "placebo",
+    "ablation",
+    "run",
 ]
+"""`seed`: another run with this one's settings and another seed."""
 
 CONTROLS: dict[ArmKind, str] = {
     "dpo": "objective=dpo",
@@ -62,29 +72,44 @@ def compared_policies(directories: Sequence[str]) -> dict[str, str]:
     }
 
 
-def find(directories: Sequence[str], *, weights: Mapping[str, str]) -> tuple[Arm, ...]:
+def find(directories: Sequence[str], ours: Mapping[str, Manifest]) -> tuple[Arm, ...]:
     """Our own arms, and one for each other run.
 
     Args:
         directories: Of the other runs.
-        weights: What identifies this run's base.
+        ours: Manifests of this run's stages by name, the policy's among them.
 
     Raises:
         ConfigError: A run was made from another base, so that it has no effect on this one.
     """
-    return (*OWN_ARMS, *(_other(open_directory(each), weights) for each in directories))
+    return (*OWN_ARMS, *(_other(open_directory(each), ours) for each in directories))
 
 
-def _other(run: Directory, weights: Mapping[str, str]) -> Arm:
+def _other(run: Directory, ours: Mapping[str, Manifest]) -> Arm:
     policy = _policy(run)
     base = policy.identity.config["model"]["weights"]
-    if base != dict(weights):
+    own_base = ours["policy"].identity.config["model"]["weights"]
+    if base != own_base:
         raise ConfigError(
             f"evaluation.compare: {run.uri} was trained from another base ({base}) than this run "
-            f"({dict(weights)}); compare policies of one base"
+            f"({own_base}); compare policies of one base"
         )
     ablated = tuple(policy.identity.config["ablate"])
-    return Arm(PurePosixPath(run.root).name, _kind(run, policy), run, ablated)
+    kind: ArmKind = "seed" if _differs_by_seed(run, ours) else _kind(run, policy)
+    return Arm(PurePosixPath(run.root).name, kind, run, ablated)
+
+
+def _differs_by_seed(run: Directory, ours: Mapping[str, Manifest]) -> bool:
+    """Whether all stages before the policy, and it, have our settings and another seed."""
+    for name, own in ours.items():
+        other = artifacts.read_manifest(run.child(name))
+        if other is None or _without_seed(other) != _without_seed(own):
+            return False
+    return _policy(run).identity.config["seed"] != ours["policy"].identity.config["seed"]
+
+
+def _without_seed(manifest: Manifest) -> Json:
+    return {key: value for key, value in manifest.identity.config.items() if key != "seed"}
 
 
 def _kind(run: Directory, policy: Manifest) -> ArmKind:

@@ -22,7 +22,8 @@ def run(work: Work, context: Context) -> Outcome:
         for prompt in read_rows(*work.inputs["prompts"], "prompts", Prompt)
         if prompt.split == "test"
     ]
-    arms = arms_of.find(section.compare, weights=work.identity.config["model"]["weights"])
+    ours = {name: manifest for name, (_, manifest) in work.inputs.items()}
+    arms = arms_of.find(section.compare, ours)
     asked = {arm.name: arms_of.unseen(arm, prompts) for arm in arms}
     with ExitStack() as opened:
         passes = Passes(work, context, traits, opened)
@@ -39,6 +40,9 @@ def run(work: Work, context: Context) -> Outcome:
         "arms": arms_of.described(arms),
         "missing_arms": arms_of.missing(arms),
         **effects.results(samples, judgements, natural, bootstrap),
+        "over_seeds": effects.over_seeds(
+            samples, ["policy", *(arm.name for arm in arms if arm.kind == "seed")]
+        ),
         "attribution": effects.attributed(samples, arms_of.ablations(arms, traits), bootstrap),
     }
     work.directory.write_bytes("report.json", json.dumps(report, indent=2).encode())

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from charactertrain import artifacts
-from charactertrain.artifacts import Identity, Outcome
+from charactertrain.artifacts import Identity, Manifest, Outcome
 from charactertrain.exceptions import ArtifactError, ConfigError
 from charactertrain.records import Prompt, to_table
 from charactertrain.stages.arms import (
@@ -39,28 +39,41 @@ def commit(run: Directory, stage: str, config: dict[str, Any], files: tuple[str,
     return manifest.fingerprint
 
 
-def make_run(
-    path: Path,
-    *,
-    kind: str = "policy_gradient",
-    labels: str = "ranked",
-    shown: str = "one",
-    ablate: tuple[str, ...] = (),
-    weights: dict[str, str] = WEIGHTS,
-) -> str:
-    """A run directory whose policy was made so; its fingerprint."""
+SETTINGS = {
+    "kind": "policy_gradient",
+    "labels": "ranked",
+    "shown": "one",
+    "ablate": [],
+    "weights": WEIGHTS,
+    "seed": 1,
+    "steps": 8,
+}
+
+
+def make_run(path: Path, **changes: Any) -> str:
+    """A run directory whose policy was made with `SETTINGS` and changes; its fingerprint."""
+    made = SETTINGS | changes
     run = open_directory(str(path))
-    commit(run, "responses", {"model": {"traits_shown": shown}})
-    commit(run, "preference_model", {"preference_model": {"labels": labels}})
+    commit(run, "responses", {"model": {"traits_shown": made["shown"]}})
+    commit(run, "preference_model", {"preference_model": {"labels": made["labels"]}})
     return commit(
         run,
         "policy",
         {
-            "model": {"weights": weights},
-            "policy": {"objective": {"kind": kind}},
-            "ablate": list(ablate),
+            "model": {"weights": made["weights"]},
+            "policy": {"objective": {"kind": made["kind"]}, "num_steps": made["steps"]},
+            "ablate": list(made["ablate"]),
+            "seed": made["seed"],
         },
     )
+
+
+def manifests(path: Path) -> dict[str, Manifest]:
+    """What an evaluation of the run reads."""
+    run = open_directory(str(path))
+    return {
+        name: artifacts.require(run.child(name), name) for name in ("preference_model", "policy")
+    }
 
 
 @pytest.mark.parametrize(
@@ -71,6 +84,8 @@ def make_run(
         ({"shown": "none"}, "neutral"),
         ({"labels": "shuffled"}, "placebo"),
         ({"ablate": ("warm",)}, "ablation"),
+        ({"seed": 2}, "seed"),
+        ({"seed": 2, "steps": 9}, "run"),
         ({}, "run"),
     ],
 )
@@ -78,7 +93,8 @@ def test_an_arm_is_what_its_run_was_made_with(
     settings: dict[str, Any], kind: str, tmp_path: Path
 ) -> None:
     make_run(tmp_path / "other", **settings)
-    arms = find([str(tmp_path / "other")], weights=WEIGHTS)
+    make_run(tmp_path / "ours")
+    arms = find([str(tmp_path / "other")], manifests(tmp_path / "ours"))
     assert arms[:3] == OWN_ARMS
     assert (arms[3].name, arms[3].kind) == ("other", kind)
     (_, _, _, listed) = described(arms)
@@ -90,8 +106,10 @@ def test_an_arm_is_what_its_run_was_made_with(
 
 def test_a_run_of_another_base_is_refused(tmp_path: Path) -> None:
     make_run(tmp_path / "other", weights={"path": "embedded:large"})
+    make_run(tmp_path / "ours")
+    ours = manifests(tmp_path / "ours")
     with pytest.raises(ConfigError, match=r"another base .*embedded:large.*one base"):
-        find([str(tmp_path / "other")], weights=WEIGHTS)
+        find([str(tmp_path / "other")], ours)
 
 
 def test_compared_policies_are_named_by_their_directories_and_identified(tmp_path: Path) -> None:
