@@ -100,10 +100,13 @@ def _other(run: Directory, ours: Mapping[str, Manifest]) -> Arm:
 
 
 def _differs_by_seed(run: Directory, ours: Mapping[str, Manifest]) -> bool:
-    """Whether all stages before the policy, and it, have our settings and another seed."""
-    for name, own in ours.items():
+    """Whether traits, preference model and policy have our settings and another seed.
+
+    Prompts may differ: they are written anew, or brought along so that all runs have the same.
+    """
+    for name in ("traits", "preference_model", "policy"):
         other = artifacts.read_manifest(run.child(name))
-        if other is None or _without_seed(other) != _without_seed(own):
+        if other is None or _without_seed(other) != _without_seed(ours[name]):
             return False
     return _policy(run).identity.config["seed"] != ours["policy"].identity.config["seed"]
 
@@ -131,17 +134,22 @@ def _policy(run: Directory) -> Manifest:
 
 
 def unseen(arm: Arm, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts whose text the arm's own run did not train on."""
+    """The prompts of which the arm's own run trained on neither the text nor the family."""
     if arm.source is None:
         return list(prompts)
     source = arm.source.child("prompts")
     trained = {
-        prompt.text
+        key
         for batch in iter_rows(source, artifacts.require(source, "prompts"), "prompts", Prompt)
         for prompt in batch
         if prompt.split != "test"
+        for key in (("text", prompt.text), ("family", prompt.family))
     }
-    return [prompt for prompt in prompts if prompt.text not in trained]
+    return [
+        prompt
+        for prompt in prompts
+        if trained.isdisjoint({("text", prompt.text), ("family", prompt.family)})
+    ]
 
 
 def described(arms: Sequence[Arm]) -> list[Json]:

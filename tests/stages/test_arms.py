@@ -55,6 +55,7 @@ def make_run(path: Path, **changes: Any) -> str:
     made = SETTINGS | changes
     run = open_directory(str(path))
     commit(run, "responses", {"model": {"traits_shown": made["shown"]}})
+    commit(run, "traits", {})
     commit(run, "preference_model", {"preference_model": {"labels": made["labels"]}})
     return commit(
         run,
@@ -71,9 +72,8 @@ def make_run(path: Path, **changes: Any) -> str:
 def manifests(path: Path) -> dict[str, Manifest]:
     """What an evaluation of the run reads."""
     run = open_directory(str(path))
-    return {
-        name: artifacts.require(run.child(name), name) for name in ("preference_model", "policy")
-    }
+    names = ("traits", "preference_model", "policy")
+    return {name: artifacts.require(run.child(name), name) for name in names}
 
 
 @pytest.mark.parametrize(
@@ -146,11 +146,13 @@ def test_prompts_that_another_run_was_trained_on_are_left_out_of_its_arm(tmp_pat
     run.child("prompts").write_table(name, to_table(theirs, Prompt))
     commit(run, "prompts", {}, (name,))
     ours = [
-        Prompt(f"p{i}", "warm", "f", "trait", text, "test")
-        for i, text in enumerate(["Tea?", "Rain?", "Snow?", "Sun?"])
+        Prompt(f"p{i}", "warm", family, "trait", text, "test")
+        for i, (family, text) in enumerate(
+            [("f4", "Tea?"), ("f5", "Rain?"), ("f3", "Snow?"), ("f1", "Sun?"), ("f6", "Wind?")]
+        )
     ]
     kept = unseen(Arm("other", "run", run), ours)
-    assert [prompt.text for prompt in kept] == ["Snow?", "Sun?"]
+    assert [prompt.text for prompt in kept] == ["Snow?", "Wind?"]
     assert unseen(OWN_ARMS[0], ours) == ours
 
 
