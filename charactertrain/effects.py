@@ -3,12 +3,12 @@
 A prompt that one of two arms has no value for, its replies being rejected, is left out of both.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from charactertrain import measures
+from charactertrain import attribution, measures, several_runs, win_rates
 from charactertrain.records import EvaluationSample, Judgement
 from charactertrain.significance import holm
 from charactertrain.statistics import (
@@ -17,7 +17,6 @@ from charactertrain.statistics import (
     cluster_jackknife_statistic,
     values_by_cluster,
 )
-from charactertrain.win_rates import Comparison, length_controlled_win_rate, win_rate
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -30,7 +29,6 @@ _FIELDS = {
 }
 """Measures of a trait, and the sample's field that holds each."""
 _OVERALL = {"length": "num_tokens", "kl": "kl"}
-_OPENING_WORDS = 5
 
 
 @dataclass(frozen=True)
@@ -92,6 +90,56 @@ def _against(samples: Sequence[EvaluationSample], arm: str, bootstrap: Bootstrap
     return {measure: by_arm["policy"] for measure, by_arm in found.items()}
 
 
+def over_seeds(samples: Sequence[EvaluationSample], arms: Sequence[str]) -> Json:
+    """What training changed over several runs that differ by seed alone, by trait and measure.
+
+    Intervals are over runs and prompts: `several_runs`. Empty where `arms` is one.
+    """
+    if len(arms) < 2:
+        return {}
+    traits: dict[str, Json] = {}
+    for trait_id in dict.fromkeys(sample.trait_id for sample in samples):
+        own = [sample for sample in samples if sample.trait_id == trait_id]
+        traits[trait_id] = {}
+        for measure, field in _FIELDS.items():
+            having = [sample for sample in own if getattr(sample, field) is not None]
+            values = _by_arm(having, partial(_number, field=field))
+            runs = [_paired(values.get("base", {}), values.get(arm, {})) for arm in arms]
+            if all(len(base) >= 2 for base, _ in runs):
+                found = as_json(several_runs.difference_over_runs(runs))
+                traits[trait_id][measure] = {"over_seeds": found}
+    _correct(traits)
+    return {
+        "arms": list(arms),
+        "traits": {
+            trait_id: {measure: found["over_seeds"] for measure, found in by_measure.items()}
+            for trait_id, by_measure in traits.items()
+        },
+    }
+
+
+def attributed(
+    samples: Sequence[EvaluationSample],
+    designs: Mapping[str, Mapping[str, tuple[str, str]]],
+    bootstrap: Bootstrap,
+) -> Json:
+    """By design of the study and measure, which trait changed what: `attribution.matrix`."""
+    return {
+        design: {
+            measure: attribution.matrix(
+                samples,
+                rows,
+                _FIELDS[measure],
+                num_resamples=bootstrap.num_resamples,
+                seed=bootstrap.seed,
+            )
+            for measure in ("contrast", "detector_rate")
+            if any(getattr(sample, _FIELDS[measure]) is not None for sample in samples)
+        }
+        for design, rows in designs.items()
+    }
+
+
 def _of_fields(
     samples: Sequence[EvaluationSample], fields: Mapping[str, str], bootstrap: Bootstrap
 ) -> Json:
@@ -99,7 +147,8 @@ def _of_fields(
     found = {}
     for measure, field in fields.items():
         having = [sample for sample in samples if getattr(sample, field) is not None]
-        effects = _by_arm(having, partial(_number, field=field), partial(_difference, bootstrap))
+        values = _by_arm(having, partial(_number, field=field))
+        effects = _compared(values, partial(_difference, bootstrap))
         if effects:
             found[measure] = effects
     return found
@@ -118,26 +167,36 @@ def _difference(
 
 
 def _by_arm(
-    samples: Sequence[EvaluationSample],
-    value: Callable[[EvaluationSample], T],
-    difference: Callable[[dict[str, list[T]], dict[str, list[T]]], Difference],
-) -> Json:
-    """The effect of every arm but the base; none where fewer than two prompts are in both."""
+    samples: Sequence[EvaluationSample], value: Callable[[EvaluationSample], T]
+) -> dict[str, dict[str, list[T]]]:
+    """Values by arm and prompt."""
     values: dict[str, dict[str, list[T]]] = {}
     for arm in dict.fromkeys(sample.arm for sample in samples):
         own = [sample for sample in samples if sample.arm == arm]
         values[arm] = values_by_cluster([value(s) for s in own], [s.prompt_id for s in own])
-    base = values.pop("base", {})
+    return values
+
+
+def _paired(
+    base: Mapping[str, list[T]], other: Mapping[str, list[T]]
+) -> tuple[dict[str, list[T]], dict[str, list[T]]]:
+    """Both on the prompts that both have."""
+    both = sorted(base.keys() & other.keys())
+    return {p: base[p] for p in both}, {p: other[p] for p in both}
+
+
+def _compared(
+    values: Mapping[str, Mapping[str, list[T]]],
+    difference: Callable[[dict[str, list[T]], dict[str, list[T]]], Difference],
+) -> Json:
+    """The effect of every arm but the base; none where fewer than two prompts are in both."""
+    base = values.get("base", {})
     found = {}
     for arm, by_prompt in values.items():
-        both = base.keys() & by_prompt.keys()
-        if len(both) >= 2:
-            found[arm] = as_json(difference(_only(base, both), _only(by_prompt, both)))
+        own, others = _paired(base, by_prompt)
+        if arm != "base" and len(own) >= 2:
+            found[arm] = as_json(difference(own, others))
     return found
-
-
-def _only(by_prompt: Mapping[str, list[T]], prompt_ids: Iterable[str]) -> dict[str, list[T]]:
-    return {prompt_id: by_prompt[prompt_id] for prompt_id in sorted(prompt_ids)}
 
 
 def as_json(found: Difference) -> Json:
@@ -154,26 +213,22 @@ def _overall(
     bootstrap: Bootstrap,
 ) -> Json:
     found = _of_fields(samples, _OVERALL, bootstrap)
+    means = partial(_difference, bootstrap)
     if natural_lengths is not None:
-        base = natural_lengths["base"]
-        found["natural_length"] = {
-            arm: as_json(
-                cluster_bootstrap_difference(
-                    {p: base[p] for p in sorted(base.keys() & lengths.keys())},
-                    {p: lengths[p] for p in sorted(base.keys() & lengths.keys())},
-                    num_resamples=bootstrap.num_resamples,
-                    seed=bootstrap.seed,
-                )
-            )
-            for arm, lengths in natural_lengths.items()
-            if arm != "base"
+        lengths = {
+            arm: {prompt_id: list(values) for prompt_id, values in by_prompt.items()}
+            for arm, by_prompt in natural_lengths.items()
         }
-    texts = partial(_by_arm, samples)
-    found["distinct_2"] = texts(_words, partial(_jackknife, partial(measures.distinct_n, n=2)))
-    found["opening_share"] = texts(_text, partial(_jackknife, _opening_share))
-    if _has_several(samples):
-        found["within_prompt_diversity"] = texts(_text, partial(_mean_diversity, bootstrap))
-    return found
+        found["natural_length"] = _compared(lengths, means)
+    texts = _by_arm(samples, _text)
+    found["distinct_2"] = _compared(
+        _by_arm(samples, _words), partial(_jackknife, partial(measures.distinct_n, n=2))
+    )
+    found["opening_share"] = _compared(texts, partial(_jackknife, _opening_share))
+    found["within_prompt_diversity"] = _compared(
+        {arm: _diversities(by_prompt) for arm, by_prompt in texts.items()}, means
+    )
+    return {measure: by_arm for measure, by_arm in found.items() if by_arm}
 
 
 def _words(sample: EvaluationSample) -> tuple[str, ...]:
@@ -193,47 +248,51 @@ def _jackknife(
 
 
 def _opening_share(texts: Sequence[str]) -> float:
-    share, _ = measures.opening_share(texts, num_words=_OPENING_WORDS)
-    return share
+    return measures.opening_share(texts).share
 
 
-def _has_several(samples: Sequence[EvaluationSample]) -> bool:
-    """Whether any arm replied to a prompt more than once."""
-    return len(samples) > len({(sample.arm, sample.prompt_id) for sample in samples})
-
-
-def _mean_diversity(
-    bootstrap: Bootstrap, base: dict[str, list[str]], other: dict[str, list[str]]
-) -> Difference:
-    """Of prompts that both arms replied to several times; each is one value."""
-    several = [p for p in base if min(len(base[p]), len(other[p])) > 1]
-    return _difference(
-        bootstrap,
-        {p: [measures.within_prompt_diversity(base[p])] for p in several},
-        {p: [measures.within_prompt_diversity(other[p])] for p in several},
-    )
+def _diversities(by_prompt: Mapping[str, list[str]]) -> dict[str, list[float]]:
+    """Of the prompts that were replied to several times."""
+    return {
+        prompt_id: [measures.within_prompt_diversity(texts)]
+        for prompt_id, texts in by_prompt.items()
+        if len(texts) > 1
+    }
 
 
 def _judged(judgements: Sequence[Judgement], bootstrap: Bootstrap) -> Json:
-    """Win rates by arm; measures without a judgement are left out."""
-    found: Json = {}
+    """Win rates by arm; of an arm without verdicts on two prompts there are none."""
+    settings = {"num_resamples": bootstrap.num_resamples, "seed": bootstrap.seed}
+    found: dict[str, Json] = {"win_rate": {}, "win_rate_length_controlled": {}}
     for arm in dict.fromkeys(judgement.arm for judgement in judgements):
         comparisons = [_comparison(j) for j in judgements if j.arm == arm]
-        if len({comparison.cluster for comparison in comparisons}) < 2:
+        scored = [c for c in comparisons if None not in (c.shown_first, c.shown_second)]
+        if len({comparison.cluster for comparison in scored}) < 2:
             continue
-        settings = {"num_resamples": bootstrap.num_resamples, "seed": bootstrap.seed}
-        plain = win_rate(comparisons, **settings)
-        controlled = length_controlled_win_rate(comparisons, **settings)
-        found.setdefault("win_rate", {})[arm] = plain
-        found.setdefault("win_rate_length_controlled", {})[arm] = controlled
-    return found
+        plain = win_rates.win_rate(comparisons, **settings)
+        counts = {
+            "swap_consistency": plain.swap_consistency.estimate,
+            "num_unscored": plain.num_unscored,
+            "num_ties": plain.num_ties,
+            "num_inconsistent": plain.num_inconsistent,
+        }
+        found["win_rate"][arm] = as_json(plain.rate) | counts
+        lengths = {comparison.length_difference for comparison in scored}
+        # Of replies that are all longer by as much, nothing tells the arm from its length.
+        if len(lengths) > 1 or lengths == {0}:
+            controlled = win_rates.length_controlled_win_rate(comparisons, **settings)
+            found["win_rate_length_controlled"][arm] = as_json(controlled.rate) | {
+                "length_effect": asdict(controlled.length_effect),
+                "num_longer": controlled.num_longer,
+            }
+    return {measure: by_arm for measure, by_arm in found.items() if by_arm}
 
 
-def _comparison(judgement: Judgement) -> Comparison:
-    return Comparison(
+def _comparison(judgement: Judgement) -> win_rates.Comparison:
+    return win_rates.Comparison(
         cluster=judgement.prompt_id,
-        arm_first=judgement.arm_first,
-        arm_second=judgement.arm_second,
+        shown_first=judgement.arm_first,
+        shown_second=judgement.arm_second,
         length_difference=judgement.length_difference,
     )
 

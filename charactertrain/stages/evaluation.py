@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from charactertrain import effects
 from charactertrain.artifacts import Outcome, read_rows
 from charactertrain.pipeline import Work
-from charactertrain.records import NO_TRAIT, EvaluationSample, Judgement, Prompt, Trait
+from charactertrain.records import EvaluationSample, Judgement, Prompt, Trait
 from charactertrain.stages import arms as arms_of
 from charactertrain.stages.context import Context
 from charactertrain.stages.evaluation_passes import Passes
@@ -20,9 +20,10 @@ def run(work: Work, context: Context) -> Outcome:
     prompts = [
         prompt
         for prompt in read_rows(*work.inputs["prompts"], "prompts", Prompt)
-        if prompt.split == "test" and prompt.trait_id != NO_TRAIT
+        if prompt.split == "test"
     ]
-    arms = arms_of.find(section.compare, weights=work.identity.config["model"]["weights"])
+    ours = {name: manifest for name, (_, manifest) in work.inputs.items()}
+    arms = arms_of.find(section.compare, ours)
     asked = {arm.name: arms_of.unseen(arm, prompts) for arm in arms}
     with ExitStack() as opened:
         passes = Passes(work, context, traits, opened)
@@ -32,16 +33,17 @@ def run(work: Work, context: Context) -> Outcome:
         passes.score()
         passes.reward()
         passes.judge()
+    samples = passes.rows("samples", EvaluationSample)
     judgements = passes.rows("judgements", Judgement)
+    bootstrap = effects.Bootstrap(section.num_resamples, context.config.seed)
     report = {
         "arms": arms_of.described(arms),
         "missing_arms": arms_of.missing(arms),
-        **effects.results(
-            passes.rows("samples", EvaluationSample),
-            judgements,
-            natural,
-            effects.Bootstrap(section.num_resamples, context.config.seed),
+        **effects.results(samples, judgements, natural, bootstrap),
+        "over_seeds": effects.over_seeds(
+            samples, ["policy", *(arm.name for arm in arms if arm.kind == "seed")]
         ),
+        "attribution": effects.attributed(samples, arms_of.ablations(arms, traits), bootstrap),
     }
     work.directory.write_bytes("report.json", json.dumps(report, indent=2).encode())
     return passes.outcome(
