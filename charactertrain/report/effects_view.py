@@ -7,12 +7,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from charactertrain.report.data_view import Estimate
+
 BASE = "base"
 POLICY = "policy"
 """Names of the two arms that every evaluation has."""
 
-ArmKind = Literal["base", "prompted", "policy", "dpo", "best_of_n", "neutral", "placebo", "run"]
-"""What an arm is: prompted is the base with the trait in its prompt, run is any other run."""
+ArmKind = Literal[
+    "base",
+    "prompted",
+    "policy",
+    "seed",
+    "dpo",
+    "best_of_n",
+    "neutral",
+    "placebo",
+    "ablation",
+    "run",
+]
+"""What an arm is: prompted is the base with the trait in its prompt, seed this run with another
+seed, ablation this run without some of its traits, run any other run."""
 
 Measure = Literal[
     "contrast",
@@ -82,6 +96,56 @@ class Effect:
 
 ByArm = Mapping[str, Effect]
 """Effect by the arm's name; an arm that was not measured is absent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OverSeeds:
+    """What training changed over runs that differ by seed alone."""
+
+    arms: tuple[str, ...]
+    """The policy and the arms of the other seeds."""
+    traits: Mapping[str, Mapping[Measure, Effect]]
+    """Effects by trait and measure, with intervals over runs and prompts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """What the training of one trait changed on the prompts of another, or on its own."""
+
+    difference: float
+    """With its training minus without."""
+    ci_low: float
+    """Lower end of the 95 % interval over prompts; NaN when there is none."""
+    ci_high: float
+    """Upper end of the interval; NaN when there is none."""
+    p_holm: float | None
+    """Two-sided p after Holm's correction over the cells off the diagonal; None on it."""
+    num_prompts: int
+    """Prompts that both runs answered."""
+
+    @property
+    def is_established(self) -> bool:
+        """Whether the interval is clear of zero, and p at most 0.05 where it is corrected."""
+        is_clear = self.ci_low > 0 or self.ci_high < 0
+        return is_clear and (self.p_holm is None or self.p_holm <= 0.05)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attribution:
+    """Which trait changed which, by one measure."""
+
+    design: str
+    """leave_one_out or one_trait_only."""
+    measure: Measure
+    """What the cells are of."""
+    rows: tuple[str, ...]
+    """Traits that were trained or left out."""
+    columns: tuple[str, ...]
+    """Traits on whose prompts it was measured."""
+    cells: Mapping[tuple[str, str], Cell]
+    """By row and column; one that was not measured is absent."""
+    dominance: Estimate | None
+    """Sum of the diagonal over the sum of all cells' sizes, -1 to 1; None where not measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from charactertrain.report.data_view import DataView
-from charactertrain.report.effects_view import Arm, ByArm, Measure, ProbeView
+from charactertrain.report.effects_view import (
+    Arm,
+    Attribution,
+    ByArm,
+    Measure,
+    OverSeeds,
+    ProbeView,
+)
 from charactertrain.report.preference_view import GateView
 from charactertrain.report.run_view import CostView, RunView, Setting, StageView
 from charactertrain.report.training_view import (
@@ -106,6 +113,10 @@ class ReportView:
     """Effects on all held-out responses together, by measure."""
     kinds: Mapping[str, Mapping[Measure, ByArm]]
     """Effects by kind of prompt."""
+    over_seeds: OverSeeds | None
+    """Effects over several seeds; None where there is one."""
+    attribution: tuple[Attribution, ...]
+    """Which trait changed which; empty without runs that leave traits out."""
     probes: tuple[ProbeView, ...]
     """Probes of robustness and of side effects."""
     interval_note: str | None

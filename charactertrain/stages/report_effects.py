@@ -4,12 +4,16 @@ import math
 from collections.abc import Mapping
 
 from charactertrain.artifacts import Json
+from charactertrain.report.data_view import Estimate
 from charactertrain.report.effects_view import (
     Arm,
+    Attribution,
     ByArm,
+    Cell,
     Effect,
     Judged,
     Measure,
+    OverSeeds,
     ProbeExample,
     ProbeRow,
     ProbeView,
@@ -85,6 +89,63 @@ def gate(values: Json) -> GateView:
         threshold=values["threshold"],
         is_ceiling=values["is_ceiling"],
         is_met=values["is_met"],
+    )
+
+
+def over_seeds(results: Json) -> OverSeeds | None:
+    """Effects over runs that differ by seed alone; None where there is one run."""
+    values = results.get("over_seeds")
+    if not values:
+        return None
+    return OverSeeds(
+        arms=tuple(values["arms"]),
+        traits={
+            trait_id: {
+                measure: effect(found[measure]) for measure in MEASURE_LABELS if measure in found
+            }
+            for trait_id, found in values["traits"].items()
+        },
+    )
+
+
+def attribution(results: Json) -> tuple[Attribution, ...]:
+    """Every matrix of trained traits against measured ones; none without ablated runs."""
+    return tuple(
+        _matrix(design, measure, by_measure[measure])
+        for design, by_measure in results.get("attribution", {}).items()
+        for measure in MEASURE_LABELS
+        if by_measure.get(measure, {}).get("cells")
+    )
+
+
+def _matrix(design: str, measure: Measure, values: Json) -> Attribution:
+    cells: dict[str, dict[str, Json]] = values["cells"]
+    dominance = values["diagonal_dominance"]
+    return Attribution(
+        design=design,
+        measure=measure,
+        rows=tuple(cells),
+        columns=tuple(
+            dict.fromkeys(column for by_column in cells.values() for column in by_column)
+        ),
+        cells={
+            (row, column): Cell(
+                difference=cell["difference"],
+                ci_low=_or_nan(cell["ci_low"]),
+                ci_high=_or_nan(cell["ci_high"]),
+                p_holm=cell.get("p_holm"),
+                num_prompts=cell["num_prompts"],
+            )
+            for row, by_column in cells.items()
+            for column, cell in by_column.items()
+        },
+        dominance=None
+        if dominance is None
+        else Estimate(
+            value=dominance["estimate"],
+            ci_low=_or_nan(dominance["ci_low"]),
+            ci_high=_or_nan(dominance["ci_high"]),
+        ),
     )
 
 

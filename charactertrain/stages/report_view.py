@@ -65,6 +65,8 @@ def assemble(work: Work, context: Context) -> ReportView:
             kind: report_effects.by_measure(found)
             for kind, found in results.get("kinds", {}).items()
         },
+        over_seeds=report_effects.over_seeds(results),
+        attribution=report_effects.attribution(results),
         probes=report_effects.probes(results),
         interval_note=(
             "Intervals are of 95 %, over prompts as clusters: a bootstrap with "

@@ -21,9 +21,12 @@ from charactertrain.report.data_view import (
 )
 from charactertrain.report.effects_view import (
     Arm,
+    Attribution,
     ByArm,
+    Cell,
     Effect,
     Judged,
+    OverSeeds,
     ProbeExample,
     ProbeRow,
     ProbeView,
@@ -173,6 +176,40 @@ def traits() -> tuple[TraitView, ...]:
         samples=(sample(3),),
     )
     return enthusiastic, uncertain, honest, brief
+
+
+def over_seeds() -> OverSeeds:
+    """Two runs that differ by seed."""
+    return OverSeeds(
+        arms=("policy", "demo-seed-2"),
+        traits={"enthusiastic": {"contrast": effect(-0.231, 0.061, 0.117, 0.031)}},
+    )
+
+
+def attribution() -> Attribution:
+    """Two traits that changed themselves, and one of them the other a little."""
+    cells = {
+        ("enthusiastic", "enthusiastic"): (0.281, 0.041, None),
+        ("enthusiastic", "brief"): (-0.083, 0.036, 0.012),
+        ("brief", "brief"): (0.064, 0.031, None),
+    }
+    return Attribution(
+        design="leave_one_out",
+        measure="contrast",
+        rows=("enthusiastic", "brief"),
+        columns=("enthusiastic", "brief"),
+        cells={
+            key: Cell(
+                difference=value,
+                ci_low=value - half_width,
+                ci_high=value + half_width,
+                p_holm=p_holm,
+                num_prompts=43,
+            )
+            for key, (value, half_width, p_holm) in cells.items()
+        },
+        dominance=estimate(0.81, 0.09),
+    )
 
 
 def probes() -> tuple[ProbeView, ...]:
@@ -615,6 +652,8 @@ def report_view() -> ReportView:
             "trait": {"contrast": by_arm(-0.2, 0.12, 0.05)},
             "everyday": {"contrast": by_arm(-0.18, -0.11, 0.06)},
         },
+        over_seeds=over_seeds(),
+        attribution=(attribution(),),
         probes=probes(),
         judge_note="Judge: SmolLM2 itself.",
         interval_note="Intervals: cluster bootstrap over prompts, 2,000 resamples.",

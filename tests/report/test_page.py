@@ -10,10 +10,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from charactertrain.report import arm_plots, sections
+from charactertrain.report import sections
 from charactertrain.report.data_view import DataView
+from charactertrain.report.effects_view import Cell
 from charactertrain.report.page import render
 from charactertrain.report.run_view import CostView, Setting
+from charactertrain.report.svg import ARM_COLOURS
 from charactertrain.report.training_view import PreferenceModelView
 from charactertrain.report.view import Reply, ReportView, TraitView
 
@@ -66,6 +68,8 @@ def _without_everything(view: ReportView) -> ReportView:
         gates=(),
         overall={},
         kinds={},
+        over_seeds=None,
+        attribution=(),
         probes=(),
         interval_note=None,
         samples_note=None,
@@ -286,6 +290,32 @@ def test_probes_read_in_the_direction_that_they_ask_for(page: _Page) -> None:
     assert refused[-1] == "\u25bc worse"
 
 
+def test_attribution_marks_what_moved_and_what_was_not_measured(page: _Page) -> None:
+    matrix = page.html.partition('<table class="matrix">')[2].partition("</table>")[0]
+    assert re.findall(r'<td class="([^"]*)"', matrix) == [
+        "num own up",
+        "num down",
+        "missing",
+        "num own up",
+    ]
+    assert "Diagonal dominance: 0.81 [0.72, 0.90]" in page.text
+
+
+@pytest.mark.parametrize(
+    ("low", "p_holm", "found"), [(0.1, None, True), (0.1, 0.2, False), (-0.1, None, False)]
+)
+def test_cell_is_established_by_its_interval_and_corrected_p(
+    low: float, p_holm: float | None, found: bool
+) -> None:
+    cell = Cell(difference=0.3, ci_low=low, ci_high=0.5, p_holm=p_holm, num_prompts=9)
+    assert cell.is_established == found
+
+
+def test_effects_over_seeds_stand_with_their_runs(page: _Page) -> None:
+    assert "The mean over 2 runs that differ by seed alone (policy, demo-seed-2)" in page.text
+    assert "+0.292 [0.175, 0.409]" in " ".join(page.text.split())
+
+
 def test_gates_of_the_policy_pass_fail_or_are_not_measured(page: _Page) -> None:
     outcome = page.text.partition("Gates")[2].partition("Also judged")[0].split()
     text = " ".join(outcome)
@@ -317,7 +347,7 @@ def test_colours_of_arms_stand_out_from_the_paper(page: _Page, theme: int) -> No
     blocks = re.findall(r":root \{(.*?)\n *\}", page.html, re.DOTALL)
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[theme]))
     arms = [colours[f"arm-{index}"] for index in range(1, 9)]
-    assert len(set(arms)) == len(arm_plots.ARM_COLOURS)
+    assert len(set(arms)) == len(ARM_COLOURS)
     paper = _luminance(colours["paper"])
     for colour in arms:
         low, high = sorted((_luminance(colour), paper))
@@ -335,6 +365,8 @@ def test_colours_of_arms_stand_out_from_the_paper(page: _Page, theme: int) -> No
         "nothing was measured over all responses together",
         "effects by kind of prompt were not measured",
         "no probe was run",
+        "Missing: which trait changed which measure.",
+        "Missing: other seeds.",
         "the defaults are not known here",
         "no verdict lines were given",
         "How the intervals were made was not recorded",

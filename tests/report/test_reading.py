@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from charactertrain.report.effects_view import Better, Effect
+from charactertrain.report.effects_view import Better, ByArm, Effect, Measure
 from charactertrain.report.reading import answer, headline, read_effect, read_probe, read_trait
 from charactertrain.report.view import ReportView
 
@@ -105,7 +105,9 @@ def test_an_effect_must_pass_holms_correction_too(p_holm: float, reading: str) -
 
 
 def test_an_arm_is_read_by_its_own_effects(view: ReportView) -> None:
-    effects = {"contrast": {"policy": _effect(0.1, 0.2), "prompted": _effect(-0.2, -0.1)}}
+    effects: dict[Measure, ByArm] = {
+        "contrast": {"policy": _effect(0.1, 0.2), "prompted": _effect(-0.2, -0.1)}
+    }
     trait = replace(view.traits[0], effects=effects)
     assert read_trait(trait) == "shown"
     assert read_trait(trait, "prompted") == "reversed"

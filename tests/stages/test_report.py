@@ -126,11 +126,34 @@ def report_json() -> Json:
                 ],
             }
         },
+        "over_seeds": {
+            "arms": ["policy", "again"],
+            "traits": {"warm": {"contrast": {**effect(-0.2, 0.0, 0.1), "num_runs": 2}}},
+        },
+        "attribution": {
+            "leave_one_out": {
+                "contrast": {
+                    "cells": {"warm": {"warm": cell(0.3), "brief": {**cell(0.1), "p_holm": 0.4}}},
+                    "diagonal_dominance": None,
+                }
+            },
+            "one_trait_only": {"contrast": {"cells": {}, "diagonal_dominance": None}},
+        },
         "gates": [
             gate_json("length", 0.1, 0.2, is_met=True),
             gate_json("distinct_2", 0.8, 0.9, is_met=False),
             gate_json("placebo", None, 0.0, is_met=None),
         ],
+    }
+
+
+def cell(difference: float) -> Json:
+    return {
+        "difference": difference,
+        "ci_low": difference - 0.05,
+        "ci_high": difference + 0.05,
+        "p_value": 0.01,
+        "num_prompts": 15,
     }
 
 
@@ -606,6 +629,25 @@ def test_judge_that_ranked_too_is_warned_of(
     note = make_view(make_run(rankings=rankings), context).judge_note
     assert note is not None
     assert ("The same model ranked" in note) == warns
+
+
+def test_view_has_the_attribution_and_the_seeds(make_run: MakeRun, context: Context) -> None:
+    view = make_view(make_run(), context)
+    (matrix,) = view.attribution
+    assert (matrix.design, matrix.rows, matrix.columns) == (
+        "leave_one_out",
+        ("warm",),
+        ("warm", "brief"),
+    )
+    assert matrix.cells["warm", "warm"].is_established
+    assert not matrix.cells["warm", "brief"].is_established
+    assert matrix.dominance is None
+    assert view.over_seeds is not None
+    assert view.over_seeds.arms == ("policy", "again")
+    assert view.over_seeds.traits["warm"]["contrast"].arm == 0.0
+    bare = {**report_json(), "over_seeds": {}, "attribution": {}}
+    without = make_view(make_run(bare), context)
+    assert (without.over_seeds, without.attribution) == (None, ())
 
 
 def test_probes_are_shown_with_their_worst_rows(make_run: MakeRun, context: Context) -> None:
