@@ -8,11 +8,28 @@ from markupsafe import Markup
 
 from charactertrain.report.arm_plots import Group, Look, arm_key, forest_plot
 from charactertrain.report.differences import Differences, word_differences
-from charactertrain.report.effects_view import BASE, POLICY, Arm, ByArm, Measure, ProbeView
+from charactertrain.report.effects_view import (
+    BASE,
+    POLICY,
+    Arm,
+    ByArm,
+    Measure,
+    ProbeRow,
+    ProbeView,
+)
 from charactertrain.report.reading import MEASURE_LABELS, read_probe
 from charactertrain.report.sections import Chart
 from charactertrain.report.text import Span, highlight, interval, number, signed
 from charactertrain.report.view import Reply, ReportView, Sample
+
+_SUFFIXES = {
+    "_change": "change from plain",
+    "_interaction": "beyond either change alone",
+    "_slope": "slope over turns",
+    "_lost": "share lost of those right at first",
+    "_retention": "share left of the effect without a condition (base: 1)",
+}
+"""Of a measure's name, where a row is not of its level."""
 
 # Only SVG from `arm_plots` becomes Markup here: ElementTree has escaped every text in it.
 
@@ -92,41 +109,61 @@ def _measure_chart(
 
 
 def probe_charts(probe: ProbeView, arms: Mapping[str, Look]) -> tuple[Chart, ...]:
-    """A forest plot over conditions for each measure of a probe."""
-    by_measure: dict[str, list[Group]] = {}
-    for row in probe.rows:
-        by_measure.setdefault(row.measure, []).append((row.condition, row.effects))
+    """A forest plot over conditions for each measure of a probe, of all traits together."""
+    by_measure: dict[str, list[ProbeRow]] = {}
+    for row in whole_rows(probe):
+        by_measure.setdefault(row.measure, []).append(row)
     return tuple(
         Chart(
-            title=measure,
+            title=measure_title(measure),
             svg=Markup(
                 forest_plot(
                     f"probe {probe.name} {measure}",
-                    f"{measure}, difference from the base",
-                    groups,
+                    f"difference from the base\n({rows[0].unit})",
+                    [(row.condition, row.effects) for row in rows],
                     arms,
                 )
             ),
         )
-        for measure, groups in by_measure.items()
+        for measure, rows in by_measure.items()
     )
+
+
+def whole_rows(probe: ProbeView) -> list[ProbeRow]:
+    """The rows of a probe that are of all traits together."""
+    return [row for row in probe.rows if row.trait_id is None]
+
+
+def measure_title(measure: str) -> str:
+    """A probe's measure in words."""
+    for suffix, words in _SUFFIXES.items():
+        if measure.endswith(suffix):
+            return f"{measure_title(measure.removesuffix(suffix))}, {words}"
+    return measure.replace("_", " ")
 
 
 def probe_summary(probe: ProbeView) -> tuple[str, ...]:
     """How the policy's rows read against the base, then each row that is worse or has changed."""
-    readings = [read_probe(row.effects.get(POLICY), probe.better) for row in probe.rows]
-    counts = ", ".join(f"{reading} in {count}" for reading, count in Counter(readings).items())
-    total = len(readings)
-    lines = [f"Policy against base, {total} row{'' if total == 1 else 's'}: {counts}."]
-    for row, reading in zip(probe.rows, readings, strict=True):
-        if reading in {"worse", "changed"}:
-            found = row.effects[POLICY]
+    whole = whole_rows(probe)
+    by_trait = [row for row in probe.rows if row.trait_id is not None]
+    lines = [f"Policy against base, {_counted(whole)}"]
+    for row in whole:
+        reading, found = read_probe(row.effects.get(POLICY), row.better), row.effects.get(POLICY)
+        if found is not None and reading in {"worse", "changed"}:
             lines.append(
-                f"{reading.capitalize()}: {row.condition}, {row.measure} {number(found.arm)} "
-                f"against {number(found.base)}, {signed(found.difference)} "
+                f"{reading.capitalize()}: {row.condition}, {measure_title(row.measure)} "
+                f"{number(found.arm)} against {number(found.base)}, {signed(found.difference)} "
                 f"{interval(found.ci_low, found.ci_high)}."
             )
+    if by_trait:
+        lines.append(f"Trait by trait, {_counted(by_trait)}")
     return tuple(lines)
+
+
+def _counted(rows: Sequence[ProbeRow]) -> str:
+    readings = Counter(read_probe(row.effects.get(POLICY), row.better) for row in rows)
+    counts = ", ".join(f"{reading} in {count}" for reading, count in readings.items())
+    return f"{len(rows)} row{'' if len(rows) == 1 else 's'}: {counts}."
 
 
 def arm_keys(arms: Mapping[str, Look]) -> dict[str, Markup]:

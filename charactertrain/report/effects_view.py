@@ -92,6 +92,8 @@ class Effect:
     """Prompts that they answer: the clusters of the interval."""
     judged: Judged | None
     """None of a measure that no judge takes."""
+    note: str | None
+    """Why there are no numbers, or what they are of; None where there is nothing to say."""
 
 
 ByArm = Mapping[str, Effect]
@@ -154,8 +156,14 @@ class ProbeRow:
 
     condition: str
     """Name of the condition."""
+    trait_id: str | None
+    """Trait whose conversations it is of; None for all together."""
     measure: str
     """What was measured."""
+    unit: str
+    """Its unit or range."""
+    better: Better | None
+    """Which way is better; None where neither is."""
     effects: ByArm
     """Effect by arm."""
 
@@ -184,11 +192,9 @@ class ProbeView:
     """Heading."""
     question: str
     """What it asks, as a question."""
-    unit: str
-    """Unit or range of its measures."""
-    better: Better | None
-    """Which way is better; None where neither is."""
     rows: tuple[ProbeRow, ...]
     """In the order to be shown."""
+    left_out: Mapping[str, int]
+    """Turns by arm that the arm or the base has no reply to, and that are in neither."""
     examples: tuple[ProbeExample, ...]
     """Conversations to judge it by."""

@@ -64,6 +64,7 @@ def render(view: ReportView) -> str:
             keys=effect_sections.arm_keys(arms),
             effect_charts=effect_sections.measure_charts(view, arms),
             other_looks=others,
+            policy_look={name: look for name, look in arms.items() if name == POLICY},
             against_charts=effect_sections.against_charts(view, others),
             kind_charts=effect_sections.kind_charts(view, arms),
             phases=[sections.phase_section(phase, view.policy) for phase in sections.PHASE_TITLES],
@@ -116,6 +117,8 @@ def environment() -> Environment:
         watch_panels=watch_plots.watch_panels,
         probe_charts=effect_sections.probe_charts,
         probe_summary=effect_sections.probe_summary,
+        whole_rows=effect_sections.whole_rows,
+        measure_title=effect_sections.measure_title,
         panels_of=effect_sections.panels,
     )
     return environment

@@ -25,8 +25,8 @@ from charactertrain.report.reading import MEASURE_LABELS
 def effect(values: Json) -> Effect:
     """One measure of one arm."""
     return Effect(
-        base=values["base"],
-        arm=values["arm"],
+        base=_or_nan(values["base"]),
+        arm=_or_nan(values["arm"]),
         difference=_or_nan(values["difference"]),
         ci_low=_or_nan(values["ci_low"]),
         ci_high=_or_nan(values["ci_high"]),
@@ -35,6 +35,7 @@ def effect(values: Json) -> Effect:
         num_responses=values["num_responses"],
         num_prompts=values["num_prompts"],
         judged=_judged(values) if "unscored" in values else None,
+        note=values.get("note") or values.get("condition"),
     )
 
 
@@ -159,14 +160,19 @@ def _probe(name: str, values: Json) -> ProbeView:
         name=name,
         title=values["title"],
         question=values["question"],
-        unit=values["unit"],
-        better=values["better"],
         rows=tuple(
             ProbeRow(
-                condition=row["condition"], measure=row["measure"], effects=by_arm(row["arms"])
+                condition=row["condition"],
+                trait_id=row.get("trait_id"),
+                measure=row["measure"],
+                # Of the probe, where its rows do not differ in it.
+                unit=row.get("unit", values["unit"]),
+                better=row.get("better", values["better"]),
+                effects=by_arm(row["arms"]),
             )
             for row in values["rows"]
         ),
+        left_out={arm: turns for arm, turns in values.get("left_out", {}).items() if turns},
         examples=tuple(
             ProbeExample(
                 condition=example["condition"],

@@ -22,6 +22,7 @@ from charactertrain.report.data_view import (
 from charactertrain.report.effects_view import (
     Arm,
     Attribution,
+    Better,
     ByArm,
     Cell,
     Effect,
@@ -66,6 +67,7 @@ def effect(base: float, arm: float, half_width: float, p_holm: float | None = No
         num_responses=192,
         num_prompts=64,
         judged=None,
+        note=None,
     )
 
 
@@ -212,16 +214,27 @@ def attribution() -> Attribution:
     )
 
 
+def probe_row(condition: str, measure: str, effects: ByArm, better: Better) -> ProbeRow:
+    """A row of all traits together."""
+    return ProbeRow(
+        condition=condition,
+        trait_id=None,
+        measure=measure,
+        unit="share",
+        better=better,
+        effects=effects,
+    )
+
+
 def probes() -> tuple[ProbeView, ...]:
     """A probe that should rise, one that should fall, and one that should stay as it is."""
     kept = ProbeView(
         name="drop_the_act",
         title="Asked to drop the act",
         question="How much of the character is left when the user asks for its end?",
-        unit="nats per token, and shares",
-        better="higher",
+        left_out={"policy": 3},
         rows=tuple(
-            ProbeRow(condition=condition, measure=measure, effects=by_arm(base, arm, 0.05))
+            probe_row(condition, measure, by_arm(base, arm, 0.05), "higher")
             for condition, fall in (("plain", 0.0), ("suffix-1", 0.1), ("system override", 0.31))
             for measure, base, arm in (
                 ("contrast", -0.2, 0.1 - fall),
@@ -241,26 +254,16 @@ def probes() -> tuple[ProbeView, ...]:
         name="refusals",
         title="Refusals on harmless prompts",
         question="Does it refuse what nobody should mind?",
-        unit="share, 0 to 1",
-        better="lower",
-        rows=(
-            ProbeRow(
-                condition="plain", measure="refused", effects={"policy": effect(0.02, 0.09, 0.03)}
-            ),
-        ),
+        left_out={},
+        rows=(probe_row("plain", "refused", {"policy": effect(0.02, 0.09, 0.03)}, "lower"),),
         examples=(),
     )
     same = ProbeView(
         name="capability",
         title="Arithmetic",
         question="Does it still add up?",
-        unit="share, 0 to 1",
-        better="unchanged",
-        rows=(
-            ProbeRow(
-                condition="plain", measure="correct", effects={"policy": effect(0.4, 0.41, 0.05)}
-            ),
-        ),
+        left_out={},
+        rows=(probe_row("plain", "correct", {"policy": effect(0.4, 0.41, 0.05)}, "unchanged"),),
         examples=(),
     )
     return kept, refused, same

@@ -113,8 +113,8 @@ def _everywhere(view: ReportView, text: str) -> ReportView:
     first = view.traits[0]
     replies = {arm: Reply(text=text, measures={}) for arm in ("base", "policy", text)}
     sample = replace(first.samples[0], prompt=text, kind=text, replies=replies)
-    probe = replace(view.probes[0], name=text, title=text, question=text, unit=text)
-    row = replace(probe.rows[0], condition=text, measure=text)
+    probe = replace(view.probes[0], name=text, title=text, question=text)
+    row = replace(probe.rows[0], condition=text, measure=text, unit=text)
     example = replace(
         probe.examples[0], condition=text, messages=((text, text),), replies=replies_of(text)
     )
@@ -286,8 +286,27 @@ def test_probes_read_in_the_direction_that_they_ask_for(page: _Page) -> None:
     assert "Policy against base, 6 rows: better in 4, not established in 2." in page.text
     assert "Worse: plain, refused 0.090 against 0.020, +0.070 [0.040, 0.100]." in page.text
     assert "Policy against base, 1 row: not established in 1." in page.text
-    refused = _row(page, "plain: refused")
+    refused = _row(page, "plain: refused (share)")
     assert refused[-1] == "\u25bc worse"
+
+
+def test_probes_by_trait_are_of_the_policy_and_counted(light_view: ReportView) -> None:
+    probe = light_view.probes[0]
+    found = light_view.probes[1].rows[0].effects["policy"]
+    unknown = replace(found, difference=math.nan, note="not established: nothing to lose")
+    rows = (
+        replace(probe.rows[0], trait_id="honest", measure="contrast_retention"),
+        replace(probe.rows[0], measure="contrast_slope", effects={"policy": unknown}),
+    )
+    html = render(replace(light_view, probes=(replace(probe, rows=rows),)))
+    text = " ".join(_Page(html).text.split())
+    assert "Trait by trait, 1 row: better in 1." in text
+    assert "Policy against base, 1 row: not measured in 1." in text
+    assert "honest, plain: contrast, share left of the effect without a condition" in text
+    assert "not established: nothing to lose" in text
+    assert "left out of both: policy 3." in text
+    by_trait = html.partition("trait by trait</h4>")[2].partition("</table>")[0]
+    assert "demo-dpo" not in by_trait
 
 
 def test_attribution_marks_what_moved_and_what_was_not_measured(page: _Page) -> None:

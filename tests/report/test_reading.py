@@ -22,6 +22,7 @@ def _effect(low: float, high: float, p_holm: float | None = None) -> Effect:
         num_responses=150,
         num_prompts=50,
         judged=None,
+        note=None,
     )
 
 
