@@ -60,10 +60,12 @@ class Arm:
 class Judged:
     """What a judge left open, of a measure that a judge takes."""
 
-    ties: int
+    num_ties: int
     """Comparisons without a winner."""
-    unscored: int
+    num_unscored: int
     """Comparisons without an answer that could be read."""
+    num_inconsistent: int
+    """Comparisons whose winner changed with the order."""
     swap_consistency: float | None
     """Share of pairs with the same winner in both orders, 0 to 1; None where not measured."""
 

@@ -96,6 +96,7 @@ def environment() -> Environment:
         number=text.number,
         signed=text.signed,
         count=text.count,
+        p_value=text.p_value,
         duration=text.duration,
         highlight=text.highlight,
     )

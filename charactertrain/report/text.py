@@ -104,6 +104,11 @@ def interval(low: float, high: float, digits: int = 3) -> str:
     return f"[{number(low, digits)}, {number(high, digits)}]"
 
 
+def p_value(value: float) -> str:
+    """The value to three digits; one below a thousandth says no more than that."""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def count(value: int | None) -> str:
     """The whole number with thousands separated."""
     return "n/a" if value is None else f"{value:,}"

@@ -34,16 +34,17 @@ def effect(values: Json) -> Effect:
         p_holm=values.get("p_holm"),
         num_responses=values["num_responses"],
         num_prompts=values["num_prompts"],
-        judged=_judged(values) if "unscored" in values else None,
+        judged=_judged(values) if "num_unscored" in values else None,
         note=values.get("note") or values.get("condition"),
     )
 
 
 def _judged(values: Json) -> Judged:
     return Judged(
-        ties=values["ties"],
-        unscored=values["unscored"],
-        swap_consistency=values.get("swap_consistency"),
+        num_ties=values["num_ties"],
+        num_unscored=values["num_unscored"],
+        num_inconsistent=values["num_inconsistent"],
+        swap_consistency=values["swap_consistency"],
     )
 
 

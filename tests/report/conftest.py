@@ -93,7 +93,7 @@ def by_arm(base: float, policy: float, half_width: float, p_holm: float | None =
 
 def judged(rate: float) -> ByArm:
     """A win rate of the policy alone."""
-    found = Judged(ties=17, unscored=3, swap_consistency=0.781)
+    found = Judged(num_ties=17, num_unscored=3, num_inconsistent=9, swap_consistency=0.781)
     return {"policy": replace(effect(0.5, rate, 0.061), judged=found)}
 
 

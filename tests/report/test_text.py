@@ -5,12 +5,16 @@ import math
 import pytest
 
 from charactertrain.exceptions import ConstitutionError
-from charactertrain.report.text import MAX_SHOWN_CHARACTERS, highlight, number, printable
+from charactertrain.report.text import MAX_SHOWN_CHARACTERS, highlight, number, p_value, printable
 
 
 def test_number_keeps_a_small_value_apart_from_zero() -> None:
     assert [number(0.0), number(0.0004), number(-0.0004)] == ["0.000", "0.0004", "-0.0004"]
     assert [number(math.nan), number(None)] == ["n/a", "n/a"]
+
+
+def test_p_value_below_a_thousandth_says_so() -> None:
+    assert [p_value(0.0004), p_value(0.001), p_value(0.05)] == ["<0.001", "0.001", "0.050"]
 
 
 def test_highlight_escapes_what_the_pattern_matches() -> None:

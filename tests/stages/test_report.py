@@ -3,19 +3,22 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from charactertrain import artifacts
+from charactertrain import artifacts, effects, evaluation_gates
 from charactertrain.artifacts import Identity, Manifest, Outcome, require
 from charactertrain.config import RunConfig, validate
 from charactertrain.constitution import Constitution
+from charactertrain.evaluation_gates import Thresholds
 from charactertrain.pipeline import Action, Stage, Step, Work, execute
 from charactertrain.records import (
     EvaluationSample,
+    Judgement,
     Message,
     PreferencePair,
     Prompt,
@@ -81,8 +84,9 @@ def report_json() -> Json:
                 "win_rate": {
                     "policy": {
                         **effect(0.5, 0.7, 0.1),
-                        "ties": 3,
-                        "unscored": 2,
+                        "num_ties": 3,
+                        "num_unscored": 2,
+                        "num_inconsistent": 1,
                         "swap_consistency": 0.75,
                     }
                 },
@@ -612,7 +616,8 @@ def test_view_has_every_arm_and_what_is_missing(make_run: MakeRun, context: Cont
     assert warm.effects["contrast"]["policy"].judged is None
     judged = warm.effects["win_rate"]["policy"].judged
     assert judged is not None
-    assert (judged.ties, judged.unscored, judged.swap_consistency) == (3, 2, 0.75)
+    assert (judged.num_ties, judged.num_unscored, judged.num_inconsistent) == (3, 2, 1)
+    assert judged.swap_consistency == 0.75
     assert warm.against["contrast"]["prompted"].difference == pytest.approx(-0.35)
     assert curious.against == {}
     assert view.overall["length"]["policy"].p_holm is None
@@ -1002,6 +1007,50 @@ def test_provenance_shows_the_command_without_keys(
     monkeypatch.setattr("sys.argv", arguments)
     run = make_view(make_run(), context).run
     assert run.command == "python -m charactertrain seed=2 run.dir=s3://bucket/run"
+
+
+def measured() -> Json:
+    """What the evaluation itself writes of these replies, two of its arms standing for others."""
+    bootstrap = effects.Bootstrap(num_resamples=200, seed=1)
+    replies = samples()
+    judgements = [
+        Judgement(f"m{number}", prompt.prompt_id, prompt.trait_id, "policy", first, 0.3, number % 3)
+        for number, prompt in enumerate(prompts())
+        for first in ((None if number == 0 else 0.6),)
+    ]
+    found = {
+        "arms": report_json()["arms"],
+        "missing_arms": {},
+        **effects.results(replies, judgements, None, bootstrap),
+        "over_seeds": effects.over_seeds(replies, ["policy", "prompted"]),
+        "attribution": effects.attributed(
+            replies, {"leave_one_out": {"warm": ("prompted", "policy")}}, bootstrap
+        ),
+    }
+    thresholds = Thresholds(traits_shown=0.8, win_rate=0.6, length_change=0.2, distinct_share=0.9)
+    gates = evaluation_gates.check(found, thresholds)
+    return {**found, "gates": [asdict(gate) for gate in gates]}
+
+
+def test_report_reads_what_the_evaluation_writes(make_run: MakeRun, context: Context) -> None:
+    view = make_view(make_run(measured()), context)
+    warm = view.traits[0]
+    contrast = warm.effects["contrast"]["policy"]
+    own = [found for found in samples() if found.trait_id == "warm"]
+    rise = fmean(found.contrast for found in own if found.arm == "policy")
+    assert contrast.difference == pytest.approx(rise)
+    assert contrast.ci_low < rise < contrast.ci_high
+    assert contrast.p_holm is not None
+    assert contrast.num_prompts == len(FAMILIES) * PROMPTS_PER_FAMILY
+    judged = warm.effects["win_rate"]["policy"].judged
+    assert judged is not None
+    assert judged.num_unscored == 1
+    assert warm.against["contrast"]["prompted"].difference == pytest.approx(rise)
+    assert view.over_seeds is not None
+    assert view.attribution[0].cells["warm", "warm"].difference == pytest.approx(rise)
+    assert len(view.gates) == len(measured()["gates"])
+    html = page.render(view)
+    assert "1 unscored" in html
 
 
 def test_effect_reads_what_the_evaluation_writes() -> None:
