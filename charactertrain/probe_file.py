@@ -54,7 +54,6 @@ class Condition(_Record):
         return {name for text in texts for name in _PLACE.findall(text)}
 
 
-
 class Item(BaseModel):
     """What fills the places, in keys of its own, and what is known of the answer."""
 
@@ -161,7 +160,9 @@ def _load_jsonl(path: Path) -> ProbeFile:
         )
     shipped = load_shipped(probes.pop())
     shape = shipped.model_dump(exclude={"items", "title"})
-    return _checked(path, {**shape, "title": f"{shipped.title}: {path.stem}", "items": items}, lines)
+    return _checked(
+        path, {**shape, "title": f"{shipped.title}: {path.stem}", "items": items}, lines
+    )
 
 
 def _text(path: Path) -> str:
