@@ -125,9 +125,9 @@ def _check_model(config: RunConfig) -> None:
     model = sources.resolve(config.model.path)
     loading.check_context(model, config.model.context_tokens)
     loading.load_tokenizer(model)
-    if config.rankings.judge_model is not None:
-        judge = sources.resolve(config.rankings.judge_model)
-        loading.check_context(judge, config.model.context_tokens)
+    for judge in (config.rankings.judge_model, config.evaluation.judge.judge_model):
+        if judge is not None:
+            loading.check_context(sources.resolve(judge), config.model.context_tokens)
 
 
 def _resolved_yaml(config: RunConfig) -> bytes:

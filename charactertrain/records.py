@@ -229,11 +229,13 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class Reply:
-    """A response of one arm to a held-out prompt, the trait not shown."""
+    """A response of one arm to a held-out prompt."""
 
     sample_id: str
     prompt_id: str
     trait_id: str
+    kind: PromptKind
+    """The prompt's."""
     arm: str
     prompt: str
     text: str
@@ -250,6 +252,8 @@ class EvaluationSample:
     sample_id: str
     prompt_id: str
     trait_id: str
+    kind: PromptKind
+    """The prompt's."""
     arm: str
     prompt: str
     text: str
@@ -261,6 +265,8 @@ class EvaluationSample:
     """Whether the trait's detector matched; None where the trait has none."""
     reward: float
     """The preference model's scalar."""
+    gold_reward: float | None
+    """The gold model's; None where the run has none."""
     kl: float
     """(1/T) [log pi(y|x) - log pi_base(y|x)] in nats per token: k1 estimate.
 
@@ -328,6 +334,36 @@ class ScriptDraft(ScriptReply):
     """A reply that was written and is not yet scored under the base."""
 
     token_ids: tuple[Int32, ...]
+
+
+@dataclass(frozen=True)
+class Matchup:
+    """The base's reply and another arm's to one prompt, to be judged blind to whose is which."""
+
+    matchup_id: str
+    prompt_id: str
+    trait_id: str
+    arm: str
+    prompt: str
+    base_text: str
+    arm_text: str
+    length_difference: int
+    """Tokens of the arm's reply less those of the base's."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How likely it is that the arm's reply fits the trait better, by what was shown first."""
+
+    matchup_id: str
+    prompt_id: str
+    trait_id: str
+    arm: str
+    arm_first: float | None
+    """With the arm's reply shown first; None where the judge gave no verdict."""
+    arm_second: float | None
+    """With the base's shown first."""
+    length_difference: int
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,10 @@ from charactertrain.config.data import (
     ResponsesSection,
     SamplerSection,
 )
+from charactertrain.config.evaluation import EvaluationSection
 from charactertrain.config.objective import KINDS
 from charactertrain.config.section import Count, PositiveFloat, PositiveInt, Section
-from charactertrain.config.training import (
-    EvaluationSection,
-    PolicySection,
-    PreferenceModelSection,
-)
+from charactertrain.config.training import PolicySection, PreferenceModelSection
 from charactertrain.exceptions import ConfigError
 
 MAX_LIST = 10

@@ -30,6 +30,7 @@ _EXECUTION = {
     "timeout_seconds",
     "max_retries",
     # By their contents, where a stage is defined.
+    "compare",
     "file",
     "judge_model",
 }

@@ -11,6 +11,7 @@ from charactertrain.config import RunConfig, Section, identity
 from charactertrain.constitution import Constitution
 from charactertrain.pipeline import Stage
 from charactertrain.stages import row_files
+from charactertrain.stages.arms import OWN_ARMS, compared_policies
 
 NAMES = (
     "traits",
@@ -57,13 +58,17 @@ def define(
         "trait_placement": config.model.trait_placement,
         "traits_shown": config.model.traits_shown,
     }
-    judge = config.rankings.judge_model
+
+    def judge(path: str | None) -> Json | None:
+        return None if path is None else dict(identify(path))
+
     sizes = _sizes(config, constitution)
     character = {"constitution": constitution.model_dump(mode="json")}
     return [
         _stage("traits", (), character, {}, sizes),
-        *_data_stages(config, asked, None if judge is None else dict(identify(judge)), sizes),
-        *_training_stages(config, model, asked, sizes),
+        *_data_stages(config, asked, judge(config.rankings.judge_model), sizes),
+        *_training_stages(config, model, sizes),
+        _evaluation(config, asked, judge(config.evaluation.judge.judge_model), sizes),
         _stage("report", NAMES[:-1], {}, {}, sizes),
     ]
 
@@ -120,10 +125,8 @@ def _inputs_of_pairs(config: RunConfig) -> tuple[str, ...]:
     return ("traits", "prompts", "responses", "rankings")
 
 
-def _training_stages(
-    config: RunConfig, model: Json, asked: Json, sizes: Mapping[str, str]
-) -> list[Stage]:
-    """Preference model to evaluation, which shows the trait to the base as `asked` says."""
+def _training_stages(config: RunConfig, model: Json, sizes: Mapping[str, str]) -> list[Stage]:
+    """The preference model and the policy."""
     seed = {"seed": config.seed}
     learnt_from = "pairs" if config.policy.objective.kind == "dpo" else "preference_model"
     return [
@@ -142,14 +145,25 @@ def _training_stages(
             sizes,
             without=_NO_EFFECT[config.policy.objective.kind],
         ),
-        _stage(
-            "evaluation",
-            ("traits", "prompts", "preference_model", "policy"),
-            {**seed, "model": asked},
-            {"evaluation": config.evaluation},
-            sizes,
-        ),
     ]
+
+
+def _evaluation(
+    config: RunConfig, asked: Json, judge: Json | None, sizes: Mapping[str, str]
+) -> Stage:
+    """`asked`: the model and how it is shown the trait; `judge`: who judges, if another."""
+    return _stage(
+        "evaluation",
+        ("traits", "prompts", "preference_model", "policy"),
+        {
+            "seed": config.seed,
+            "model": asked,
+            "judge": judge,
+            "compared policies": compared_policies(config.evaluation.compare),
+        },
+        {"evaluation": config.evaluation},
+        sizes,
+    )
 
 
 def _stage(
@@ -186,6 +200,8 @@ def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
     candidates = config.responses.per_prompt
     pairs = trained * candidates * (candidates - 1) // 2
     steps = config.policy.num_steps
+    num_arms = len(OWN_ARMS) + len(config.evaluation.compare)
+    replies = tested * config.evaluation.responses_per_prompt
     rollouts = f"{config.policy.prompts_per_step * config.policy.group_size} responses"
     if config.policy.objective.kind == "dpo":
         rollouts = f"the pairs of {config.policy.prompts_per_step} prompts"
@@ -197,7 +213,7 @@ def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
         "pairs": f"up to {pairs} pairs",
         "preference_model": f"{_models(config)} over up to {pairs} pairs",
         "policy": f"{_warm_start(config)}{steps} steps of {rollouts}",
-        "evaluation": f"up to {2 * tested * config.evaluation.responses_per_prompt} responses",
+        "evaluation": f"up to {num_arms * replies} replies of {num_arms} arms",
         "report": "one page",
     }
     if is_replaced:

@@ -15,11 +15,12 @@ from charactertrain.pipeline import Work
 from charactertrain.records import Opinion, Probe, Ranking, Reject, Response, Trait
 from charactertrain.runtime.chunks import FileSource
 from charactertrain.runtime.dataflow import ChunkJob
-from charactertrain.runtime.sampling import Failure, Sampler, SamplerSource
+from charactertrain.runtime.sampling import Failure, Sampler
 from charactertrain.seeds import derive_seed
 from charactertrain.stages import checks, ranking_summary
 from charactertrain.stages.comparisons import Candidate, Comparisons, Group, Ranker
 from charactertrain.stages.context import Context, traits_shown
+from charactertrain.stages.judge_source import judge_name, judge_source
 from charactertrain.stages.ranker_choice import check_and_choose, ranker_check
 from charactertrain.stages.rankers import make_ranker
 
@@ -30,7 +31,7 @@ def run(work: Work, context: Context) -> Outcome:
     traits = {trait.trait_id: trait for trait in read_rows(*work.inputs["traits"], "traits", Trait)}
     probes = read_rows(*work.inputs["prompts"], "probes", Probe)
     response_source, manifest = work.inputs["responses"]
-    source = _sampler_source(context)
+    source = judge_source(context, config.rankings)
     make = partial(
         make_ranker,
         settings=config.rankings,
@@ -72,7 +73,7 @@ def run(work: Work, context: Context) -> Outcome:
     produced = context.session.run(job)
     summary: Json = {
         "ranker": chosen,
-        "judge": _judge_name(context),
+        "judge": judge_name(context, config.rankings),
         "ranker_check": checks.as_json(qualities),
         "engines": produced.engines,
         **ranking_summary.measured(
@@ -87,31 +88,6 @@ def _other_share(context: Context, responses: Manifest) -> float:
     num_candidates = responses.rows["responses"] + sum(responses.rejects.values())
     num_prompts = num_candidates / context.config.responses.per_prompt
     return min(1.0, context.config.rankings.second_opinion_prompts / max(1, num_prompts))
-
-
-def _judge_name(context: Context) -> str:
-    settings = context.config.rankings
-    if settings.endpoint is not None:
-        return f"{settings.endpoint.model} at an endpoint"
-    return settings.judge_model or f"{context.config.model.name} itself"
-
-
-def _sampler_source(context: Context) -> SamplerSource:
-    model = str(context.model_directory)
-    own = context.session.sampler(model, model)
-    settings = context.config.rankings
-    if settings.endpoint is not None:
-        from charactertrain.runtime.endpoint_sampler import EndpointSpec
-        from charactertrain.runtime.judge import JudgedSource
-
-        return JudgedSource(own, EndpointSpec(**settings.endpoint.model_dump()))
-    if settings.judge_model is not None:
-        from charactertrain.models import sources
-        from charactertrain.runtime.judge import JudgedSource
-
-        judge = str(sources.resolve(settings.judge_model))
-        return JudgedSource(own, context.session.sampler(judge, judge))
-    return own
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,178 @@
+"""What an evaluation must show before a report says that a character was trained."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Json = dict[str, Any]
+
+SIGNIFICANCE = 0.05
+"""Of p-values after Holm's correction over traits."""
+OUTCOME_MEASURES = ("contrast", "detector_rate")
+"""Measures of a trait that no model was trained on."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """See `config.evaluation.EvaluationGates`."""
+
+    traits_shown: float
+    win_rate: float
+    length_change: float
+    distinct_share: float
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One demand on the policy."""
+
+    name: str
+    text: str
+    """What is demanded, in words."""
+    value: float | None
+    """None: not measured."""
+    ci_low: float | None
+    ci_high: float | None
+    threshold: float
+    is_ceiling: bool
+    """The value may be at most the threshold; else at least."""
+    is_met: bool | None
+    """None: not measured."""
+
+
+def check(results: Json, thresholds: Thresholds) -> list[Gate]:
+    """The gates on `effects.results`; one that was not measured is neither met nor failed."""
+    traits, overall = results["traits"], results["overall"]
+    change, kept = thresholds.length_change, thresholds.distinct_share
+    return [
+        _share(
+            "traits_shown",
+            "share of traits that show more than in the base, by contrast or detector, and less by "
+            f"neither (p below {SIGNIFICANCE} after Holm)",
+            {trait_id: is_shown(by_measure) for trait_id, by_measure in traits.items()},
+            thresholds.traits_shown,
+        ),
+        _share(
+            "win_rate",
+            "share of traits for which the judge prefers the policy at equal length, with an "
+            f"interval that begins at {thresholds.win_rate} or above",
+            _winning(traits, thresholds.win_rate),
+            thresholds.traits_shown,
+        ),
+        _change("length", "change of the replies' length", overall.get("length"), change),
+        _change(
+            "natural_length",
+            "change of the length of replies that may end by themselves",
+            overall.get("natural_length"),
+            change,
+        ),
+        _kept("distinct_2", "distinct bigrams, as a share of the base's", overall, kept),
+        _placebo(results),
+    ]
+
+
+def is_shown(by_measure: Mapping[str, Json], arm: str = "policy") -> bool | None:
+    """Whether a trait rose by one outcome measure and fell by none; None where none was taken."""
+    effects = [by_measure[m][arm] for m in OUTCOME_MEASURES if arm in by_measure.get(m, {})]
+    if not effects:
+        return None
+    certain = [effect["difference"] for effect in effects if effect["p_holm"] < SIGNIFICANCE]
+    return any(change > 0 for change in certain) and not any(change < 0 for change in certain)
+
+
+def _winning(traits: Mapping[str, Json], threshold: float) -> dict[str, bool | None]:
+    found: dict[str, bool | None] = {}
+    for trait_id, by_measure in traits.items():
+        rate = by_measure.get("win_rate_length_controlled", {}).get("policy")
+        found[trait_id] = None if rate is None else rate["base"] + _low(rate) >= threshold
+    return found
+
+
+def _low(effect: Json) -> float:
+    low: float = effect["ci_low"]
+    return low
+
+
+def _share(name: str, text: str, by_trait: Mapping[str, bool | None], threshold: float) -> Gate:
+    """Of the traits that were measured; one that was not is named."""
+    judged = {trait_id: found for trait_id, found in by_trait.items() if found is not None}
+    absent = [trait_id for trait_id in by_trait if trait_id not in judged]
+    if absent and judged:
+        text += f"; not measured for {', '.join(absent)}"
+    value = sum(judged.values()) / len(judged) if judged else None
+    return Gate(
+        name=name,
+        text=text,
+        value=value,
+        ci_low=None,
+        ci_high=None,
+        threshold=threshold,
+        is_ceiling=False,
+        is_met=None if value is None else value >= threshold,
+    )
+
+
+def _change(name: str, text: str, by_arm: Json | None, threshold: float) -> Gate:
+    """The change as a share of the base's, up or down."""
+    effect = (by_arm or {}).get("policy")
+    text = f"{text}, as a share of the base's, up or down"
+    if effect is None or effect["base"] == 0:
+        return _unmeasured(name, text, threshold, is_ceiling=True)
+    value, low, high = (effect[key] / effect["base"] for key in ("difference", "ci_low", "ci_high"))
+    return Gate(
+        name=name,
+        text=text,
+        value=value,
+        ci_low=low,
+        ci_high=high,
+        threshold=threshold,
+        is_ceiling=True,
+        is_met=abs(value) <= threshold,
+    )
+
+
+def _kept(name: str, text: str, overall: Json, threshold: float) -> Gate:
+    effect = overall.get(name, {}).get("policy")
+    if effect is None or effect["base"] == 0:
+        return _unmeasured(name, text, threshold, is_ceiling=False)
+    value, low, high = (
+        (effect["base"] + effect[key]) / effect["base"]
+        for key in ("difference", "ci_low", "ci_high")
+    )
+    return Gate(
+        name=name,
+        text=text,
+        value=value,
+        ci_low=low,
+        ci_high=high,
+        threshold=threshold,
+        is_ceiling=False,
+        is_met=value >= threshold,
+    )
+
+
+def _placebo(results: Json) -> Gate:
+    """Labels that mean nothing are to change nothing."""
+    text = "share of traits that the placebo, trained on shuffled labels, shows more than the base"
+    arms = [arm["name"] for arm in results["arms"] if arm["kind"] == "placebo"]
+    shown: Sequence[bool | None] = [
+        is_shown(by_measure, arm) for arm in arms for by_measure in results["traits"].values()
+    ]
+    judged = [found for found in shown if found is not None]
+    if not judged:
+        return _unmeasured("placebo", text, 0.0, is_ceiling=True)
+    value = sum(judged) / len(judged)
+    return Gate(
+        name="placebo",
+        text=text,
+        value=value,
+        ci_low=None,
+        ci_high=None,
+        threshold=0.0,
+        is_ceiling=True,
+        is_met=value == 0,
+    )
+
+
+def _unmeasured(name: str, text: str, threshold: float, *, is_ceiling: bool) -> Gate:
+    return Gate(name, text, None, None, None, threshold, is_ceiling, None)

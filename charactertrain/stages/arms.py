@@ -1,0 +1,137 @@
+"""The arms of an evaluation: whose replies are compared with the base's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from charactertrain import artifacts
+from charactertrain.artifacts import Json, Manifest, iter_rows
+from charactertrain.exceptions import ConfigError
+from charactertrain.records import Prompt
+from charactertrain.storage import Directory, open_directory
+
+ArmKind = Literal["base", "prompted", "policy", "dpo", "best_of_n", "neutral", "placebo", "run"]
+
+CONTROLS: dict[ArmKind, str] = {
+    "dpo": "objective=dpo",
+    "best_of_n": "objective=best_of_n",
+    "neutral": "experiment=neutral",
+    "placebo": "experiment=placebo",
+}
+"""Arms that an effect is to be held against, and what makes them."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One source of replies."""
+
+    name: str
+    kind: ArmKind
+    source: Directory | None = None
+    """Run directory of another run's policy."""
+
+
+OWN_ARMS = (Arm("base", "base"), Arm("prompted", "prompted"), Arm("policy", "policy"))
+"""Of every evaluation: the base as it is, the base shown the trait, and the policy."""
+
+
+def compared_policies(directories: Sequence[str]) -> dict[str, str]:
+    """Fingerprint of each other run's policy, by the arm's name.
+
+    Raises:
+        ArtifactError: One has no finished policy.
+        ConfigError: Two have one name, or a name is that of an arm of this run.
+    """
+    names = [PurePosixPath(directory).name for directory in directories]
+    taken = [*(arm.name for arm in OWN_ARMS), *names]
+    double = sorted({name for name in names if taken.count(name) > 1})
+    if double:
+        raise ConfigError(
+            f"evaluation.compare: the name {double[0]!r} is given twice or is one of "
+            f"{', '.join(arm.name for arm in OWN_ARMS)}; arms are called after their run's "
+            "directory, so give each run another directory name"
+        )
+    return {
+        name: _policy(open_directory(directory)).fingerprint
+        for name, directory in zip(names, directories, strict=True)
+    }
+
+
+def find(directories: Sequence[str], *, weights: Mapping[str, str]) -> tuple[Arm, ...]:
+    """Our own arms, and one for each other run.
+
+    Args:
+        directories: Of the other runs.
+        weights: What identifies this run's base.
+
+    Raises:
+        ConfigError: A run was made from another base, so that it has no effect on this one.
+    """
+    return (*OWN_ARMS, *(_other(open_directory(each), weights) for each in directories))
+
+
+def _other(run: Directory, weights: Mapping[str, str]) -> Arm:
+    policy = _policy(run)
+    base = policy.identity.config["model"]["weights"]
+    if base != dict(weights):
+        raise ConfigError(
+            f"evaluation.compare: {run.uri} was trained from another base ({base}) than this run "
+            f"({dict(weights)}); compare policies of one base"
+        )
+    return Arm(PurePosixPath(run.root).name, _kind(run, policy), run)
+
+
+def _kind(run: Directory, policy: Manifest) -> ArmKind:
+    objective = policy.identity.config["policy"]["objective"]["kind"]
+    if objective in ("dpo", "best_of_n"):
+        kind: ArmKind = objective
+        return kind
+    responses = artifacts.read_manifest(run.child("responses"))
+    if responses is not None and responses.identity.config["model"]["traits_shown"] == "none":
+        return "neutral"
+    model = artifacts.read_manifest(run.child("preference_model"))
+    if model is not None and model.identity.config["preference_model"]["labels"] == "shuffled":
+        return "placebo"
+    return "run"
+
+
+def _policy(run: Directory) -> Manifest:
+    return artifacts.require(run.child("policy"), "policy")
+
+
+def unseen(arm: Arm, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts whose text the arm's own run did not train on."""
+    if arm.source is None:
+        return list(prompts)
+    source = arm.source.child("prompts")
+    trained = {
+        prompt.text
+        for batch in iter_rows(source, artifacts.require(source, "prompts"), "prompts", Prompt)
+        for prompt in batch
+        if prompt.split != "test"
+    }
+    return [prompt for prompt in prompts if prompt.text not in trained]
+
+
+def described(arms: Sequence[Arm]) -> list[Json]:
+    """The arms, as the results list them."""
+    return [
+        {
+            "name": arm.name,
+            "kind": arm.kind,
+            "source": None if arm.source is None else arm.source.uri,
+        }
+        for arm in arms
+    ]
+
+
+def missing(arms: Sequence[Arm]) -> dict[str, str]:
+    """Controls that there is no arm of, and how to make each."""
+    present = {arm.kind for arm in arms}
+    return {
+        kind: f"no run with it is compared: make one ({setting}, another run.dir) and name it in "
+        "evaluation.compare"
+        for kind, setting in CONTROLS.items()
+        if kind not in present
+    }
