@@ -5,9 +5,10 @@ fill them. A JSONL file holds further items of a shipped probe, one a line. Plai
 coerced; every problem is reported with its file, item and field, or its line.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from charactertrain.exceptions import ConfigError
-from charactertrain.probe_measures import MEASURES
+from charactertrain.probe_measures import MEASURES, Better
 
 SHIPPED_DIR = Path(__file__).parent / "probes"
 SHIPPED = tuple(sorted(path.stem for path in SHIPPED_DIR.glob("*.yaml")))
@@ -79,7 +80,7 @@ class ProbeFile(_Record):
 
     title: Annotated[str, Field(min_length=1, max_length=100)]
     question: Annotated[str, Field(min_length=1, max_length=300)]
-    better: Annotated[str, Field(pattern="^(higher|lower|unchanged)$")] | None
+    better: Better | None
     """Of the measures, against the base; None where neither is."""
     conditions: Annotated[list[Condition], Field(min_length=1)]
     items: Annotated[list[Item], Field(min_length=2)]
@@ -88,6 +89,32 @@ class ProbeFile(_Record):
 def filled(text: str, fields: Mapping[str, str]) -> str:
     """A condition's text with its places filled; other braces stay."""
     return _PLACE.sub(lambda place: fields[place[1]], text)
+
+
+def load(names: Sequence[str], locations: Sequence[str]) -> dict[str, ProbeFile]:
+    """The shipped probes among `names`, and those of files, by name.
+
+    Raises:
+        ConfigError: A file is wrong, or its name is taken.
+    """
+    found = {name: load_shipped(name) for name in names if name in SHIPPED}
+    for location in locations:
+        name, probe = load_file(location)
+        if name in SHIPPED or name in names or name in found:
+            raise ConfigError(
+                f"evaluation.probes.files: {location} would be called {name!r}, which another probe "
+                "is; a probe is called after its file, so rename the file"
+            )
+        found[name] = probe
+    return found
+
+
+def fingerprints(names: Sequence[str], locations: Sequence[str]) -> dict[str, str]:
+    """A hash of what `load` gives, by name: 32 hexadecimal digits."""
+    return {
+        name: hashlib.blake2b(probe.model_dump_json().encode(), digest_size=16).hexdigest()
+        for name, probe in load(names, locations).items()
+    }
 
 
 def load_shipped(name: str) -> ProbeFile:
