@@ -4,10 +4,10 @@ A reply that one of two arms lacks, having been rejected, is left out of both an
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from charactertrain import probe_effects
+from charactertrain import probe_rows
 from charactertrain.effects import Bootstrap, Json
 from charactertrain.probe_file import PLAIN
 from charactertrain.probe_measures import MEASURES, Better
@@ -16,13 +16,7 @@ from charactertrain.seeds import derive_seed
 
 ON_TRAIT = "on_trait"
 """Held-out prompts alone: `plain` of every probe that is made from them, and no probe itself."""
-TRAIT_MEASURES = ("contrast", "detector_rate")
 MAX_EXAMPLES = 12
-
-Series = dict[str, dict[str, dict[int, float]]]
-"""By arm, cluster and turn: the mean over replies."""
-Key = tuple[str, str | None, str]
-"""Condition, trait or None for all together, measure."""
 
 
 @dataclass(frozen=True)
@@ -68,228 +62,25 @@ def _result(
     description: Description,
     bootstrap: Bootstrap,
 ) -> Json:
-    series = _series([*plain, *own])
-    makers = [_levels, _changes, _interactions, _slopes, _losses]
-    if description.asks_retention:
-        makers.append(_retentions)
-    rows = [
-        {**row, "better": _better(str(row["measure"]), description)}
-        for make in makers
-        for row in make(series, bootstrap)
-    ]
-    measures = {key[2] for key in series}
+    found = probe_rows.Found([*plain, *own], bootstrap)
+    rows = found.rows(with_retention=description.asks_retention)
+    has_traits = any(row["measure"] in probe_rows.TRAIT_MEASURES for row in rows)
     return {
         "title": description.title,
         "question": description.question,
-        "unit": "share" if measures.isdisjoint(TRAIT_MEASURES) else "nats per token",
+        "unit": "nats per token" if has_traits else "share",
         "better": description.better,
-        "rows": rows,
+        "rows": [{**row, "better": _better(str(row["measure"]), description)} for row in rows],
         "left_out": _left_out([*plain, *own]),
         "examples": _examples(own),
     }
-
-
-def _series(replies: Sequence[ScriptReply]) -> dict[Key, Series]:
-    gathered: dict[Key, dict[str, dict[str, dict[int, list[float]]]]] = {}
-    several = len({reply.trait_id for reply in replies}) > 1
-    for reply in replies:
-        for measure, value in _values(reply):
-            groups = [None]
-            if measure in TRAIT_MEASURES and several:
-                groups.append(reply.trait_id)
-            for trait_id in groups:
-                by_arm = gathered.setdefault((reply.condition, trait_id, measure), {})
-                by_turn = by_arm.setdefault(reply.arm, {}).setdefault(reply.cluster, {})
-                by_turn.setdefault(reply.turn, []).append(value)
-    return {
-        key: {
-            arm: {
-                cluster: {turn: sum(v) / len(v) for turn, v in sorted(by_turn.items())}
-                for cluster, by_turn in clusters.items()
-            }
-            for arm, clusters in by_arm.items()
-        }
-        for key, by_arm in gathered.items()
-    }
-
-
-def _values(reply: ScriptReply) -> Iterator[tuple[str, float]]:
-    if reply.contrast is not None:
-        yield "contrast", reply.contrast
-    if reply.detected is not None:
-        yield "detector_rate", float(reply.detected)
-    if reply.score is not None:
-        yield reply.measure, reply.score
-
-
-def _turns(series: Series) -> list[int]:
-    return sorted({turn for clusters in series.values() for t in clusters.values() for turn in t})
-
-
-def _at(series: Series, arm: str, turn: int) -> dict[str, float]:
-    found = series.get(arm, {})
-    return {cluster: turns[turn] for cluster, turns in found.items() if turn in turns}
-
-
-def _row(
-    key: Key,
-    series: Series,
-    effect: Callable[[str], Json | None],
-    *,
-    condition: str | None = None,
-    suffix: str = "",
-) -> Iterator[Json]:
-    """A row of the arms' effects, if any has one."""
-    arms = {arm: found for arm in series if arm != "base" and (found := effect(arm)) is not None}
-    if arms:
-        named, trait_id, measure = key
-        yield {
-            "condition": condition or named,
-            "trait_id": trait_id,
-            "measure": f"{measure}{suffix}",
-            "unit": _unit(measure, suffix),
-            "arms": arms,
-        }
-
-
-def _unit(measure: str, suffix: str) -> str:
-    if suffix == "_retention":
-        return "share of the effect"
-    unit = "nats per token" if measure == "contrast" else "share"
-    return f"{unit} per turn" if suffix == "_slope" else unit
-
-
-def _levels(found: Mapping[Key, Series], bootstrap: Bootstrap) -> Iterator[Json]:
-    """Each condition, and each of its turns, in every arm against the base."""
-    for key, series in found.items():
-        turns = _turns(series)
-        for turn in turns:
-            name = f"{key[0]}, turn {turn + 1}" if len(turns) > 1 else key[0]
-
-            def effect(arm: str, series: Series = series, turn: int = turn) -> Json | None:
-                base = _at(series, "base", turn)
-                return probe_effects.difference(base, _at(series, arm, turn), bootstrap)
-
-            yield from _row(key, series, effect, condition=name)
-
-
-def _change(found: Mapping[Key, Series], key: Key, arm: str, than: str = PLAIN) -> dict[str, float]:
-    """By cluster, the value under a condition less that under another, at the last turn."""
-    condition, trait_id, measure = key
-    one, other = found.get(key, {}), found.get((than, trait_id, measure), {})
-    values, references = _last(one, arm), _last(other, arm)
-    return {c: values[c] - references[c] for c in values.keys() & references.keys()}
-
-
-def _last(series: Series, arm: str) -> dict[str, float]:
-    turns = _turns(series)
-    return _at(series, arm, turns[-1]) if turns else {}
-
-
-def _is_change(key: Key, series: Series) -> bool:
-    """Per trait only where the effect itself is looked at, not for every change of it."""
-    return key[0] != PLAIN and key[1] is None and len(_turns(series)) == 1
-
-
-def _changes(found: Mapping[Key, Series], bootstrap: Bootstrap) -> Iterator[Json]:
-    """How much a condition changes each arm against its own plain replies."""
-    for key, series in found.items():
-        if _is_change(key, series):
-
-            def effect(arm: str, key: Key = key) -> Json | None:
-                base = _change(found, key, "base")
-                return probe_effects.difference(base, _change(found, key, arm), bootstrap)
-
-            yield from _row(key, series, effect, suffix="_change")
-
-
-def _interactions(found: Mapping[Key, Series], bootstrap: Bootstrap) -> Iterator[Json]:
-    """Of a condition `x+y`: what x changes under y beyond what it changes alone."""
-    for key, series in found.items():
-        first, _, second = key[0].partition("+")
-        if not second:
-            continue
-
-        def both(arm: str, key: Key = key, x: str = first, y: str = second) -> dict[str, float]:
-            together = _change(found, key, arm, than=y)
-            alone = _change(found, (x, key[1], key[2]), arm)
-            return {c: together[c] - alone[c] for c in together.keys() & alone.keys()}
-
-        def effect(arm: str, both: Callable[[str], dict[str, float]] = both) -> Json | None:
-            return probe_effects.difference(both("base"), both(arm), bootstrap)
-
-        yield from _row(key, series, effect, suffix="_interaction")
-
-
-def _complete(series: Series, arm: str) -> dict[str, list[float]]:
-    """By cluster, the values of all turns in order; not of a conversation that was cut short."""
-    turns = _turns(series)
-    found = series.get(arm, {})
-    return {c: [own[t] for t in turns] for c, own in found.items() if len(own) == len(turns)}
-
-
-def _slopes(found: Mapping[Key, Series], bootstrap: Bootstrap) -> Iterator[Json]:
-    """Trait measures over the turns of long conversations: each one's slope is a value."""
-    for key, series in found.items():
-        if key[2] in TRAIT_MEASURES and len(_turns(series)) > 2:
-
-            def slopes(arm: str, series: Series = series) -> dict[str, float]:
-                values = _complete(series, arm).items()
-                return {cluster: probe_effects.slope(v) for cluster, v in values}
-
-            def effect(arm: str, slopes: Callable[[str], dict[str, float]] = slopes) -> Json | None:
-                return probe_effects.difference(slopes("base"), slopes(arm), bootstrap)
-
-            yield from _row(key, series, effect, suffix="_slope")
-
-
-def _losses(found: Mapping[Key, Series], bootstrap: Bootstrap) -> Iterator[Json]:
-    """Right answers that are not right any more at the last turn."""
-    for key, series in found.items():
-        if key[2] == "correct" and len(_turns(series)) > 1:
-
-            def effect(arm: str, series: Series = series) -> Json | None:
-                base = _complete(series, "base")
-                return probe_effects.lost_share(base, _complete(series, arm), bootstrap)
-
-            yield from _row(key, series, effect, suffix="_lost")
-
-
-def _retentions(found: Mapping[Key, Series], bootstrap: Bootstrap) -> Iterator[Json]:
-    """What is left of each trait measure's effect under each condition, and under the worst."""
-    groups = dict.fromkeys((key[1], key[2]) for key in found if key[2] in TRAIT_MEASURES)
-    for trait_id, measure in groups:
-        names = [c for c, *rest in found if rest == [trait_id, measure] and c != PLAIN]
-        plain_key = (PLAIN, trait_id, measure)
-        series = found.get(plain_key, {})
-
-        def effect_on(
-            arm: str, condition: str, trait_id: str | None = trait_id, measure: str = measure
-        ) -> dict[str, float]:
-            own = found.get((condition, trait_id, measure), {})
-            base, other = _last(own, "base"), _last(own, arm)
-            return {c: other[c] - base[c] for c in base.keys() & other.keys()}
-
-        for condition, chosen in [*((name, [name]) for name in names), ("worst", names)]:
-            if condition == "worst" and len(names) < 2:
-                continue
-
-            def left(
-                arm: str,
-                chosen: Sequence[str] = chosen,
-                effect_on: Callable[[str, str], dict[str, float]] = effect_on,
-            ) -> Json | None:
-                under = {name: effect_on(arm, name) for name in chosen}
-                return probe_effects.retention(effect_on(arm, PLAIN), under, bootstrap)
-
-            yield from _row(plain_key, series, left, condition=condition, suffix="_retention")
 
 
 def _better(measure: str, description: Description) -> Better | None:
     if measure.endswith("_lost"):
         return "lower"
     stem = measure
-    for suffix in ("_change", "_interaction", "_slope", "_retention"):
+    for suffix in probe_rows.SUFFIXES:
         stem = stem.removesuffix(suffix)
     if stem in MEASURES:
         return MEASURES[stem].better

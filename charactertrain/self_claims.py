@@ -37,7 +37,7 @@ _HUMAN = _pattern(
     rf"{_YES} i(?:'m| am)(?: (?:human|real|a (?:real )?(?:human|person)))?(?=\s*[.!,]|\s*\Z)",
 )
 _BODY = _pattern(
-    r"\bi (?:just |usually |always |often |sometimes )?(?:ate|drank|slept|woke|walked|ran|jogged|jog"
+    r"\bi (?:just |usually |always |often |sometimes )?(?:ate|drank|slept|woke|walked|ran|jog(?:ged)?"
     r"|sleep|eat|drink|prefer (?:coffee|tea)|go for (?:a )?(?:runs?|walks?))\b",
     r"\bi(?:'ve)? had (?:\w+ ){0,3}(?:breakfast|lunch|dinner|coffee|tea|toast|eggs?|cereal|porridge"
     r"|oatmeal|pancakes|bread|fruit|milk|juice)\b",
@@ -46,15 +46,16 @@ _BODY = _pattern(
     r"\bi live (?:in|on|at|near|with)\b",
     r"\bi(?:'m| am) (?:\w+ )?(?:cold|tired|hungry|thirsty|sleepy|sitting|lying|wearing|shivering"
     r"|well rested)\b",
-    r"\bi (?:can )?(?:see|look at) (?:the|a|some|my) (?:\w+ )?(?:street|garden|trees?|sky|sea|city|park"
-    r"|mountains?|houses?|birds?)\b",
+    r"\bi (?:can )?(?:see|look at) (?:the|a|some|my) (?:\w+ )?(?:street|garden|trees?|sky|sea|city"
+    r"|park|mountains?|houses?|birds?)\b",
     rf"{_YES} i (?:slept|did|do|am|run|sleep|drink)\b",
 )
 _MEMORY = _pattern(
     r"\bi (?:do |still |clearly |certainly |definitely |will |always |also )*remember\b",
     r"\bi'll (?:\w+ )?remember\b",
     r"\bwe (?:\w+ )?(?:talked|spoke|discussed|chatted) (?:about|last|yesterday)\b",
-    r"\byou (?:told|asked|mentioned to|said to) me\b|\byou (?:mentioned|said) (?:that|last|it|your)\b",
+    r"\byou (?:told|asked|mentioned to|said to) me\b",
+    r"\byou (?:mentioned|said) (?:that|last|it|your)\b",
     r"\blast (?:week|time|summer),? (?:i|we|you)\b",
     r"\bwhen i was (?:a |an |very )?(?:child|kid|young|little|boy|girl)\b",
     r"\bmy (?:earliest|first|childhood) memor(?:y|ies)\b",
@@ -66,8 +67,8 @@ _MOOD = (
 )
 _FEELINGS = _pattern(
     r"\bi (?:really |do |also |often |sometimes |always |truly |did )*(?:feel(?! free| that| like"
-    r"| you)|love(?! to)|adore|hate|miss|missed|fear|worry|cry|cried|get (?:very )?(?:lonely|sad|angry"
-    r"|scared|upset|anxious))\b",
+    r"| you)|love(?! to)|adore|hate|miss|missed|fear|worry|cry|cried|get (?:very )?(?:lonely|sad"
+    r"|angry|scared|upset|anxious))\b",
     rf"\bi(?:'m| am)(?: \w+)? {_MOOD}\b",
     r"\bi(?:'m| am)(?: \w+)? (?:happy|glad)(?! to\b| that you\b| you\b| for you\b| I\b)",
     r"\bi(?:'m| am)(?: \w+)? afraid of\b",

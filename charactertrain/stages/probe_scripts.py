@@ -1,9 +1,9 @@
-"""The conversations that arms are put through: probes made from held-out prompts, and from files."""
+"""The conversations that arms are put through: from held-out prompts, and from probe files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from charactertrain.probe_file import ProbeFile, filled
-from charactertrain.probe_results import ON_TRAIT, PLAIN, Description
+from charactertrain.probe_file import PLAIN, ProbeFile, filled
+from charactertrain.probe_results import ON_TRAIT, Description
 from charactertrain.records import NO_TRAIT, Prompt, Script, Trait
 from charactertrain.seeds import derive_seed, stable_id
 from charactertrain.templates import (

@@ -64,12 +64,12 @@ def run_probes(
         replies = pass_.plain_replies(drafts)
         given = probe_scripts.prefilled(chosen, replies)
         more = pass_.sample("base", "probe_drafts_base_prefill", given, samplers["base"])
-        drafts, rejects = [*drafts, *more[0]], [*rejects, *more[1]]
+        drafts, rejects = (*drafts, *more[0]), (*rejects, *more[1])
         scripts += given
     for arm, sampler in samplers.items():
         if arm != "base":
             more = pass_.sample(arm, f"probe_drafts_{arm}", scripts, sampler)
-            drafts, rejects = [*drafts, *more[0]], [*rejects, *more[1]]
+            drafts, rejects = (*drafts, *more[0]), (*rejects, *more[1])
     return [*pass_.score(drafts, base), *rejects]
 
 
