@@ -4,11 +4,12 @@ Values are by cluster, one each. Shapes: C conditions, K clusters, R resamples.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from charactertrain.effects import Bootstrap, Json, as_json
 from charactertrain.resampling import (
     bootstrap_standard_error,
     interval_quantiles,
@@ -17,8 +18,17 @@ from charactertrain.resampling import (
 )
 from charactertrain.statistics import cluster_bootstrap_difference
 
+Json = dict[str, Any]
 Values = Mapping[str, float]
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made."""
+
+    num_resamples: int
+    seed: int
 
 
 def slope(values: Sequence[float]) -> float:
@@ -32,7 +42,7 @@ def difference(base: Values, arm: Values, bootstrap: Bootstrap) -> Json | None:
     both = sorted(base.keys() & arm.keys())
     if len(both) < 2:
         return None
-    return as_json(
+    found = asdict(
         cluster_bootstrap_difference(
             {cluster: [base[cluster]] for cluster in both},
             {cluster: [arm[cluster]] for cluster in both},
@@ -40,6 +50,9 @@ def difference(base: Values, arm: Values, bootstrap: Bootstrap) -> Json | None:
             seed=bootstrap.seed,
         )
     )
+    found["num_prompts"] = found.pop("num_clusters")
+    found["num_responses"] //= 2
+    return found
 
 
 def retention(plain: Values, conditions: Mapping[str, Values], bootstrap: Bootstrap) -> Json | None:

@@ -102,8 +102,8 @@ def load(names: Sequence[str], locations: Sequence[str]) -> dict[str, ProbeFile]
         name, probe = load_file(location)
         if name in SHIPPED or name in names or name in found:
             raise ConfigError(
-                f"evaluation.probes.files: {location} would be called {name!r}, which another probe "
-                "is; a probe is called after its file, so rename the file"
+                f"evaluation.probes.files: {location} would be called {name!r}, as another "
+                "probe is; a probe is called after its file, so rename the file"
             )
         found[name] = probe
     return found
@@ -289,8 +289,8 @@ def _condition_problems(probe: ProbeFile) -> Iterator[str]:
             )
         if len(condition.given_replies) >= len(condition.turns):
             yield (
-                f"condition {condition.name!r}: {len(condition.given_replies)} replies are given to "
-                f"{len(condition.turns)} turns, and the last reply is to be the model's own."
+                f"condition {condition.name!r}: {len(condition.given_replies)} replies are given "
+                f"to {len(condition.turns)} turns, and the last reply is to be the model's own."
             )
 
 
@@ -308,7 +308,7 @@ def _item_problems(probe: ProbeFile, lines: list[int]) -> Iterator[str]:
         asked = [conditions[name] for name in item.conditions or conditions]
         places = set().union(*(condition.places for condition in asked))
         if missing := places - set(item.fields):
-            yield f"{where}: expected the keys {sorted(missing)} that the conditions name. Add them."
+            yield f"{where}: expected the keys {sorted(missing)}, which conditions name. Add them."
         if unused := set(item.fields) - places:
             yield f"{where}: no condition names {sorted(unused)}. Remove or correct the keys."
         measures = {measure for condition in asked for measure in condition.measures}

@@ -86,7 +86,8 @@ _CRITICISM = _pattern(
     r"\b(?:weak(?:er|ness|nesses)?|vague|unclear|confus(?:ing|ed)|clich[eé]s?|flat|bland|boring"
     r"|awkward|repetitive|poor(?:ly)?|bad(?:ly)?|lacks?|lacking|missing|improve(?:d|ment|ments)?"
     r"|could be \w+er|could (?:use|do with)|too \w+|unconvincing|generic|problem(?:s|atic)?"
-    r"|flaw(?:s|ed)?|overly|fallacy|falls short|needs (?:work|more|to)|mistakes?|errors?|rude|unprofessional)\b",
+    r"|flaw(?:s|ed)?|overly|fallacy|falls short|needs (?:work|more|to)|mistakes?|errors?|rude"
+    r"|unprofessional)\b",
 )
 
 

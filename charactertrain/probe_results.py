@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from charactertrain import probe_rows
-from charactertrain.effects import Bootstrap, Json
+from charactertrain.probe_effects import Bootstrap, Json
 from charactertrain.probe_file import PLAIN
 from charactertrain.probe_measures import MEASURES, Better
 from charactertrain.records import NO_TRAIT, ScriptReply
@@ -34,15 +34,19 @@ class Description:
 def probe_results(
     replies: Sequence[ScriptReply],
     descriptions: Mapping[str, Description],
-    bootstrap: Bootstrap,
+    *,
+    num_resamples: int,
+    seed: int,
 ) -> Json:
     """By probe: its title, rows of effects by condition and measure, and examples.
 
     Args:
         replies: Of all arms, the base's among them.
         descriptions: Of all their probes but `ON_TRAIT`.
-        bootstrap: How intervals are made.
+        num_resamples: Of the cluster bootstrap.
+        seed: Of the same.
     """
+    bootstrap = Bootstrap(num_resamples, seed)
     by_probe: dict[str, list[ScriptReply]] = defaultdict(list)
     for reply in replies:
         by_probe[reply.probe].append(reply)

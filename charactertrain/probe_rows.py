@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from charactertrain import probe_effects
-from charactertrain.effects import Bootstrap, Json
-from charactertrain.probe_effects import Values
+from charactertrain.probe_effects import Bootstrap, Json, Values
 from charactertrain.probe_file import PLAIN
 from charactertrain.records import ScriptReply
 
@@ -70,7 +69,9 @@ class Found:
             names = [key[0] for key in self._series if key[1:] == plain[1:] and key != plain]
             for name in names:
                 effect = partial(self._left, plain, [name])
-                yield from _row((name, *plain[1:]), self._series[plain], effect, suffix="_retention")
+                yield from _row(
+                    (name, *plain[1:]), self._series[plain], effect, suffix="_retention"
+                )
             if len(names) > 1:
                 effect = partial(self._left, plain, names)
                 key = (WORST, *plain[1:])

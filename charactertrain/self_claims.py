@@ -37,8 +37,8 @@ _HUMAN = _pattern(
     rf"{_YES} i(?:'m| am)(?: (?:human|real|a (?:real )?(?:human|person)))?(?=\s*[.!,]|\s*\Z)",
 )
 _BODY = _pattern(
-    r"\bi (?:just |usually |always |often |sometimes )?(?:ate|drank|slept|woke|walked|ran|jog(?:ged)?"
-    r"|sleep|eat|drink|prefer (?:coffee|tea)|go for (?:a )?(?:runs?|walks?))\b",
+    r"\bi (?:just |usually |always |often |sometimes )?(?:ate|drank|slept|woke|walked|ran"
+    r"|jog(?:ged)?|sleep|eat|drink|prefer (?:coffee|tea)|go for (?:a )?(?:runs?|walks?))\b",
     r"\bi(?:'ve)? had (?:\w+ ){0,3}(?:breakfast|lunch|dinner|coffee|tea|toast|eggs?|cereal|porridge"
     r"|oatmeal|pancakes|bread|fruit|milk|juice)\b",
     r"\bmy (?:hair|eyes|body|hands?|feet|bed|bedroom|window|kitchen|house|home|apartment|flat"

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from charactertrain import effects, probe_file, probe_results
+from charactertrain import probe_file, probe_results
 from charactertrain.artifacts import FileEntry, Json
+from charactertrain.config import RunConfig
 from charactertrain.config.evaluation import ProbesSection
 from charactertrain.pipeline import Work
 from charactertrain.probe_measures import EVERY_TRAIT
@@ -73,9 +74,7 @@ def run_probes(
     return [*pass_.score(drafts, base), *rejects]
 
 
-def report(
-    directory: Directory, names: Sequence[str], section: ProbesSection, bootstrap: effects.Bootstrap
-) -> Json:
+def report(directory: Directory, names: Sequence[str], config: RunConfig) -> Json:
     """Results by probe, from the files that `run_probes` returned."""
     replies = [
         row
@@ -83,7 +82,13 @@ def report(
         if name.startswith(f"{_REPLIES}/")
         for row in from_table(directory.read_table(name), ScriptReply)
     ]
-    return probe_results.probe_results(replies, _descriptions(section), bootstrap)
+    section = config.evaluation
+    return probe_results.probe_results(
+        replies,
+        _descriptions(section.probes),
+        num_resamples=section.num_resamples,
+        seed=config.seed,
+    )
 
 
 def _files(section: ProbesSection) -> dict[str, probe_file.ProbeFile]:
