@@ -11,7 +11,7 @@ from charactertrain import probe_rows
 from charactertrain.probe_effects import Bootstrap, Json
 from charactertrain.probe_file import PLAIN
 from charactertrain.probe_measures import MEASURES, Better
-from charactertrain.records import NO_TRAIT, ScriptReply
+from charactertrain.records import ScriptReply
 from charactertrain.seeds import derive_seed
 
 ON_TRAIT = "on_trait"
@@ -55,8 +55,10 @@ def probe_results(
     for probe, description in descriptions.items():
         own = by_probe.get(probe)
         if own:
-            has_plain = own[0].trait_id == NO_TRAIT or any(r.condition == PLAIN for r in own)
-            found[probe] = _result(own, [] if has_plain else on_trait, description, bootstrap)
+            has_plain = any(reply.condition == PLAIN for reply in own)
+            clusters = set() if has_plain else {reply.cluster for reply in own}
+            plain = [reply for reply in on_trait if reply.cluster in clusters]
+            found[probe] = _result(own, plain, description, bootstrap)
     return found
 
 
