@@ -16,7 +16,7 @@ MAX_RESAMPLED = 4096
 UPPER_TAIL = 0.975
 """Below the upper end of a 95 % interval."""
 ROUNDING = 1e-12
-"""Relative to the values: a spread below it is taken for none."""
+"""Relative to the values: what the spread of equal ones may come to."""
 
 Array = NDArray[np.float64]
 
@@ -87,10 +87,15 @@ def resampled(sums_CK: Array, *, num_resamples: int, seed: int) -> Array:
         group_K = rng.permutation(num_clusters) % MAX_RESAMPLED
         sums_CK = np.stack([np.bincount(group_K, row, MAX_RESAMPLED) for row in sums_CK])
         num_clusters = MAX_RESAMPLED
-    uniform_K = np.full(num_clusters, 1 / num_clusters)
-    # How often each cluster is drawn.
-    draws_RK = rng.multinomial(num_clusters, uniform_K, size=num_resamples).astype(np.float64)
+    draws_RK = cluster_draws(rng, num_clusters, num_resamples=num_resamples)
     return sums_CK @ draws_RK.T
+
+
+def cluster_draws(rng: np.random.Generator, num_clusters: int, *, num_resamples: int) -> Array:
+    """How often each cluster is drawn in each resample: `(R, K)`, rows that add up to K."""
+    uniform_K = np.full(num_clusters, 1 / num_clusters)
+    draws_RK: Array = rng.multinomial(num_clusters, uniform_K, size=num_resamples).astype(float)
+    return draws_RK
 
 
 def bootstrap_standard_error(estimates_R: Array, num_clusters: int) -> float:
@@ -103,7 +108,7 @@ def bootstrap_standard_error(estimates_R: Array, num_clusters: int) -> float:
 
 
 def two_sided_p_value(
-    difference: float, standard_error: float, *, num_clusters: int, scale: float
+    difference: float, standard_error: float, *, num_clusters: int, negligible: float
 ) -> float:
     """How often chance alone gives a difference as far from 0 as this, 0 to 1.
 
@@ -120,8 +125,8 @@ def two_sided_p_value(
         difference: The estimate.
         standard_error: Of it.
         num_clusters: K, 2 at least.
-        scale: How large the values are: a spread that is rounding beside them is none.
+        negligible: A spread or a difference up to this is rounding, and taken for none.
     """
-    if standard_error > ROUNDING * scale:
+    if standard_error > negligible:
         return float(2 * student.sf(abs(difference) / standard_error, num_clusters - 1))
-    return 1.0 if abs(difference) <= ROUNDING * scale else 2.0 ** (1 - num_clusters)
+    return 1.0 if abs(difference) <= negligible else 2.0 ** (1 - num_clusters)

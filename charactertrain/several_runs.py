@@ -90,7 +90,7 @@ def difference_over_runs(runs: Sequence[Run]) -> RunsDifference:
     larger = max(variances.runs, variances.prompts)
     variance = max(larger, variances.runs + variances.prompts - variances.residual)
     error = math.sqrt(variance)
-    scale = float(max(np.abs(base_S).max(), np.abs(arm_S).max()))
+    negligible = ROUNDING * float(max(np.abs(base_S).max(), np.abs(arm_S).max()))
     degrees = _degrees_of_freedom(variance, variances, len(runs), len(clusters))
     half_width = float(student.ppf(UPPER_TAIL, degrees)) * error
     return RunsDifference(
@@ -99,7 +99,7 @@ def difference_over_runs(runs: Sequence[Run]) -> RunsDifference:
         difference=difference,
         ci_low=difference - half_width,
         ci_high=difference + half_width,
-        p_value=_p_value(difference, error, degrees, num_runs=len(runs), scale=scale),
+        p_value=_p_value(difference, error, degrees, num_runs=len(runs), negligible=negligible),
         num_clusters=len(clusters),
         num_responses=sum(len(arm[c]) for run in runs for arm in run for c in clusters),
         num_runs=len(runs),
@@ -154,9 +154,9 @@ def _degrees_of_freedom(
 
 
 def _p_value(
-    difference: float, error: float, degrees: float, *, num_runs: int, scale: float
+    difference: float, error: float, degrees: float, *, num_runs: int, negligible: float
 ) -> float:
-    if error > ROUNDING * scale:
+    if error > negligible:
         return float(2 * student.sf(abs(difference) / error, degrees))
     # All runs changed every prompt by as much.
-    return two_sided_p_value(difference, 0.0, num_clusters=num_runs, scale=scale)
+    return two_sided_p_value(difference, 0.0, num_clusters=num_runs, negligible=negligible)

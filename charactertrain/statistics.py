@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from charactertrain.resampling import (
+    ROUNDING,
     UPPER_TAIL,
     bootstrap_standard_error,
     interval_quantiles,
@@ -131,25 +132,51 @@ def cluster_bootstrap_difference(
     columns = np.stack([base_sums_K, base_counts_K, arm_sums_K, arm_counts_K])
     base_R, base_n_R, arm_R, arm_n_R = resampled(columns, num_resamples=num_resamples, seed=seed)
     differences_R = arm_R / arm_n_R - base_R / base_n_R
-    ci_low, ci_high = np.quantile(differences_R, interval_quantiles(len(clusters)))
-    base = float(base_sums_K.sum() / base_counts_K.sum())
-    arm = float(arm_sums_K.sum() / arm_counts_K.sum())
     means_2K = [base_sums_K / base_counts_K, arm_sums_K / arm_counts_K]
-    p_value = two_sided_p_value(
-        arm - base,
-        bootstrap_standard_error(differences_R, len(clusters)),
+    return difference_of_resamples(
+        float(base_sums_K.sum() / base_counts_K.sum()),
+        float(arm_sums_K.sum() / arm_counts_K.sum()),
+        differences_R,
         num_clusters=len(clusters),
-        scale=float(np.abs(means_2K).max()),
+        num_responses=int(base_counts_K.sum() + arm_counts_K.sum()),
+        negligible=ROUNDING * float(np.abs(means_2K).max()),
     )
+
+
+def difference_of_resamples(
+    base: float,
+    arm: float,
+    differences_R: Array,
+    *,
+    num_clusters: int,
+    num_responses: int,
+    negligible: float,
+) -> Difference:
+    """The difference of two estimates, from what it is in each resample of clusters.
+
+    Args:
+        base: Estimate for the base.
+        arm: Estimate for the arm.
+        differences_R: Of the resamples' estimates, arm - base.
+        num_clusters: How many are resampled.
+        num_responses: Of both arms together.
+        negligible: A spread up to this is rounding, and taken for none.
+    """
+    ci_low, ci_high = np.quantile(differences_R, interval_quantiles(num_clusters))
     return Difference(
         base=base,
         arm=arm,
         difference=arm - base,
         ci_low=float(ci_low),
         ci_high=float(ci_high),
-        p_value=p_value,
-        num_clusters=len(clusters),
-        num_responses=int(base_counts_K.sum() + arm_counts_K.sum()),
+        p_value=two_sided_p_value(
+            arm - base,
+            bootstrap_standard_error(differences_R, num_clusters),
+            num_clusters=num_clusters,
+            negligible=negligible,
+        ),
+        num_clusters=num_clusters,
+        num_responses=num_responses,
     )
 
 
@@ -231,7 +258,10 @@ def cluster_jackknife_statistic(
         ci_low=arm - base - half_width,
         ci_high=arm - base + half_width,
         p_value=two_sided_p_value(
-            arm - base, error, num_clusters=num_clusters, scale=max(abs(base), abs(arm))
+            arm - base,
+            error,
+            num_clusters=num_clusters,
+            negligible=ROUNDING * max(abs(base), abs(arm)),
         ),
         num_clusters=num_clusters,
         num_responses=sum(len(base_by_cluster[c]) + len(arm_by_cluster[c]) for c in clusters),
