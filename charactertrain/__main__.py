@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from charactertrain import __version__, pipeline
 from charactertrain.artifacts import Manifest, Outcome
 from charactertrain.config import RunConfig, validate
 from charactertrain.constitution import Constitution
-from charactertrain.exceptions import CharacterTrainError
+from charactertrain.exceptions import CharacterTrainError, ConfigError
 from charactertrain.models.sources import model_identity
 from charactertrain.pipeline import Action, Step, Work
 from charactertrain.stages import pair_files, prompt_files
@@ -112,10 +112,20 @@ def _check_files(config: RunConfig, constitution: Constitution, steps: Sequence[
     """Raise ConfigError before anything is started if a file of the researcher's own is wrong."""
     made = {step.stage.name for step in steps if step.action is not Action.SKIP}
     weights = {trait.id: trait.weight for trait in constitution.traits}
+    _check_ablation(config.ablate, weights)
     if "prompts" in made:
         prompt_files.check(config.prompts, trait_ids=list(weights), seed=config.seed)
     if "pairs" in made:
         pair_files.check(config.pairs, trait_weights=weights, seed=config.seed)
+
+
+def _check_ablation(ablate: Sequence[str], traits: Collection[str]) -> None:
+    unknown = sorted(set(ablate) - set(traits))
+    if unknown or set(ablate) == set(traits):
+        problem = f"no trait {unknown[0]!r}" if unknown else "nothing is left to be trained on"
+        raise ConfigError(
+            f"ablate: {problem}; expected some of {', '.join(traits)}, and not all of them"
+        )
 
 
 def _check_model(config: RunConfig) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from charactertrain import measures
+from charactertrain import attribution, measures
 from charactertrain.records import EvaluationSample, Judgement
 from charactertrain.significance import holm
 from charactertrain.statistics import (
@@ -30,7 +30,6 @@ _FIELDS = {
 }
 """Measures of a trait, and the sample's field that holds each."""
 _OVERALL = {"length": "num_tokens", "kl": "kl"}
-_OPENING_WORDS = 5
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,28 @@ def _against(samples: Sequence[EvaluationSample], arm: str, bootstrap: Bootstrap
     pair = [replace(s, arm=names[s.arm]) for s in samples if s.arm in names]
     found = _of_fields(pair, _FIELDS, bootstrap)
     return {measure: by_arm["policy"] for measure, by_arm in found.items()}
+
+
+def attributed(
+    samples: Sequence[EvaluationSample],
+    designs: Mapping[str, Mapping[str, tuple[str, str]]],
+    bootstrap: Bootstrap,
+) -> Json:
+    """By design of the study and measure, which trait changed what: `attribution.matrix`."""
+    return {
+        design: {
+            measure: attribution.matrix(
+                samples,
+                rows,
+                _FIELDS[measure],
+                num_resamples=bootstrap.num_resamples,
+                seed=bootstrap.seed,
+            )
+            for measure in ("contrast", "detector_rate")
+            if any(getattr(sample, _FIELDS[measure]) is not None for sample in samples)
+        }
+        for design, rows in designs.items()
+    }
 
 
 def _of_fields(
@@ -193,8 +214,7 @@ def _jackknife(
 
 
 def _opening_share(texts: Sequence[str]) -> float:
-    share, _ = measures.opening_share(texts, num_words=_OPENING_WORDS)
-    return share
+    return measures.opening_share(texts).share
 
 
 def _has_several(samples: Sequence[EvaluationSample]) -> bool:

@@ -4,31 +4,16 @@ Values are by cluster, one each. Shapes: C conditions, K clusters, R resamples.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from charactertrain.resampling import (
-    bootstrap_standard_error,
-    interval_quantiles,
-    resampled,
-    two_sided_p_value,
-)
-from charactertrain.statistics import cluster_bootstrap_difference
+from charactertrain.effects import Bootstrap, Json, as_json
+from charactertrain.resampling import ROUNDING, resampled
+from charactertrain.statistics import cluster_bootstrap_difference, difference_of_resamples
 
-Json = dict[str, Any]
 Values = Mapping[str, float]
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """How intervals are made."""
-
-    num_resamples: int
-    seed: int
 
 
 def slope(values: Sequence[float]) -> float:
@@ -42,7 +27,7 @@ def difference(base: Values, arm: Values, bootstrap: Bootstrap) -> Json | None:
     both = sorted(base.keys() & arm.keys())
     if len(both) < 2:
         return None
-    found = asdict(
+    return as_json(
         cluster_bootstrap_difference(
             {cluster: [base[cluster]] for cluster in both},
             {cluster: [arm[cluster]] for cluster in both},
@@ -50,9 +35,6 @@ def difference(base: Values, arm: Values, bootstrap: Bootstrap) -> Json | None:
             seed=bootstrap.seed,
         )
     )
-    found["num_prompts"] = found.pop("num_clusters")
-    found["num_responses"] //= 2
-    return found
 
 
 def retention(plain: Values, conditions: Mapping[str, Values], bootstrap: Bootstrap) -> Json | None:
@@ -90,8 +72,7 @@ def retention(plain: Values, conditions: Mapping[str, Values], bootstrap: Bootst
     )
     shares_R = np.min(sums_CR, axis=0) / np.where(plain_R > 0, plain_R, np.nan)
     worst = int(shares_C.argmin())
-    found = _interval(float(shares_C[worst]) - 1, shares_R - 1, len(clusters))
-    left = {"base": 1.0, "arm": float(shares_C[worst]), **found, **counts}
+    left = _effect(1.0, float(shares_C[worst]), shares_R - 1, len(clusters))
     return left if len(conditions) == 1 else {**left, "condition": list(conditions)[worst]}
 
 
@@ -125,8 +106,7 @@ def lost_share(
     differences_R = arm_lost_R / np.where(arm_right_R > 0, arm_right_R, np.nan) - (
         base_lost_R / np.where(base_right_R > 0, base_right_R, np.nan)
     )
-    found = _interval(shares[1] - shares[0], differences_R, len(clusters))
-    return {"base": shares[0], "arm": shares[1], **found, **counts}
+    return _effect(*shares, differences_R, len(clusters))
 
 
 def _lost_and_right(values: Mapping[str, Sequence[float]], clusters: Sequence[str]) -> Array:
@@ -135,21 +115,18 @@ def _lost_and_right(values: Mapping[str, Sequence[float]], clusters: Sequence[st
     return np.stack([lost_K, right_K])
 
 
-def _interval(estimate: float, estimates_R: Array, num_clusters: int) -> Json:
+def _effect(base: float, arm: float, differences_R: Array, num_clusters: int) -> Json:
     """Resamples without a denominator are left out: few where one is established."""
-    kept_R = estimates_R[np.isfinite(estimates_R)]
-    ci_low, ci_high = np.quantile(kept_R, interval_quantiles(num_clusters))
-    return {
-        "difference": estimate,
-        "ci_low": float(ci_low),
-        "ci_high": float(ci_high),
-        "p_value": two_sided_p_value(
-            estimate,
-            bootstrap_standard_error(kept_R, num_clusters),
+    return as_json(
+        difference_of_resamples(
+            base,
+            arm,
+            differences_R[np.isfinite(differences_R)],
             num_clusters=num_clusters,
-            scale=1.0,
-        ),
-    }
+            num_responses=2 * num_clusters,
+            negligible=ROUNDING,
+        )
+    )
 
 
 def _unknown(note: str) -> Json:

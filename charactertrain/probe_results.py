@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from charactertrain import probe_rows
-from charactertrain.probe_effects import Bootstrap, Json
+from charactertrain.effects import Bootstrap, Json
 from charactertrain.probe_file import PLAIN
 from charactertrain.probe_measures import MEASURES, Better
 from charactertrain.records import ScriptReply

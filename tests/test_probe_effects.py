@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from charactertrain.probe_effects import Bootstrap, difference, lost_share, retention, slope
+from charactertrain.effects import Bootstrap
+from charactertrain.probe_effects import difference, lost_share, retention, slope
 
 BOOTSTRAP = Bootstrap(num_resamples=2000, seed=1)
 

@@ -65,6 +65,8 @@ class RunConfig(Section):
     seed: Count
     constitution: str
     """A name shipped in constitutions/, or a path."""
+    ablate: tuple[str, ...]
+    """Traits whose prompts and comparisons no training sees; the evaluation measures them too."""
     model: ModelSection
     sampler: SamplerSection
     cluster: ClusterSection

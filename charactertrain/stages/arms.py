@@ -1,6 +1,6 @@
 """The arms of an evaluation: whose replies are compared with the base's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
@@ -11,7 +11,9 @@ from charactertrain.exceptions import ConfigError
 from charactertrain.records import Prompt
 from charactertrain.storage import Directory, open_directory
 
-ArmKind = Literal["base", "prompted", "policy", "dpo", "best_of_n", "neutral", "placebo", "run"]
+ArmKind = Literal[
+    "base", "prompted", "policy", "dpo", "best_of_n", "neutral", "placebo", "ablation", "run"
+]
 
 CONTROLS: dict[ArmKind, str] = {
     "dpo": "objective=dpo",
@@ -30,6 +32,8 @@ class Arm:
     kind: ArmKind
     source: Directory | None = None
     """Run directory of another run's policy."""
+    ablated: tuple[str, ...] = ()
+    """Traits that its training was without."""
 
 
 OWN_ARMS = (Arm("base", "base"), Arm("prompted", "prompted"), Arm("policy", "policy"))
@@ -79,7 +83,8 @@ def _other(run: Directory, weights: Mapping[str, str]) -> Arm:
             f"evaluation.compare: {run.uri} was trained from another base ({base}) than this run "
             f"({dict(weights)}); compare policies of one base"
         )
-    return Arm(PurePosixPath(run.root).name, _kind(run, policy), run)
+    ablated = tuple(policy.identity.config["ablate"])
+    return Arm(PurePosixPath(run.root).name, _kind(run, policy), run, ablated)
 
 
 def _kind(run: Directory, policy: Manifest) -> ArmKind:
@@ -93,7 +98,7 @@ def _kind(run: Directory, policy: Manifest) -> ArmKind:
     model = artifacts.read_manifest(run.child("preference_model"))
     if model is not None and model.identity.config["preference_model"]["labels"] == "shuffled":
         return "placebo"
-    return "run"
+    return "ablation" if policy.identity.config["ablate"] else "run"
 
 
 def _policy(run: Directory) -> Manifest:
@@ -121,9 +126,31 @@ def described(arms: Sequence[Arm]) -> list[Json]:
             "name": arm.name,
             "kind": arm.kind,
             "source": None if arm.source is None else arm.source.uri,
+            "ablated": list(arm.ablated),
         }
         for arm in arms
     ]
+
+
+def ablations(
+    arms: Sequence[Arm], traits: Collection[str]
+) -> dict[str, dict[str, tuple[str, str]]]:
+    """For each trait the arm without its training and the arm with it, by design of the study.
+
+    `leave_one_out`: the run without the trait, and the policy. `one_trait_only`: the base, and the
+    run without all the others. A design that no arm is of is left out.
+    """
+    found: dict[str, dict[str, tuple[str, str]]] = {}
+    for arm in arms:
+        if arm.kind != "ablation":
+            continue
+        kept = sorted(set(traits) - set(arm.ablated))
+        if len(arm.ablated) == 1:
+            pair = (arm.name, "policy")
+            found.setdefault("leave_one_out", {}).setdefault(arm.ablated[0], pair)
+        if len(kept) == 1:
+            found.setdefault("one_trait_only", {}).setdefault(kept[0], ("base", arm.name))
+    return found
 
 
 def missing(arms: Sequence[Arm]) -> dict[str, str]:

@@ -92,7 +92,11 @@ def _data_stages(
         "contents of prompts.file": _contents(config.prompts.file, "prompts.file"),
     }
     # The seed draws the splits that a file does not name.
-    pairs = {**seed, "contents of pairs.file": _contents(config.pairs.file, "pairs.file")}
+    pairs = {
+        **seed,
+        "ablate": sorted(config.ablate),
+        "contents of pairs.file": _contents(config.pairs.file, "pairs.file"),
+    }
     return [
         _stage("prompts", ("traits",), prompts, {"prompts": config.prompts}, sizes),
         _stage(
@@ -141,7 +145,7 @@ def _training_stages(config: RunConfig, model: Json, sizes: Mapping[str, str]) -
         _stage(
             "policy",
             ("traits", "prompts", "responses", "rankings", learnt_from),
-            {**seed, "model": model},
+            {**seed, "model": model, "ablate": sorted(config.ablate)},
             {"policy": config.policy},
             sizes,
             without=_NO_EFFECT[config.policy.objective.kind],

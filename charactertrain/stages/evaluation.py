@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from charactertrain import effects
 from charactertrain.artifacts import Outcome, read_rows
 from charactertrain.pipeline import Work
-from charactertrain.records import NO_TRAIT, EvaluationSample, Judgement, Prompt, Trait
+from charactertrain.records import EvaluationSample, Judgement, Prompt, Trait
 from charactertrain.stages import arms as arms_of
 from charactertrain.stages.context import Context
 from charactertrain.stages.evaluation_passes import Passes
@@ -20,7 +20,7 @@ def run(work: Work, context: Context) -> Outcome:
     prompts = [
         prompt
         for prompt in read_rows(*work.inputs["prompts"], "prompts", Prompt)
-        if prompt.split == "test" and prompt.trait_id != NO_TRAIT
+        if prompt.split == "test"
     ]
     arms = arms_of.find(section.compare, weights=work.identity.config["model"]["weights"])
     asked = {arm.name: arms_of.unseen(arm, prompts) for arm in arms}
@@ -32,16 +32,14 @@ def run(work: Work, context: Context) -> Outcome:
         passes.score()
         passes.reward()
         passes.judge()
+    samples = passes.rows("samples", EvaluationSample)
     judgements = passes.rows("judgements", Judgement)
+    bootstrap = effects.Bootstrap(section.num_resamples, context.config.seed)
     report = {
         "arms": arms_of.described(arms),
         "missing_arms": arms_of.missing(arms),
-        **effects.results(
-            passes.rows("samples", EvaluationSample),
-            judgements,
-            natural,
-            effects.Bootstrap(section.num_resamples, context.config.seed),
-        ),
+        **effects.results(samples, judgements, natural, bootstrap),
+        "attribution": effects.attributed(samples, arms_of.ablations(arms, traits), bootstrap),
     }
     work.directory.write_bytes("report.json", json.dumps(report, indent=2).encode())
     return passes.outcome(

@@ -29,7 +29,7 @@ from charactertrain.stages.judge_source import judge_source
 from charactertrain.stages.preference_model import GOLD
 from charactertrain.stages.replies import Conversing, Prompted, ReplyWriter, plain
 from charactertrain.stages.reply_judge import ReplyJudge, matchups
-from charactertrain.stages.reply_scores import ReplyScorer, Rewarder
+from charactertrain.stages.reply_scores import ReplyScorer, RewardColumn, Rewarder
 
 Row = TypeVar("Row")
 Lengths = dict[str, dict[str, list[float]]]
@@ -159,7 +159,7 @@ class Passes:
         if has_gold:
             self._reward(GOLD, "gold_reward", "rewarded", "samples")
 
-    def _reward(self, model: str, column: str, scored: str, table: str) -> None:
+    def _reward(self, model: str, column: RewardColumn, scored: str, table: str) -> None:
         source, _ = self._work.inputs["preference_model"]
         weights = str(self._opened.enter_context(source.child(model).on_local_disk()))
         one = _Pass(

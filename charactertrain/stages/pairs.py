@@ -13,6 +13,7 @@ from charactertrain.config.data import PairsSection
 from charactertrain.exceptions import SamplingError
 from charactertrain.pipeline import Work
 from charactertrain.records import (
+    NO_TRAIT,
     Message,
     PreferencePair,
     Prompt,
@@ -37,15 +38,16 @@ def run(work: Work, context: Context) -> Outcome:
     weights = {
         trait.trait_id: trait.weight for trait in read_rows(*work.inputs["traits"], "traits", Trait)
     }
+    trained = {NO_TRAIT, *weights} - set(context.config.ablate)
     written = _Written(work.directory)
     if section.file_use == "join":
         for pairs, rejects in _pairs_of_rankings(work, weights, section.min_probability):
-            written.add(pairs, rejects)
+            written.add([pair for pair in pairs if pair.trait_id in trained], rejects)
     num_ranked = written.counts.total()
     splits = _splits_of_families(work)
     seed = context.config.seed
     for pairs in read_pairs(section, trait_weights=weights, splits=splits, seed=seed):
-        written.add(pairs, [])
+        written.add([pair for pair in pairs if pair.trait_id in trained], [])
     for split in _SPLITS:
         if written.counts[split] == 0:
             raise SamplingError(f"no {split} pair is left; {_advice(section)}")
@@ -57,6 +59,7 @@ def run(work: Work, context: Context) -> Outcome:
             "mean_probability": written.sum_of_probabilities / written.counts.total(),
             "pairs_from_file": written.counts.total() - num_ranked,
             "prompts_by_trait": written.prompts_by_trait(),
+            "ablated": list(context.config.ablate),
         },
     )
 

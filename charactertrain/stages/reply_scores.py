@@ -15,6 +15,8 @@ from charactertrain.templates import (
     response_conversation,
 )
 
+RewardColumn = Literal["reward", "gold_reward"]
+
 
 class ReplyScorer:
     """Scores replies under the base, with and without the trait."""
@@ -82,7 +84,7 @@ class Rewarder:
         sampler: Sampler,
         *,
         tokenizer_directory: str,
-        column: Literal["reward", "gold_reward"],
+        column: RewardColumn,
     ) -> None:
         """`sampler` serves the model; `column` is what its reward is called."""
         self._sampler, self._column = sampler, column

@@ -1,0 +1,179 @@
+"""What every arm changed against the base, by hand and with a planted character."""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from charactertrain.effects import Bootstrap, results
+from charactertrain.records import EvaluationSample
+from charactertrain.significance import holm
+
+
+def sample(arm: str, prompt_id: str, trait_id: str = "warm", **values: Any) -> EvaluationSample:
+    return replace(
+        EvaluationSample(
+            sample_id="",
+            prompt_id=prompt_id,
+            trait_id=trait_id,
+            kind="trait",
+            arm=arm,
+            prompt="",
+            text="one two three",
+            num_tokens=10,
+            finish_reason="stop",
+            contrast=0.0,
+            detected=False if trait_id == "warm" else None,
+            reward=0.0,
+            gold_reward=None,
+            kl=0.0,
+        ),
+        **values,
+    )
+
+
+SAMPLES = [
+    sample("base", "p1", contrast=0.1, reward=1.0, num_tokens=10),
+    sample("base", "p1", contrast=0.3, reward=2.0, num_tokens=20, text="one two one two"),
+    sample("base", "p2", contrast=0.2, reward=0.0, num_tokens=30, text="four five"),
+    sample("policy", "p1", contrast=0.5, reward=2.0, num_tokens=8, detected=True, kl=0.2),
+    sample("policy", "p1", contrast=0.7, reward=4.0, num_tokens=12, detected=True, kl=0.4),
+    sample("policy", "p2", contrast=0.0, reward=3.0, num_tokens=40, kl=0.0),
+    *(
+        sample(arm, prompt_id, "curious", reward=reward, num_tokens=10)
+        for arm, prompt_id, reward in (
+            ("base", "q1", 1.0),
+            ("base", "q2", 1.0),
+            ("policy", "q1", 0.0),
+            ("policy", "q2", 1.0),
+        )
+    ),
+]
+
+
+def report(samples: list[EvaluationSample] = SAMPLES, natural: Any = None) -> dict[str, Any]:
+    return results(samples, [], natural, Bootstrap(200, 1))
+
+
+def effect(measure: str, trait_id: str = "warm", arm: str = "policy") -> dict[str, Any]:
+    found: dict[str, Any] = report()["traits"][trait_id][measure][arm]
+    return found
+
+
+def overall(measure: str, found: dict[str, Any] | None = None) -> dict[str, Any]:
+    effect: dict[str, Any] = (found or report())["overall"][measure]["policy"]
+    return effect
+
+
+def test_results_are_means_over_replies_by_trait() -> None:
+    contrast = effect("contrast")
+    assert contrast["base"] == pytest.approx(0.2)
+    assert contrast["arm"] == pytest.approx(0.4)
+    assert contrast["difference"] == pytest.approx(0.2)
+    # Resamples of two prompts: p1 alone rose by 0.4, p2 alone fell by 0.2.
+    assert contrast["ci_low"] == pytest.approx(-0.2)
+    assert contrast["ci_high"] == pytest.approx(0.4)
+    assert (contrast["num_prompts"], contrast["num_responses"]) == (2, 3)
+    assert (effect("reward")["base"], effect("reward")["arm"]) == (1.0, 3.0)
+    assert effect("detector_rate")["base"] == 0.0
+    assert effect("detector_rate")["arm"] == pytest.approx(2 / 3)
+
+
+def test_results_leave_out_measures_that_were_not_taken() -> None:
+    assert set(report()["traits"]["curious"]) == {"contrast", "reward"}
+    assert effect("reward", "curious")["difference"] == -0.5
+    with_gold = [replace(s, gold_reward=s.reward) for s in SAMPLES]
+    assert report(with_gold)["traits"]["warm"]["gold_reward"]["policy"]["arm"] == 3.0
+
+
+def test_results_take_length_kl_and_distinct_2_over_all_replies() -> None:
+    assert overall("length")["base"] == pytest.approx((10 + 20 + 30 + 10 + 10) / 5)
+    assert overall("length")["arm"] == pytest.approx((8 + 12 + 40 + 10 + 10) / 5)
+    assert overall("kl")["base"] == 0.0
+    assert overall("kl")["arm"] == pytest.approx(0.6 / 5)
+    # Base: bigrams 12 23, 12 21 12, 45, and twice 12 23: 4 different of 10. Policy: 2 of 10.
+    assert overall("distinct_2")["base"] == pytest.approx(4 / 10)
+    assert overall("distinct_2")["arm"] == pytest.approx(2 / 10)
+    assert overall("distinct_2")["num_prompts"] == 4
+    assert overall("distinct_2")["num_responses"] == 5
+    # All of the policy's replies begin alike, and three of the base's five.
+    assert (overall("opening_share")["base"], overall("opening_share")["arm"]) == (0.6, 1.0)
+
+
+def test_within_prompt_diversity_is_of_prompts_with_several_replies() -> None:
+    more = [replace(s, text="six seven") for s in SAMPLES if s.prompt_id in ("q1", "q2")]
+    diversity = overall("within_prompt_diversity", report([*SAMPLES, *more]))
+    # Base p1: 1 of 3 bigrams... of q1 and q2 both: nothing in common.
+    assert diversity["num_prompts"] == 3
+    assert diversity["base"] == pytest.approx((2 / 3 + 1 + 1) / 3)
+    assert diversity["arm"] == pytest.approx((0 + 1 + 1) / 3)
+
+
+def test_natural_lengths_are_there_only_where_they_were_measured() -> None:
+    assert "natural_length" not in report()["overall"]
+    natural = {
+        "base": {"p1": [20.0], "p2": [40.0], "p9": [99.0]},
+        "policy": {"p1": [10.0], "p2": [20.0]},
+    }
+    lengths = overall("natural_length", report(natural=natural))
+    assert (lengths["base"], lengths["arm"], lengths["difference"]) == (30.0, 15.0, -15.0)
+    assert lengths["num_prompts"] == 2
+
+
+def test_a_prompt_that_one_arm_has_no_reply_to_is_left_out_of_that_arms_effects() -> None:
+    alone = [
+        sample("base", "p3", reward=99.0, num_tokens=99),
+        sample("policy", "q3", "curious", reward=99.0, num_tokens=99),
+    ]
+    assert report([*SAMPLES, *alone])["traits"] == report()["traits"]
+
+
+def test_every_arm_is_compared_with_the_base_and_the_policy_with_every_arm() -> None:
+    other = [replace(s, arm="other", contrast=0.9) for s in SAMPLES if s.arm == "policy"]
+    found = report([*SAMPLES, *other])
+    assert found["traits"]["warm"]["contrast"]["policy"] == effect("contrast")
+    assert found["traits"]["warm"]["contrast"]["other"]["arm"] == pytest.approx(0.9)
+    against = found["policy_against"]["other"]["warm"]["contrast"]
+    assert (against["base"], against["arm"]) == (pytest.approx(0.9), pytest.approx(0.4))
+
+
+def test_kinds_of_prompts_are_compared_by_themselves() -> None:
+    samples = [replace(s, kind="identity") if s.prompt_id == "p2" else s for s in SAMPLES]
+    samples += [replace(s, prompt_id="p4") for s in samples if s.kind == "identity"]
+    identity = report(samples)["kinds"]["identity"]["contrast"]["policy"]
+    assert (identity["base"], identity["arm"], identity["num_prompts"]) == (0.2, 0.0, 2)
+
+
+def test_p_values_are_corrected_over_traits_for_each_measure_and_arm() -> None:
+    found = report()["traits"]
+    for measure in ("contrast", "reward"):
+        effects = [found[trait_id][measure]["policy"] for trait_id in ("warm", "curious")]
+        assert [e["p_holm"] for e in effects] == holm([e["p_value"] for e in effects])
+    assert found["warm"]["detector_rate"]["policy"]["p_holm"] == pytest.approx(
+        found["warm"]["detector_rate"]["policy"]["p_value"]
+    )
+
+
+def test_a_planted_character_is_measured_back_by_trait_and_arm() -> None:
+    """Arms that show a trait with a known probability, 300 prompts, two replies each."""
+    planted = {
+        "warm": {"base": 0.1, "policy": 0.6, "other": 0.3},
+        "curious": {"base": 0.5, "policy": 0.5, "other": 0.2},
+    }
+    draw = random.Random(1)
+    samples = [
+        sample(arm, f"{trait_id}{prompt}", trait_id, detected=draw.random() < probability)
+        for trait_id, by_arm in planted.items()
+        for arm, probability in by_arm.items()
+        for prompt in range(300)
+        for _ in range(2)
+    ]
+    found = results(samples, [], None, Bootstrap(500, 1))["traits"]
+    for trait_id, by_arm in planted.items():
+        for arm in ("policy", "other"):
+            rate = found[trait_id]["detector_rate"][arm]
+            assert rate["ci_low"] <= by_arm[arm] - by_arm["base"] <= rate["ci_high"]
+            assert rate["ci_high"] - rate["ci_low"] < 0.15
+    assert found["curious"]["detector_rate"]["policy"]["p_holm"] > 0.05
+    assert found["warm"]["detector_rate"]["policy"]["p_holm"] < 1e-6
