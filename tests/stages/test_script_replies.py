@@ -250,7 +250,7 @@ def test_planted_character_is_measured_back_by_trait_and_arm() -> None:
     scripts = probe_scripts.from_prompts(["drop_the_act"], prompts)
     replies = [r for name, own in PLANTED.items() for r in arm(own, name, scripts)]
     description = {"drop_the_act": Description("", "", "higher", asks_retention=True)}
-    found = probe_results(replies, description, num_resamples=2000, seed=1)["drop_the_act"]
+    found = probe_results(replies, description, num_resamples=1000, seed=1)["drop_the_act"]
     rows = {(r["condition"], r["measure"], r["trait_id"]): r["arms"] for r in found["rows"]}
     for index, trait in enumerate(("warm", "curious")):
         for name in ("policy", "other"):
