@@ -33,11 +33,8 @@ def replies(values: dict[str, list[float]], **fields: Any) -> list[ScriptReply]:
     made = []
     for arm, scores in values.items():
         for number, score in enumerate(scores, start=1):
-            reply = replace(
-                REPLY,
-                **{"measure": "refusal", "arm": arm, "cluster": f"p{number}", "score": score}
-                | fields,
-            )
+            own: dict[str, Any] = {"measure": "refusal", "arm": arm, "score": score}
+            reply = replace(REPLY, **{**own, "cluster": f"p{number}", **fields})
             script_id = f"{reply.probe}/{reply.condition}/{reply.cluster}"
             made.append(replace(reply, script_id=script_id))
     return made
