@@ -29,7 +29,7 @@ def nodes(documents: Sequence[Manifest], group: str | None) -> list[Pod]:
     return [
         pod
         for pod in pods(documents)
-        if pod.ray_cpus > 0 and pod.group != "submitter" and group in (None, labels.get(pod.group))
+        if pod.ray_cpus > 0 and group in (None, labels.get(pod.group))
     ]
 
 
@@ -87,13 +87,18 @@ def storage_problems(documents: Sequence[Manifest], config: RunConfig) -> list[s
     found = [] if config.cluster.address == "auto" else ["the run starts a cluster of its own"]
     if not config.run.dir.startswith(SHARED):
         found.append(f"run.dir {config.run.dir} is not shared")
-    ray_nodes = [pod for pod in pods(documents) if pod.group != "submitter"]
+    claim = one(documents, "PersistentVolumeClaim")
+    ray_nodes = [pod for pod in pods(documents) if pod.is_ray_node]
     for pod in ray_nodes:
         mounts = {mount["mountPath"]: mount["name"] for mount in pod.container["volumeMounts"]}
-        claims = {v["name"] for v in pod.spec["volumes"] if "persistentVolumeClaim" in v}
-        if mounts.get(SHARED.rstrip("/")) not in claims:
+        named = {
+            volume["name"]
+            for volume in pod.spec["volumes"]
+            if volume.get("persistentVolumeClaim") == {"claimName": claim["metadata"]["name"]}
+        }
+        if mounts.get(SHARED.rstrip("/")) not in named:
             found.append(f"{pod.group} has no shared storage")
-    modes = one(documents, "PersistentVolumeClaim")["spec"]["accessModes"]
+    modes = claim["spec"]["accessModes"]
     if len(ray_nodes) > 1 and modes != ["ReadWriteMany"]:
         found.append(f"{len(ray_nodes)} groups share storage of mode {modes}")
     return found
@@ -112,6 +117,29 @@ def test_engines_of_several_gpus_fit_a_node(build: Build, compose: Compose, name
         return
     for pod in nodes(documents, engines.node_group):
         assert pod.limit(GPU) % engines.tensor_parallel_size == 0
+
+
+SCALED = ["multi-node", "spot", "gcs-ft", "hardened"]
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_rays_autoscaler_reads_the_groups_as_these_tests_do(build: Build, name: str) -> None:
+    from ray.autoscaler._private.kuberay import autoscaling_config
+
+    documents = build(f"overlays/{name}")
+    cluster = one(documents, "RayJob")["spec"]["rayClusterSpec"]
+    document = {"metadata": {"name": "a", "namespace": "b"}, "spec": cluster}
+    read = autoscaling_config._derive_autoscaling_config_from_ray_cr(document)
+    assert read["idle_timeout_minutes"] == cluster["autoscalerOptions"]["idleTimeoutSeconds"] / 60
+    specs = {spec["groupName"]: spec for spec in cluster["workerGroupSpecs"]}
+    for pod in pods(documents):
+        if pod.group in specs:
+            found, spec = read["available_node_types"][pod.group], specs[pod.group]
+            assert found["resources"]["CPU"] == pod.ray_cpus
+            assert found["resources"].get("GPU", 0) == pod.limit(GPU)
+            assert found["labels"] == spec["labels"]
+            assert found["max_workers"] == pod.most
+            assert found.get("idle_timeout_s") == spec.get("idleTimeoutSeconds")
 
 
 def group(documents: Sequence[Manifest], index: int) -> Any:
@@ -155,6 +183,10 @@ def told(documents: Sequence[Manifest], override: str) -> None:
         (
             lambda d: one(d, "PersistentVolumeClaim")["spec"].update(accessModes=["ReadWriteOnce"]),
             "3 groups share storage of mode ['ReadWriteOnce']",
+        ),
+        (
+            lambda d: one(d, "PersistentVolumeClaim")["metadata"].update(name="others"),
+            "head has no shared storage",
         ),
         (
             lambda d: group(d, 1)["template"]["spec"]["containers"][0]["volumeMounts"].pop(0),

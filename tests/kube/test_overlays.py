@@ -147,7 +147,7 @@ def test_interactive_is_the_cluster_of_the_run_on_one_gpu(build: Build) -> None:
 
 def test_every_worker_has_what_the_head_has(build: Build) -> None:
     for name in OVERLAYS:
-        head, *others = [pod for pod in pods(build(f"overlays/{name}")) if pod.group != "submitter"]
+        head, *others = [pod for pod in pods(build(f"overlays/{name}")) if pod.is_ray_node]
         for pod in others:
             for key in ("image", "securityContext", "volumeMounts", "livenessProbe"):
                 assert pod.container[key] == head.container[key], (name, pod.group, key)

@@ -34,8 +34,13 @@ class Pod:
     template: Manifest
     most: int
     """How many there may be at a time."""
-    start_parameters: Manifest
-    """What `ray start` is told."""
+    start_parameters: Manifest | None
+    """What `ray start` is told; None where it is not called."""
+
+    @property
+    def is_ray_node(self) -> bool:
+        """Whether the pod is a node of the Ray cluster."""
+        return self.start_parameters is not None
 
     @property
     def spec(self) -> Manifest:
@@ -55,7 +60,9 @@ class Pod:
 
     @property
     def ray_cpus(self) -> float:
-        """Logical CPUs of the Ray node, as KubeRay tells them to `ray start`."""
+        """Logical CPUs, as KubeRay tells them to `ray start`; 0 where it is not called."""
+        if self.start_parameters is None:
+            return 0.0
         return float(self.start_parameters.get("num-cpus", self.limit("cpu")))
 
 
@@ -72,9 +79,9 @@ def pods(documents: Sequence[Manifest]) -> list[Pod]:
 
 def _pods_of(document: Manifest) -> Iterator[Pod]:
     if document["kind"] == "Job":
-        yield Pod(document["metadata"]["name"], document["spec"]["template"], 1, {})
+        yield Pod(document["metadata"]["name"], document["spec"]["template"], 1, None)
     if document["kind"] == "RayJob":
-        yield Pod("submitter", document["spec"]["submitterPodTemplate"], 1, {})
+        yield Pod("submitter", document["spec"]["submitterPodTemplate"], 1, None)
     cluster = ray_spec(document)
     if cluster is None:
         return
@@ -82,8 +89,8 @@ def _pods_of(document: Manifest) -> Iterator[Pod]:
     yield Pod("head", head["template"], 1, head["rayStartParams"])
     for group in cluster.get("workerGroupSpecs", ()):
         told = dict(group["rayStartParams"])
-        if "cpu" in group.get("resources", {}):
-            told["num-cpus"] = group["resources"]["cpu"]
+        if "CPU" in group.get("resources", {}):
+            told["num-cpus"] = group["resources"]["CPU"]
         yield Pod(group["groupName"], group["template"], group["maxReplicas"], told)
 
 

@@ -20,7 +20,7 @@ DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 def pod_problems(pod: Pod) -> list[str]:
     """What is wrong with a pod by this project's rules."""
-    found = [*_pod_security(pod.spec), *_shared_memory(pod)]
+    found = [*_pod_security(pod.spec), *(_shared_memory(pod) if pod.is_ray_node else ())]
     for container in [*pod.spec["containers"], *pod.spec.get("initContainers", [])]:
         found += [f"{container['name']}: {problem}" for problem in _container_problems(container)]
     return [f"{pod.group}: {problem}" for problem in found]
@@ -43,8 +43,6 @@ def _pod_security(spec: Manifest) -> Iterator[str]:
 
 def _shared_memory(pod: Pod) -> Iterator[str]:
     mounts = {mount["mountPath"]: mount["name"] for mount in pod.container["volumeMounts"]}
-    if not pod.container["name"].startswith("ray-") or pod.group == "submitter":
-        return
     volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
     memory = volumes.get(mounts.get("/dev/shm", ""), {}).get("emptyDir", {})
     if memory.get("medium") != "Memory" or "sizeLimit" not in memory:
