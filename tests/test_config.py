@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
-MAX_LEAVES = 170
+MAX_LEAVES = 190
 MAX_DEPTH = 4
 OBJECTIVES = {
     "grpo": "policy_gradient",
