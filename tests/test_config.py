@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
-MAX_LEAVES = 170
+MAX_LEAVES = 190
 MAX_DEPTH = 4
 OBJECTIVES = {
     "grpo": "policy_gradient",
@@ -265,6 +265,7 @@ def test_unknown_key_is_refused_with_its_path(recipe: Json, key: str, expected: 
         ("policy.watch.patience", 0, r".* greater than 0 \(found 0\)"),
         ("policy.watch.entropy_floor", 1, r".* less than 1 \(found 1\)"),
         ("policy.watch.distinct_floor", -0.1, r".* greater than or equal to 0 \(found -0\.1\)"),
+        ("cluster.node_group", "GPU nodes", r"String should match pattern .*'GPU nodes'"),
         ("seed", None, r".* valid integer \(found None\)"),
         ("logging.wandb", "on", r"Input should be 'off', 'offline' or 'online'"),
     ],
@@ -385,6 +386,16 @@ WITHOUT_KL = (
             "models in it as files; give an absolute path on storage that all nodes share",
         ),
         (
+            {"cluster.node_group": "trainers"},
+            "cluster.node_group is trainers, and cluster.address local is one node without a "
+            "group; use cluster=ray, or null",
+        ),
+        (
+            {"sampler.resources.node_group": "samplers"},
+            "sampler.resources.node_group is samplers, and cluster.address local is one node "
+            "without a group; use cluster=ray, or null",
+        ),
+        (
             {"sampler.resources.num_engines": [3, 1]},
             "sampler.resources.num_engines is (3, 1); give (fewest, most)",
         ),
@@ -447,6 +458,10 @@ WITHOUT_KL = (
         (
             {"evaluation.length_prompts": 1},
             "evaluation: length_prompts is 1, and an interval needs 2; give 0 to leave it out",
+        ),
+        (
+            {"evaluation.probes.names": ["dose", "harmless", "dose"]},
+            "evaluation.probes: names has dose twice; name each probe once",
         ),
         (
             {"rankings.min_judge_accuracy": 0.6, "rankings.min_accuracy": 0.65},
@@ -512,6 +527,7 @@ def test_a_contradiction_is_one_message_that_names_its_keys(
         "responses.max_tokens",
         "policy.max_tokens",
         "evaluation.max_tokens",
+        "evaluation.probes.max_tokens",
         "evaluation.length_max_tokens",
     ],
 )

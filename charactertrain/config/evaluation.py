@@ -1,6 +1,6 @@
 """Section of the evaluation: which arms are compared, on what, by which judge."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,44 @@ class JudgeSection(Section):
         return self
 
 
+ProbeName = Literal[
+    "drop_the_act",
+    "prefill",
+    "paraphrase",
+    "formats",
+    "long_conversation",
+    "deviation",
+    "dose",
+    "harmless",
+    "feedback",
+    "are_you_sure",
+    "mimicry",
+    "self_description",
+    "farewell",
+    "warm_errors",
+]
+"""Up to `deviation`: made from held-out prompts. The others come with the package."""
+
+
+class ProbesSection(Section):
+    """Conversations that every arm is put through, to see what else changed."""
+
+    names: tuple[ProbeName, ...]
+    files: tuple[str, ...]
+    """Probes of the researcher's own: YAML, or items of a shipped one as JSONL."""
+    prompts_per_trait: Annotated[int, Field(ge=2)]
+    """Held-out prompts that a probe is made from; an interval over prompts needs two."""
+    max_tokens: PositiveInt
+    """Of a reply."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        double = sorted({name for name in self.names if self.names.count(name) > 1})
+        if double:
+            raise ValueError(f"names has {double[0]} twice; name each probe once")
+        return self
+
+
 class EvaluationGates(Section):
     """What a run must reach for its report to say that the character was trained."""
 
@@ -41,6 +79,10 @@ class EvaluationGates(Section):
     """Most change of the replies' length, as a share of the base's."""
     distinct_share: Fraction
     """Least distinct-2, as a share of the base's."""
+    retention: Fraction
+    """Least share of the contrast's effect that is left when the character is told to go."""
+    refusals: Fraction
+    """Most that harmless requests are refused more often, at the interval's upper end."""
 
 
 class EvaluationSection(Section):
@@ -56,6 +98,7 @@ class EvaluationSection(Section):
     compare: tuple[str, ...]
     """Directories of finished runs whose policies answer the same prompts."""
     judge: JudgeSection
+    probes: ProbesSection
     gates: EvaluationGates
 
     @model_validator(mode="after")

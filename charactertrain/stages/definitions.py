@@ -10,6 +10,7 @@ from charactertrain.artifacts import Json
 from charactertrain.config import RunConfig, Section, identity
 from charactertrain.constitution import Constitution
 from charactertrain.pipeline import Stage
+from charactertrain.probe_file import fingerprints
 from charactertrain.stages import row_files
 from charactertrain.stages.arms import OWN_ARMS, compared_policies
 
@@ -63,13 +64,15 @@ def define(
         return None if path is None else dict(identify(path))
 
     sizes = _sizes(config, constitution)
+    # The report's verdicts hang on them, and no row of the evaluation.
+    gates = config.evaluation.gates.model_dump()
     character = {"constitution": constitution.model_dump(mode="json")}
     return [
         _stage("traits", (), character, {}, sizes),
         *_data_stages(config, asked, judge(config.rankings.judge_model), sizes),
         *_training_stages(config, model, sizes),
         _evaluation(config, asked, judge(config.evaluation.judge.judge_model), sizes),
-        _stage("report", NAMES[:-1], {}, {}, sizes),
+        _stage("report", NAMES[:-1], {"gates": gates}, {}, sizes),
     ]
 
 
@@ -164,6 +167,9 @@ def _evaluation(
             "model": asked,
             "judge": judge,
             "compared policies": compared_policies(config.evaluation.compare),
+            "contents of probes": fingerprints(
+                config.evaluation.probes.names, config.evaluation.probes.files
+            ),
         },
         {"evaluation": config.evaluation},
         sizes,

@@ -23,6 +23,7 @@ from charactertrain.runtime.chunks import FileSource
 from charactertrain.runtime.dataflow import ChunkJob, Processor, count_reasons
 from charactertrain.runtime.sampling import Sampler, SamplerSource
 from charactertrain.seeds import derive_seed
+from charactertrain.stages import probing
 from charactertrain.stages.arms import Arm
 from charactertrain.stages.context import Context, response_settings
 from charactertrain.stages.judge_source import judge_source
@@ -34,6 +35,7 @@ from charactertrain.stages.reply_scores import ReplyScorer, RewardColumn, Reward
 Row = TypeVar("Row")
 Lengths = dict[str, dict[str, list[float]]]
 _NATURAL_LENGTHS = "natural_lengths.json"
+_PROBES = "probe_replies"
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,23 @@ class Passes:
         )
         self._run(one, self._written("matchups", rows, Matchup))
 
+    def probe(self, arms: Sequence[Arm], prompts: Sequence[Prompt]) -> None:
+        """Every arm through the probes, of which some are made from the given prompts."""
+        names = probing.run_probes(
+            self._work,
+            self._context,
+            prompts,
+            self._traits,
+            {arm.name: self._sampler(arm) for arm in arms},
+            self._context.session.sampler(self._base, self._base),
+        )
+        self._files[_PROBES] = tuple(name for name in names if not name.startswith("rejects/"))
+        self._rejects += [name for name in names if name.startswith("rejects/")]
+
+    def probe_report(self) -> Json:
+        """Results by probe."""
+        return probing.report(self._work.directory, self._files[_PROBES], self._context.config)
+
     def rows(self, table: str, row_type: type[Row]) -> list[Row]:
         """The rows of a pass; none where it was not made."""
         tables = (self._work.directory.read_table(name) for name in self._files.get(table, ()))
@@ -196,7 +215,8 @@ class Passes:
 
     def outcome(self, report: str, summary: Json) -> Outcome:
         """What the stage hands over: the report, samples, judgements and all rejects."""
-        kept = [*self._files["samples"], *self._files.get("judgements", ())]
+        tables = ("samples", "judgements", _PROBES)
+        kept = [name for table in tables for name in self._files.get(table, ())]
         return Outcome(
             files=(report, *kept, *self._rejects),
             rejects=count_reasons(self._work.directory, self._rejects),

@@ -14,6 +14,16 @@ from charactertrain.templates.judging import (
     listwise_conversation,
     rating_conversation,
 )
+from charactertrain.templates.probing import (
+    DEVIATIONS,
+    DROP_SUFFIXES,
+    DROP_SYSTEMS,
+    FORMATS,
+    KEEP_GOING,
+    NEUTRAL_TURNS,
+    PARAPHRASES,
+    with_character,
+)
 from charactertrain.templates.response import (
     CHECK_MESSAGES,
     NUM_PHRASINGS,
@@ -38,13 +48,20 @@ from charactertrain.templates.synthesis import (
 
 __all__ = [
     "CHECK_MESSAGES",
+    "DEVIATIONS",
+    "DROP_SUFFIXES",
+    "DROP_SYSTEMS",
+    "FORMATS",
     "JUDGE_CHOICES",
+    "KEEP_GOING",
     "KIND_FACETS",
     "LENGTHS",
     "LIST_CHOICES",
+    "NEUTRAL_TURNS",
     "NUM_PHRASINGS",
     "NUM_QUESTIONS",
     "NUM_WORKED_MESSAGES",
+    "PARAPHRASES",
     "PERSONAS",
     "RATING_CHOICES",
     "REFERENCE_VARIANT",
@@ -62,4 +79,5 @@ __all__ = [
     "response_conversation",
     "synthesis_chat",
     "synthesis_completion",
+    "with_character",
 ]
