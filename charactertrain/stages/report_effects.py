@@ -34,16 +34,16 @@ def effect(values: Json) -> Effect:
         p_holm=values.get("p_holm"),
         num_responses=values["num_responses"],
         num_prompts=values["num_prompts"],
-        judged=_judged(values) if "num_unscored" in values else None,
+        judged=_judged(values) if "unscored" in values else None,
         note=values.get("note") or values.get("condition"),
     )
 
 
 def _judged(values: Json) -> Judged:
     return Judged(
-        num_ties=values["num_ties"],
-        num_unscored=values["num_unscored"],
-        num_inconsistent=values["num_inconsistent"],
+        num_ties=values["ties"],
+        num_unscored=values["unscored"],
+        num_inconsistent=values["inconsistent"],
         swap_consistency=values["swap_consistency"],
     )
 

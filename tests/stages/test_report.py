@@ -84,9 +84,9 @@ def report_json() -> Json:
                 "win_rate": {
                     "policy": {
                         **effect(0.5, 0.7, 0.1),
-                        "num_ties": 3,
-                        "num_unscored": 2,
-                        "num_inconsistent": 1,
+                        "ties": 3,
+                        "unscored": 2,
+                        "inconsistent": 1,
                         "swap_consistency": 0.75,
                     }
                 },
@@ -1009,7 +1009,7 @@ def test_provenance_shows_the_command_without_keys(
     assert run.command == "python -m charactertrain seed=2 run.dir=s3://bucket/run"
 
 
-def measured() -> Json:
+def measured(config: RunConfig) -> Json:
     """What the evaluation itself writes of these replies, two of its arms standing for others."""
     bootstrap = effects.Bootstrap(num_resamples=200, seed=1)
     replies = samples()
@@ -1021,19 +1021,20 @@ def measured() -> Json:
     found = {
         "arms": report_json()["arms"],
         "missing_arms": {},
+        "probes": {},
         **effects.results(replies, judgements, None, bootstrap),
         "over_seeds": effects.over_seeds(replies, ["policy", "prompted"]),
         "attribution": effects.attributed(
             replies, {"leave_one_out": {"warm": ("prompted", "policy")}}, bootstrap
         ),
     }
-    thresholds = Thresholds(traits_shown=0.8, win_rate=0.6, length_change=0.2, distinct_share=0.9)
+    thresholds = Thresholds(**config.evaluation.gates.model_dump())
     gates = evaluation_gates.check(found, thresholds)
     return {**found, "gates": [asdict(gate) for gate in gates]}
 
 
 def test_report_reads_what_the_evaluation_writes(make_run: MakeRun, context: Context) -> None:
-    view = make_view(make_run(measured()), context)
+    view = make_view(make_run(measured(context.config)), context)
     warm = view.traits[0]
     contrast = warm.effects["contrast"]["policy"]
     own = [found for found in samples() if found.trait_id == "warm"]
@@ -1048,7 +1049,7 @@ def test_report_reads_what_the_evaluation_writes(make_run: MakeRun, context: Con
     assert warm.against["contrast"]["prompted"].difference == pytest.approx(rise)
     assert view.over_seeds is not None
     assert view.attribution[0].cells["warm", "warm"].difference == pytest.approx(rise)
-    assert len(view.gates) == len(measured()["gates"])
+    assert len(view.gates) == len(measured(context.config)["gates"])
     html = page.render(view)
     assert "1 unscored" in html
 
