@@ -29,6 +29,25 @@ class JudgeSection(Section):
         return self
 
 
+class PreferencesSection(Section):
+    """Which of two traits a model takes up when it may choose."""
+
+    pairs_per_trait: Count
+    """Words that each trait is offered against, in either order, freely and at random; 0 for none.
+    """
+    max_tokens: PositiveInt
+    judged: bool
+    """What was taken up is read by `evaluation.judge`; otherwise by the base's likelihoods."""
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.pairs_per_trait == 1:
+            raise ValueError(
+                "pairs_per_trait is 1, and an order needs three words; give 2, or 0 for none"
+            )
+        return self
+
+
 class EvaluationGates(Section):
     """What a run must reach for its report to say that the character was trained."""
 
@@ -56,6 +75,7 @@ class EvaluationSection(Section):
     compare: tuple[str, ...]
     """Directories of finished runs whose policies answer the same prompts."""
     judge: JudgeSection
+    preferences: PreferencesSection
     gates: EvaluationGates
 
     @model_validator(mode="after")

@@ -13,9 +13,12 @@ from charactertrain.records import (
     EvaluationSample,
     Judgement,
     Matchup,
+    Offer,
+    OfferReply,
     Prompt,
     Reply,
     Trait,
+    TraitChoice,
     from_table,
     to_table,
 )
@@ -30,6 +33,7 @@ from charactertrain.stages.preference_model import GOLD
 from charactertrain.stages.replies import Conversing, Prompted, ReplyWriter, plain
 from charactertrain.stages.reply_judge import ReplyJudge, matchups
 from charactertrain.stages.reply_scores import ReplyScorer, RewardColumn, Rewarder
+from charactertrain.stages.trait_choices import JudgeReader, LikelihoodReader, OfferWriter
 
 Row = TypeVar("Row")
 Lengths = dict[str, dict[str, list[float]]]
@@ -189,14 +193,61 @@ class Passes:
         )
         self._run(one, self._written("matchups", rows, Matchup))
 
+    def choose(self, arms: Sequence[Arm], offers: Sequence[Offer]) -> None:
+        """What each arm replies to offers of two traits, and which of them it took up."""
+        placement = self._context.config.model.trait_placement
+        for arm in arms:
+            one = _Pass(
+                title=f"{arm.name} trait choices",
+                table=f"offer_replies_{arm.name}",
+                result_type=OfferReply,
+                make_processor=partial(
+                    OfferWriter,
+                    arm=arm.name,
+                    placement=placement,
+                    settings=response_settings(
+                        temperature=1.0,
+                        max_tokens=self._section.preferences.max_tokens,
+                        ending="natural",
+                    ),
+                    seed=self._context.config.seed,
+                ),
+                sampler=self._sampler(arm),
+                requests_per_row=1,
+            )
+            # What it is told to take up tells what the reading is worth, and the base obeys.
+            asked = [o for o in offers if arm.kind == "base" or o.condition != "told"]
+            self._run(one, self._written(f"offers_{arm.name}", asked, Offer))
+        judged = self._section.preferences.judged
+        one = _Pass(
+            title="reading trait choices",
+            table="trait_choices",
+            result_type=TraitChoice,
+            make_processor=JudgeReader
+            if judged
+            else partial(LikelihoodReader, placement=placement),
+            sampler=judge_source(self._context, self._section.judge)
+            if judged
+            else self._context.session.sampler(self._base, self._base),
+            requests_per_row=2,
+        )
+        names = [
+            n
+            for table, own in self._files.items()
+            if table.startswith("offer_replies_")
+            for n in own
+        ]
+        self._run(one, self._source(names, OfferReply))
+
     def rows(self, table: str, row_type: type[Row]) -> list[Row]:
         """The rows of a pass; none where it was not made."""
         tables = (self._work.directory.read_table(name) for name in self._files.get(table, ()))
         return [row for found in tables for row in from_table(found, row_type)]
 
     def outcome(self, report: str, summary: Json) -> Outcome:
-        """What the stage hands over: the report, samples, judgements and all rejects."""
-        kept = [*self._files["samples"], *self._files.get("judgements", ())]
+        """What the stage hands over: the report, the last tables and all rejects."""
+        optional = ("judgements", "trait_choices")
+        kept = [*self._files["samples"], *(n for t in optional for n in self._files.get(t, ()))]
         return Outcome(
             files=(report, *kept, *self._rejects),
             rejects=count_reasons(self._work.directory, self._rejects),
