@@ -77,9 +77,7 @@ def _chosen(choices: Sequence[TraitChoice], offers: Sequence[Offer]) -> Chosen:
     return Chosen(free=under("free"), at_random=under("random"))
 
 
-def _reading(
-    choices: Sequence[TraitChoice], offers: Sequence[Offer], bootstrap: Bootstrap
-) -> Json:
+def _reading(choices: Sequence[TraitChoice], offers: Sequence[Offer], bootstrap: Bootstrap) -> Json:
     """How one arm's replies could be read, by condition; of `told`, how often the word was found.
 
     `first_taken` is how much the word that was offered first is taken up: away from 0.5, the order

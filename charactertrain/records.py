@@ -275,6 +275,68 @@ class EvaluationSample:
 
 
 @dataclass(frozen=True)
+class Script:
+    """One conversation that an arm is put through: a probe in one of its conditions."""
+
+    script_id: str
+    probe: str
+    condition: str
+    """`plain` is the one that the probe's others are compared with."""
+    cluster: str
+    """What is resampled: the prompt or item that conditions share."""
+    trait_id: str
+    """`NO_TRAIT` where no trait is at stake."""
+    system: str
+    """Empty for none."""
+    turns: tuple[str, ...]
+    """The user's, in order."""
+    given_replies: tuple[str, ...]
+    """In place of the arm's own to the first turns."""
+    measures: tuple[str, ...]
+    """Of each reply's text: names of `probe_measures.MEASURES`."""
+    accepted: tuple[str, ...]
+    """Right answers, where there is a truth."""
+    mistaken: tuple[str, ...]
+    """A wrong one that the user names."""
+
+
+@dataclass(frozen=True)
+class ScriptReply:
+    """A reply of one arm to one turn of a script, by one measure of its text."""
+
+    sample_id: str
+    script_id: str
+    probe: str
+    condition: str
+    cluster: str
+    trait_id: str
+    """That is measured; `NO_TRAIT` where none is at stake."""
+    arm: str
+    turn: int
+    """0 for the first; replies that were given count."""
+    messages: tuple[Message, ...]
+    """The conversation before it."""
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason
+    contrast: float | None
+    """Under the frozen base, nats per token; None where no trait is at stake."""
+    detected: bool | None
+    """Whether the trait's detector matched; None where there is none."""
+    measure: str
+    """What `score` is; empty where the text itself is not measured."""
+    score: float | None
+    """0 to 1."""
+
+
+@dataclass(frozen=True)
+class ScriptDraft(ScriptReply):
+    """A reply that was written and is not yet scored under the base."""
+
+    token_ids: tuple[Int32, ...]
+
+
+@dataclass(frozen=True)
 class Matchup:
     """The base's reply and another arm's to one prompt, to be judged blind to whose is which."""
 

@@ -5,6 +5,7 @@ Shapes: C columns of sums, K clusters, R resamples.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from scipy.stats import t as student
 
 MAX_RESAMPLED = 4096
 """Clusters that are resampled one by one; of more, groups of clusters are."""
+_MAX_REMEMBERED = 1024
+"""Clusters whose draws are kept for the next measure: 16 MiB of 2,000 resamples."""
 UPPER_TAIL = 0.975
 """Below the upper end of a 95 % interval."""
 ROUNDING = 1e-12
@@ -81,14 +84,26 @@ def resampled(sums_CK: Array, *, num_resamples: int, seed: int) -> Array:
     of them are resampled, put together at random: the spread of sums over independent clusters is
     the same, and time and memory stay bounded.
     """
-    rng = np.random.default_rng(seed)
     num_clusters = sums_CK.shape[1]
+    if num_clusters <= _MAX_REMEMBERED:
+        return sums_CK @ _remembered_draws(seed, num_clusters, num_resamples).T
+    rng = np.random.default_rng(seed)
     if num_clusters > MAX_RESAMPLED:
         group_K = rng.permutation(num_clusters) % MAX_RESAMPLED
         sums_CK = np.stack([np.bincount(group_K, row, MAX_RESAMPLED) for row in sums_CK])
         num_clusters = MAX_RESAMPLED
     draws_RK = cluster_draws(rng, num_clusters, num_resamples=num_resamples)
     return sums_CK @ draws_RK.T
+
+
+@lru_cache(maxsize=8)
+def _remembered_draws(seed: int, num_clusters: int, num_resamples: int) -> Array:
+    # An evaluation has hundreds of measures of the same prompts, and drawing is nearly all of the
+    # time that an interval takes: 60 ms of 240 clusters and 2,000 resamples, on a loaded core.
+    rng = np.random.default_rng(seed)
+    draws_RK = cluster_draws(rng, num_clusters, num_resamples=num_resamples)
+    draws_RK.setflags(write=False)
+    return draws_RK
 
 
 def cluster_draws(rng: np.random.Generator, num_clusters: int, *, num_resamples: int) -> Array:

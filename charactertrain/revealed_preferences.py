@@ -113,9 +113,7 @@ def ratings(choices: Sequence[Choice], *, num_resamples: int, seed: int) -> dict
     }
 
 
-def ratings_above_chance(
-    chosen: Chosen, *, num_resamples: int, seed: int
-) -> dict[str, Difference]:
+def ratings_above_chance(chosen: Chosen, *, num_resamples: int, seed: int) -> dict[str, Difference]:
     """Each word's rating where the model chose freely (`arm`) less where at random (`base`).
 
     Paired by prompt: a resample draws the same prompts for both.
@@ -129,9 +127,7 @@ def ratings_above_chance(
         _rated(_table(choices, words, clusters), num_resamples=num_resamples, seed=seed)
         for choices in (chosen.free, chosen.at_random)
     )
-    return _differences(
-        words, (base, arm), len(clusters), len(chosen.free) + len(chosen.at_random)
-    )
+    return _differences(words, (base, arm), len(clusters), len(chosen.free) + len(chosen.at_random))
 
 
 def change_above_chance(

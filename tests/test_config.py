@@ -449,6 +449,10 @@ WITHOUT_KL = (
             "evaluation: length_prompts is 1, and an interval needs 2; give 0 to leave it out",
         ),
         (
+            {"evaluation.probes.names": ["dose", "harmless", "dose"]},
+            "evaluation.probes: names has dose twice; name each probe once",
+        ),
+        (
             {"rankings.min_judge_accuracy": 0.6, "rankings.min_accuracy": 0.65},
             "rankings: min_judge_accuracy 0.6 is below min_accuracy 0.65: ranker=auto would take a "
             "judge that is then refused",
@@ -512,6 +516,7 @@ def test_a_contradiction_is_one_message_that_names_its_keys(
         "responses.max_tokens",
         "policy.max_tokens",
         "evaluation.max_tokens",
+        "evaluation.probes.max_tokens",
         "evaluation.length_max_tokens",
     ],
 )

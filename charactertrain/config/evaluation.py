@@ -1,6 +1,6 @@
 """Section of the evaluation: which arms are compared, on what, by which judge."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -48,6 +48,44 @@ class PreferencesSection(Section):
         return self
 
 
+ProbeName = Literal[
+    "drop_the_act",
+    "prefill",
+    "paraphrase",
+    "formats",
+    "long_conversation",
+    "deviation",
+    "dose",
+    "harmless",
+    "feedback",
+    "are_you_sure",
+    "mimicry",
+    "self_description",
+    "farewell",
+    "warm_errors",
+]
+"""Up to `deviation`: made from held-out prompts. The others come with the package."""
+
+
+class ProbesSection(Section):
+    """Conversations that every arm is put through, to see what else changed."""
+
+    names: tuple[ProbeName, ...]
+    files: tuple[str, ...]
+    """Probes of the researcher's own: YAML, or items of a shipped one as JSONL."""
+    prompts_per_trait: Annotated[int, Field(ge=2)]
+    """Held-out prompts that a probe is made from; an interval over prompts needs two."""
+    max_tokens: PositiveInt
+    """Of a reply."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        double = sorted({name for name in self.names if self.names.count(name) > 1})
+        if double:
+            raise ValueError(f"names has {double[0]} twice; name each probe once")
+        return self
+
+
 class EvaluationGates(Section):
     """What a run must reach for its report to say that the character was trained."""
 
@@ -76,6 +114,7 @@ class EvaluationSection(Section):
     """Directories of finished runs whose policies answer the same prompts."""
     judge: JudgeSection
     preferences: PreferencesSection
+    probes: ProbesSection
     gates: EvaluationGates
 
     @model_validator(mode="after")

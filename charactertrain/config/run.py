@@ -103,6 +103,7 @@ def _sequence_problems(config: RunConfig) -> list[str]:
         "responses.max_tokens": config.responses.max_tokens,
         "policy.max_tokens": config.policy.max_tokens,
         "evaluation.max_tokens": config.evaluation.max_tokens,
+        "evaluation.probes.max_tokens": config.evaluation.probes.max_tokens,
     }
     if config.evaluation.length_prompts:
         lengths["evaluation.length_max_tokens"] = config.evaluation.length_max_tokens

@@ -32,6 +32,7 @@ _EXECUTION = {
     # By their contents, where a stage is defined.
     "compare",
     "file",
+    "files",
     "judge_model",
 }
 """Settings that say where and how, and not what."""

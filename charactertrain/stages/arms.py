@@ -108,7 +108,8 @@ def _differs_by_seed(run: Directory, ours: Mapping[str, Manifest]) -> bool:
         other = artifacts.read_manifest(run.child(name))
         if other is None or _without_seed(other) != _without_seed(ours[name]):
             return False
-    return _policy(run).identity.config["seed"] != ours["policy"].identity.config["seed"]
+    theirs, own = _policy(run).identity, ours["policy"].identity
+    return bool(theirs.config["seed"] != own.config["seed"])
 
 
 def _without_seed(manifest: Manifest) -> Json:

@@ -10,6 +10,7 @@ from charactertrain.artifacts import Json
 from charactertrain.config import RunConfig, Section, identity
 from charactertrain.constitution import Constitution
 from charactertrain.pipeline import Stage
+from charactertrain.probe_file import fingerprints
 from charactertrain.stages import row_files
 from charactertrain.stages.arms import OWN_ARMS, compared_policies
 
@@ -164,6 +165,9 @@ def _evaluation(
             "model": asked,
             "judge": judge,
             "compared policies": compared_policies(config.evaluation.compare),
+            "contents of probes": fingerprints(
+                config.evaluation.probes.names, config.evaluation.probes.files
+            ),
         },
         {"evaluation": config.evaluation},
         sizes,

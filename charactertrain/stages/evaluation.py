@@ -1,6 +1,7 @@
 """evaluation: every arm on held-out prompts, measured and compared with the base."""
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from charactertrain import effects
@@ -17,11 +18,7 @@ def run(work: Work, context: Context) -> Outcome:
     """Sample all arms, measure every reply, and compare."""
     section = context.config.evaluation
     traits = {t.trait_id: t for t in read_rows(*work.inputs["traits"], "traits", Trait)}
-    prompts = [
-        prompt
-        for prompt in read_rows(*work.inputs["prompts"], "prompts", Prompt)
-        if prompt.split == "test"
-    ]
+    prompts = _held_out(work, "prompts")
     ours = {name: manifest for name, (_, manifest) in work.inputs.items()}
     arms = arms_of.find(section.compare, ours)
     asked = {arm.name: arms_of.unseen(arm, prompts) for arm in arms}
@@ -33,6 +30,8 @@ def run(work: Work, context: Context) -> Outcome:
         passes.score()
         passes.reward()
         passes.judge()
+        passes.probe(arms, [*_unseen_by_all(arms, prompts), *_held_out(work, "general")])
+        passes.choose([arm for arm in arms if arm.kind != "prompted"])
     samples = passes.rows("samples", EvaluationSample)
     judgements = passes.rows("judgements", Judgement)
     bootstrap = effects.Bootstrap(section.num_resamples, context.config.seed)
@@ -43,6 +42,8 @@ def run(work: Work, context: Context) -> Outcome:
         "over_seeds": effects.over_seeds(
             samples, ["policy", *(arm.name for arm in arms if arm.kind == "seed")]
         ),
+        "probes": passes.probe_report(),
+        "revealed_preferences": passes.choice_report(),
         "attribution": effects.attributed(samples, arms_of.ablations(arms, traits), bootstrap),
     }
     work.directory.write_bytes("report.json", json.dumps(report, indent=2).encode())
@@ -56,3 +57,15 @@ def run(work: Work, context: Context) -> Outcome:
             "seen_prompts": {arm.name: len(prompts) - len(asked[arm.name]) for arm in arms},
         },
     )
+
+
+def _held_out(work: Work, table: str) -> list[Prompt]:
+    rows = read_rows(*work.inputs["prompts"], table, Prompt)
+    return [prompt for prompt in rows if prompt.split == "test"]
+
+
+def _unseen_by_all(arms: Sequence[arms_of.Arm], prompts: list[Prompt]) -> list[Prompt]:
+    """Probes have the same scripts for all arms."""
+    for arm in arms:
+        prompts = arms_of.unseen(arm, prompts)
+    return prompts

@@ -13,12 +13,9 @@ from charactertrain.records import (
     EvaluationSample,
     Judgement,
     Matchup,
-    Offer,
-    OfferReply,
     Prompt,
     Reply,
     Trait,
-    TraitChoice,
     from_table,
     to_table,
 )
@@ -26,6 +23,7 @@ from charactertrain.runtime.chunks import FileSource
 from charactertrain.runtime.dataflow import ChunkJob, Processor, count_reasons
 from charactertrain.runtime.sampling import Sampler, SamplerSource
 from charactertrain.seeds import derive_seed
+from charactertrain.stages import choosing, probing
 from charactertrain.stages.arms import Arm
 from charactertrain.stages.context import Context, response_settings
 from charactertrain.stages.judge_source import judge_source
@@ -33,11 +31,12 @@ from charactertrain.stages.preference_model import GOLD
 from charactertrain.stages.replies import Conversing, Prompted, ReplyWriter, plain
 from charactertrain.stages.reply_judge import ReplyJudge, matchups
 from charactertrain.stages.reply_scores import ReplyScorer, RewardColumn, Rewarder
-from charactertrain.stages.trait_choices import JudgeReader, LikelihoodReader, OfferWriter
 
 Row = TypeVar("Row")
 Lengths = dict[str, dict[str, list[float]]]
 _NATURAL_LENGTHS = "natural_lengths.json"
+_PROBES = "probe_replies"
+_CHOICES = "trait_choices"
 
 
 @dataclass(frozen=True)
@@ -193,51 +192,43 @@ class Passes:
         )
         self._run(one, self._written("matchups", rows, Matchup))
 
-    def choose(self, arms: Sequence[Arm], offers: Sequence[Offer]) -> None:
-        """What each arm replies to offers of two traits, and which of them it took up."""
-        placement = self._context.config.model.trait_placement
-        for arm in arms:
-            one = _Pass(
-                title=f"{arm.name} trait choices",
-                table=f"offer_replies_{arm.name}",
-                result_type=OfferReply,
-                make_processor=partial(
-                    OfferWriter,
-                    arm=arm.name,
-                    placement=placement,
-                    settings=response_settings(
-                        temperature=1.0,
-                        max_tokens=self._section.preferences.max_tokens,
-                        ending="natural",
-                    ),
-                    seed=self._context.config.seed,
-                ),
-                sampler=self._sampler(arm),
-                requests_per_row=1,
-            )
-            # What it is told to take up tells what the reading is worth, and the base obeys.
-            asked = [o for o in offers if arm.kind == "base" or o.condition != "told"]
-            self._run(one, self._written(f"offers_{arm.name}", asked, Offer))
-        judged = self._section.preferences.judged
-        one = _Pass(
-            title="reading trait choices",
-            table="trait_choices",
-            result_type=TraitChoice,
-            make_processor=JudgeReader
-            if judged
-            else partial(LikelihoodReader, placement=placement),
-            sampler=judge_source(self._context, self._section.judge)
-            if judged
-            else self._context.session.sampler(self._base, self._base),
-            requests_per_row=2,
+    def probe(self, arms: Sequence[Arm], prompts: Sequence[Prompt]) -> None:
+        """Every arm through the probes, of which some are made from the given prompts."""
+        names = probing.run_probes(
+            self._work,
+            self._context,
+            prompts,
+            self._traits,
+            {arm.name: self._sampler(arm) for arm in arms},
+            self._context.session.sampler(self._base, self._base),
         )
-        names = [
-            n
-            for table, own in self._files.items()
-            if table.startswith("offer_replies_")
-            for n in own
-        ]
-        self._run(one, self._source(names, OfferReply))
+        self._files[_PROBES] = tuple(name for name in names if not name.startswith("rejects/"))
+        self._rejects += [name for name in names if name.startswith("rejects/")]
+
+    def probe_report(self) -> Json:
+        """Results by probe."""
+        return probing.report(self._work.directory, self._files[_PROBES], self._context.config)
+
+    def choose(self, arms: Sequence[Arm]) -> None:
+        """Every arm is offered pairs of traits, and what it takes up is read."""
+        names = choosing.run_choices(
+            self._work,
+            self._context,
+            list(self._traits),
+            {arm.name: self._sampler(arm) for arm in arms},
+            self._context.session.sampler(self._base, self._base),
+        )
+        self._files[_CHOICES] = tuple(name for name in names if not name.startswith("rejects/"))
+        self._rejects += [name for name in names if name.startswith("rejects/")]
+
+    def choice_report(self) -> Json:
+        """Revealed preferences; empty where nothing was offered."""
+        return choosing.report(
+            self._work.directory,
+            self._files[_CHOICES],
+            list(self._traits),
+            self._context.config,
+        )
 
     def rows(self, table: str, row_type: type[Row]) -> list[Row]:
         """The rows of a pass; none where it was not made."""
@@ -245,9 +236,9 @@ class Passes:
         return [row for found in tables for row in from_table(found, row_type)]
 
     def outcome(self, report: str, summary: Json) -> Outcome:
-        """What the stage hands over: the report, the last tables and all rejects."""
-        optional = ("judgements", "trait_choices")
-        kept = [*self._files["samples"], *(n for t in optional for n in self._files.get(t, ()))]
+        """What the stage hands over: the report, samples, judgements and all rejects."""
+        tables = ("samples", "judgements", _CHOICES, _PROBES)
+        kept = [name for table in tables for name in self._files.get(table, ())]
         return Outcome(
             files=(report, *kept, *self._rejects),
             rejects=count_reasons(self._work.directory, self._rejects),

@@ -20,6 +20,16 @@ from charactertrain.templates.judging import (
     rating_conversation,
     taken_up_conversation,
 )
+from charactertrain.templates.probing import (
+    DEVIATIONS,
+    DROP_SUFFIXES,
+    DROP_SYSTEMS,
+    FORMATS,
+    KEEP_GOING,
+    NEUTRAL_TURNS,
+    PARAPHRASES,
+    with_character,
+)
 from charactertrain.templates.response import (
     CHECK_MESSAGES,
     NUM_PHRASINGS,
@@ -44,13 +54,20 @@ from charactertrain.templates.synthesis import (
 
 __all__ = [
     "CHECK_MESSAGES",
+    "DEVIATIONS",
+    "DROP_SUFFIXES",
+    "DROP_SYSTEMS",
+    "FORMATS",
     "JUDGE_CHOICES",
+    "KEEP_GOING",
     "KIND_FACETS",
     "LENGTHS",
     "LIST_CHOICES",
+    "NEUTRAL_TURNS",
     "NUM_PHRASINGS",
     "NUM_QUESTIONS",
     "NUM_WORKED_MESSAGES",
+    "PARAPHRASES",
     "PERSONAS",
     "RATING_CHOICES",
     "REFERENCE_VARIANT",
@@ -72,4 +89,5 @@ __all__ = [
     "synthesis_completion",
     "taken_up_conversation",
     "told_conversation",
+    "with_character",
 ]
