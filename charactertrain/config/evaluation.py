@@ -33,8 +33,8 @@ class PreferencesSection(Section):
     """Which of two traits a model takes up when it may choose."""
 
     pairs_per_trait: Count
-    """Words that each trait is offered against, in either order, freely and at random; 0 for none.
-    """
+    """Offers of each trait against another word, each in both orders, freely and at random; 0 for
+    none."""
     max_tokens: PositiveInt
     judged: bool
     """What was taken up is read by `evaluation.judge`; otherwise by the base's likelihoods."""

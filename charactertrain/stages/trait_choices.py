@@ -31,6 +31,11 @@ TEMPERATURE = 0.25
 """Nats per token: the difference in likelihood at which a reply is read as one of two words with a
 probability of 0.73. As wide as that, differences between two words add up and can be taken off."""
 
+NUM_RIVALS = 8
+"""Words that traits are offered against. With 40 of them each has few choices, its rating and so
+the mean of all swing: 3 traits of 32 pairs had intervals of 274 points to either side, and 122
+with 8."""
+
 _CONDITIONS: tuple[OfferCondition, ...] = ("free", "random", "told")
 
 
@@ -42,8 +47,8 @@ def words_of(trait_ids: Sequence[str]) -> dict[str, str]:
 def offers(trait_ids: Sequence[str], *, pairs_per_trait: int, seed: int) -> list[Offer]:
     """Every pair of words under all conditions and in both orders, the same for all arms.
 
-    Each trait is offered against `pairs_per_trait` of the shipped words, which are dealt so that
-    each comes up as often. Then all words that came up are offered around a ring, each against the
+    Each trait is offered in `pairs_per_trait` pairs against a few of the shipped words, which are
+    dealt so that each comes up as often. Then all words that came up are offered around a ring, each against the
     next, so that every two are linked. Pairs take the messages in turn.
 
     Args:
@@ -53,7 +58,7 @@ def offers(trait_ids: Sequence[str], *, pairs_per_trait: int, seed: int) -> list
     """
     rng = random.Random(derive_seed(seed, "trait choices"))
     traits = {word: trait_id for trait_id, word in words_of(trait_ids).items()}
-    others = [word for word in TRAIT_WORDS if word not in traits]
+    others = rng.sample([word for word in TRAIT_WORDS if word not in traits], NUM_RIVALS)
     dealt: list[str] = []
     while len(dealt) < pairs_per_trait * len(traits):
         dealt += rng.sample(others, len(others))
