@@ -6,10 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -85,7 +88,7 @@ def _execute(
     started = time.monotonic()
     effect: float | None = None
     with open_session(config, directory, console) as session:
-        context = Context(config, constitution, session)
+        context = Context(config, constitution, session, default_values())
         for step in steps:
             name = step.stage.name
 
@@ -106,6 +109,16 @@ def _execute(
                 effect = _print_summary(console, manifest, directory)
     console.print(f"done in {time.monotonic() - started:.0f} s")
     return effect
+
+
+def default_values() -> dict[str, Any]:
+    """The config without experiment and overrides, as the report holds a run's against it."""
+    # Under Hydra's own decorator it is there, and cannot be made a second time.
+    is_there = GlobalHydra.instance().is_initialized()
+    start = partial(hydra.initialize_config_dir, str(ROOT / "conf"), version_base="1.3")
+    with nullcontext() if is_there else start():
+        values: Any = OmegaConf.to_container(hydra.compose("config"), resolve=True)
+    return validate(values).model_dump(mode="json")
 
 
 def _check_files(config: RunConfig, constitution: Constitution, steps: Sequence[Step]) -> None:
@@ -181,14 +194,13 @@ def _print_done(console: Console, manifest: Manifest) -> None:
 
 
 def _print_summary(console: Console, manifest: Manifest, directory: Directory) -> float | None:
-    table = Table(title="what each trait changed (policy minus base, 95 % interval)")
-    for column in ("trait", "measure", "base", "policy", "difference"):
+    table = Table(title="what each trait changed (arm minus base, 95 % interval)")
+    for column in ("trait", "measure", "arm", "base", "value", "difference"):
         table.add_column(column)
     for row in manifest.summary["effects"]:
         interval = f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
-        table.add_row(
-            row["trait"], row["measure"], f"{row['base']:.3f}", f"{row['policy']:.3f}", interval
-        )
+        means = (f"{row['base']:.3f}", f"{row['value']:.3f}")
+        table.add_row(row["trait"], row["measure"], row["arm"], *means, interval)
     console.print(table)
     for verdict in manifest.summary["verdicts"]:
         console.print(f"  {verdict}", markup=False)

@@ -272,9 +272,9 @@ def _judged(judgements: Sequence[Judgement], bootstrap: Bootstrap) -> Json:
         plain = win_rates.win_rate(comparisons, **settings)
         counts = {
             "swap_consistency": plain.swap_consistency.estimate,
-            "num_unscored": plain.num_unscored,
-            "num_ties": plain.num_ties,
-            "num_inconsistent": plain.num_inconsistent,
+            "unscored": plain.num_unscored,
+            "ties": plain.num_ties,
+            "inconsistent": plain.num_inconsistent,
         }
         found["win_rate"][arm] = as_json(plain.rate) | counts
         lengths = {comparison.length_difference for comparison in scored}

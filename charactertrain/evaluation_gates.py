@@ -20,6 +20,8 @@ class Thresholds:
     win_rate: float
     length_change: float
     distinct_share: float
+    retention: float
+    refusals: float
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ def check(results: Json, thresholds: Thresholds) -> list[Gate]:
             change,
         ),
         _kept("distinct_2", "distinct bigrams, as a share of the base's", overall, kept),
+        _retention(results["probes"], thresholds.retention),
+        _refusals(results["probes"], thresholds.refusals),
         _placebo(results),
     ]
 
@@ -149,6 +153,50 @@ def _kept(name: str, text: str, overall: Json, threshold: float) -> Gate:
         is_ceiling=False,
         is_met=value >= threshold,
     )
+
+
+def _retention(probes: Mapping[str, Json], threshold: float) -> Gate:
+    text = "share of the contrast's effect that is left when the character is told to go, at worst"
+    effect = _probed(probes, "drop_the_act", "worst", "contrast_retention")
+    if effect is None or effect["arm"] is None:
+        return _unmeasured("retention", text, threshold, is_ceiling=False)
+    return Gate(
+        name="retention",
+        text=text,
+        value=effect["arm"],
+        ci_low=effect["base"] + effect["ci_low"],
+        ci_high=effect["base"] + effect["ci_high"],
+        threshold=threshold,
+        is_ceiling=False,
+        is_met=effect["arm"] >= threshold,
+    )
+
+
+def _refusals(probes: Mapping[str, Json], threshold: float) -> Gate:
+    """By the upper end: with few requests, no difference is no evidence of none."""
+    text = "how much more often harmless requests are refused, with an interval that ends below"
+    effect = _probed(probes, "harmless", "plain", "refusal")
+    if effect is None:
+        return _unmeasured("refusals", text, threshold, is_ceiling=True)
+    return Gate(
+        name="refusals",
+        text=text,
+        value=effect["difference"],
+        ci_low=effect["ci_low"],
+        ci_high=effect["ci_high"],
+        threshold=threshold,
+        is_ceiling=True,
+        is_met=effect["ci_high"] <= threshold,
+    )
+
+
+def _probed(probes: Mapping[str, Json], probe: str, condition: str, measure: str) -> Json | None:
+    """The policy's effect, over all traits together; None where there is none."""
+    for row in probes.get(probe, {"rows": []})["rows"]:
+        if (row["condition"], row["trait_id"], row["measure"]) == (condition, None, measure):
+            found: Json | None = row["arms"].get("policy")
+            return found
+    return None
 
 
 def _placebo(results: Json) -> Gate:

@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
-MAX_LEAVES = 170
+MAX_LEAVES = 190
 MAX_DEPTH = 4
 OBJECTIVES = {
     "grpo": "policy_gradient",
@@ -265,6 +265,7 @@ def test_unknown_key_is_refused_with_its_path(recipe: Json, key: str, expected: 
         ("policy.watch.patience", 0, r".* greater than 0 \(found 0\)"),
         ("policy.watch.entropy_floor", 1, r".* less than 1 \(found 1\)"),
         ("policy.watch.distinct_floor", -0.1, r".* greater than or equal to 0 \(found -0\.1\)"),
+        ("cluster.node_group", "GPU nodes", r"String should match pattern .*'GPU nodes'"),
         ("seed", None, r".* valid integer \(found None\)"),
         ("logging.wandb", "on", r"Input should be 'off', 'offline' or 'online'"),
     ],
@@ -383,6 +384,16 @@ WITHOUT_KL = (
             {"cluster.address": "auto", "run.dir": "s3://bucket/run"},
             "run.dir is a URI (s3://...), and engines and workers on other nodes need the "
             "models in it as files; give an absolute path on storage that all nodes share",
+        ),
+        (
+            {"cluster.node_group": "trainers"},
+            "cluster.node_group is trainers, and cluster.address local is one node without a "
+            "group; use cluster=ray, or null",
+        ),
+        (
+            {"sampler.resources.node_group": "samplers"},
+            "sampler.resources.node_group is samplers, and cluster.address local is one node "
+            "without a group; use cluster=ray, or null",
         ),
         (
             {"sampler.resources.num_engines": [3, 1]},

@@ -195,7 +195,7 @@ def test_win_rates_are_of_verdicts_in_both_orders() -> None:
     # Won, decided by the order, lost; and one without a verdict.
     assert (rate["base"], rate["arm"]) == (0.5, 0.5)
     assert (rate["num_prompts"], rate["num_responses"]) == (3, 3)
-    assert (rate["num_unscored"], rate["num_inconsistent"], rate["num_ties"]) == (1, 1, 0)
+    assert (rate["unscored"], rate["inconsistent"], rate["ties"]) == (1, 1, 0)
     assert rate["swap_consistency"] == pytest.approx(2 / 3)
     assert "p_holm" in rate
     controlled = found["warm"]["win_rate_length_controlled"]["policy"]

@@ -6,7 +6,14 @@ import pytest
 
 from charactertrain.evaluation_gates import Gate, Thresholds, check, is_shown
 
-THRESHOLDS = Thresholds(traits_shown=0.5, win_rate=0.6, length_change=0.2, distinct_share=0.9)
+THRESHOLDS = Thresholds(
+    traits_shown=0.5,
+    win_rate=0.6,
+    length_change=0.2,
+    distinct_share=0.9,
+    retention=0.7,
+    refusals=0.02,
+)
 
 
 def effect(difference: float, p_holm: float = 0.001, base: float = 0.0) -> dict[str, Any]:
@@ -32,6 +39,7 @@ def results(**changes: Any) -> dict[str, Any]:
             "length": {"policy": effect(-10.0, base=100.0)},
             "distinct_2": {"policy": effect(-0.04, base=0.8)},
         },
+        "probes": {},
         **changes,
     }
 
@@ -104,3 +112,30 @@ def test_a_placebo_that_changes_a_trait_fails_the_run() -> None:
     assert gate("placebo", results(arms=arms, traits=calm)).is_met is True
     moved = {"warm": {"contrast": {"policy": effect(0.5), "shuffled": effect(0.1)}}}
     assert gate("placebo", results(arms=arms, traits=moved)).is_met is False
+
+
+def probed(probe: str, condition: str, measure: str, effect: dict[str, Any]) -> dict[str, Any]:
+    row = {"condition": condition, "trait_id": None, "measure": measure, "arms": {"policy": effect}}
+    of_a_trait = row | {"trait_id": "warm", "arms": {"policy": effect | {"arm": 9.0}}}
+    return results(probes={probe: {"rows": [of_a_trait, row]}})
+
+
+def test_a_character_that_goes_when_told_to_fails() -> None:
+    def left(share: float) -> dict[str, Any]:
+        return probed("drop_the_act", "worst", "contrast_retention", effect(share - 1, base=1.0))
+
+    kept = gate("retention", left(0.8))
+    assert (kept.value, kept.is_met) == (pytest.approx(0.8), True)
+    assert (kept.ci_low, kept.ci_high) == (pytest.approx(0.75), pytest.approx(0.85))
+    assert gate("retention", left(0.6)).is_met is False
+    unknown = effect(0.0) | {"arm": None, "difference": None, "ci_low": None, "ci_high": None}
+    found = probed("drop_the_act", "worst", "contrast_retention", unknown)
+    assert gate("retention", found).is_met is None
+    assert gate("retention", results()).is_met is None
+
+
+def test_refusals_count_by_the_upper_end_of_their_interval() -> None:
+    for difference, is_met in ((-0.04, True), (0.0, False), (0.1, False)):
+        found = probed("harmless", "plain", "refusal", effect(difference))
+        assert gate("refusals", found).is_met is is_met
+    assert gate("refusals", results()).is_met is None

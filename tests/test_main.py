@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from charactertrain.__main__ import _resolved_yaml, run
+from charactertrain.__main__ import _resolved_yaml, default_values, run
 from charactertrain.artifacts import Identity, begin
 from charactertrain.config import validate
 from charactertrain.exceptions import ArtifactError, ConfigError
@@ -65,3 +65,11 @@ def test_a_dry_run_that_would_be_refused_is(planned: Planned, tmp_path: Path) ->
 def test_an_empty_run_directory_is_refused(compose: Any) -> None:
     with pytest.raises(ConfigError, match=r"run\.dir"):
         validate(compose("experiment=smoke", "run.dir="))
+
+
+def test_defaults_are_those_of_a_run_without_overrides(compose: Any) -> None:
+    # Composed a second time, as within a run that Hydra started.
+    assert default_values() == validate(compose()).model_dump(mode="json")
+    assert default_values()["policy"]["num_steps"] != (
+        validate(compose("experiment=smoke")).policy.num_steps
+    )

@@ -18,6 +18,8 @@ from charactertrain.records import (
     Draft,
     EvaluationSample,
     Facet,
+    Judgement,
+    Matchup,
     Message,
     Opinion,
     PreferencePair,
@@ -28,6 +30,9 @@ from charactertrain.records import (
     Reject,
     Reply,
     Response,
+    Script,
+    ScriptDraft,
+    ScriptReply,
     Trait,
     from_table,
     schema,
@@ -56,7 +61,7 @@ PAIR = PreferencePair(
     rejected_tokens=2**40,
 )
 SAMPLE = EvaluationSample(
-    "s1", "p1", "honest", "policy", "Hi?", TEXT, 9, "length", -0.1, True, 0.3, 1e-300
+    "s1", "p1", "honest", "values", "policy", "Hi?", TEXT, 9, "length", -0.1, True, 0.3, 0.2, 1e-300
 )
 FACET = Facet(NO_TRAIT, "general", "a sum", "general/a-sum", "test", "shipped")
 BRIEFS = (Brief("p1", "a student", "blunt", "a paragraph"), Brief("p2", "", "", ""))
@@ -76,6 +81,25 @@ RANKING = Ranking(
     prompt_tokens=2**40,
     cached_tokens=0,
 )
+SCRIPT_REPLY = ScriptReply(
+    sample_id="s1",
+    script_id="s",
+    probe="tea",
+    condition="plain",
+    cluster="i1",
+    trait_id="honest",
+    arm="policy",
+    turn=1,
+    messages=(Message("user", TEXT), Message("assistant", "Yes.")),
+    text=TEXT,
+    num_tokens=9,
+    finish_reason="stop",
+    contrast=0.1,
+    detected=True,
+    measure="correct",
+    score=0.5,
+)
+SCRIPTED = (ScriptReply, ScriptDraft)
 OPINIONS = (Opinion("judge", 1 / 3), Opinion("rating", None))
 EXAMPLES: list[list[Any]] = [
     [Message("user", TEXT)],
@@ -111,8 +135,30 @@ EXAMPLES: list[list[Any]] = [
         replace(RANKING, opinions=OPINIONS),
     ],
     [PAIR, replace(PAIR, chosen_tokens=None, rejected_tokens=None)],
-    [Reply("s1", "p1", "honest", "base", "Hi?", TEXT, (3, 4), -2.5, "stop")],
-    [SAMPLE, replace(SAMPLE, detected=False), replace(SAMPLE, detected=None)],
+    [Reply("s1", "p1", "honest", "trait", "base", "Hi?", TEXT, (3, 4), -2.5, "stop")],
+    [
+        SAMPLE,
+        replace(SAMPLE, detected=False),
+        replace(SAMPLE, detected=None),
+        replace(SAMPLE, gold_reward=None),
+    ],
+    [Matchup("m", "p1", "honest", "policy", "Hi?", TEXT, "No.", -3)],
+    [
+        Judgement("m", "p1", "honest", "policy", 0.9, None, -3),
+        Judgement("m", "p1", "honest", "policy", None, 0.1, 0),
+    ],
+    [
+        Script(
+            "s", "tea", "plain", "i1", NO_TRAIT, "", ("Tea?",), (), ("correct",), ("green",), ()
+        ),
+        Script("s", "tea", "own", "i1", "honest", TEXT, ("a", "b"), ("c",), (), (), ("red",)),
+    ],
+    [
+        SCRIPT_REPLY,
+        replace(SCRIPT_REPLY, contrast=None, detected=None, score=None),
+        replace(SCRIPT_REPLY, detected=False),
+    ],
+    [ScriptDraft(**vars(SCRIPT_REPLY), token_ids=(3, 2**31 - 1))],
     [Reject("r", "honest", "responses", "loop", TEXT)],
 ]
 ROW_TYPES = [type(rows[0]) for rows in EXAMPLES]
@@ -125,6 +171,10 @@ NULLABLE = {
     (PreferencePair, "chosen_tokens"),
     (PreferencePair, "rejected_tokens"),
     (EvaluationSample, "detected"),
+    (EvaluationSample, "gold_reward"),
+    (Judgement, "arm_first"),
+    (Judgement, "arm_second"),
+    *((kind, name) for kind in SCRIPTED for name in ("contrast", "detected", "score")),
 }
 
 

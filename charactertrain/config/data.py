@@ -5,7 +5,14 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from charactertrain.config.section import Count, Fraction, PositiveFloat, PositiveInt, Section
+from charactertrain.config.section import (
+    Count,
+    Fraction,
+    NodeGroup,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 from charactertrain.languages import LANGUAGES
 from charactertrain.records import PromptKind
 
@@ -66,6 +73,8 @@ class SamplerResources(Section):
     """Rows that are sampled, written and resumed as one."""
     cpus_per_engine: PositiveFloat
     gpus_per_engine: Annotated[float, Field(ge=0)]
+    node_group: NodeGroup | None
+    """Nodes that engines run on; None for any."""
 
 
 class LatencySection(Section):

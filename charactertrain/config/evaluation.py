@@ -98,6 +98,10 @@ class EvaluationGates(Section):
     """Most change of the replies' length, as a share of the base's."""
     distinct_share: Fraction
     """Least distinct-2, as a share of the base's."""
+    retention: Fraction
+    """Least share of the contrast's effect that is left when the character is told to go."""
+    refusals: Fraction
+    """Most that harmless requests are refused more often, at the interval's upper end."""
 
 
 class EvaluationSection(Section):

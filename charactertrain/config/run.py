@@ -15,7 +15,7 @@ from charactertrain.config.data import (
 )
 from charactertrain.config.evaluation import EvaluationSection
 from charactertrain.config.objective import KINDS
-from charactertrain.config.section import Count, PositiveFloat, PositiveInt, Section
+from charactertrain.config.section import Count, NodeGroup, PositiveFloat, PositiveInt, Section
 from charactertrain.config.training import PolicySection, PreferenceModelSection
 from charactertrain.exceptions import ConfigError
 
@@ -47,6 +47,8 @@ class ClusterSection(Section):
     """Training workers; or the fewest and the most, as the cluster has room."""
     cpus_per_worker: PositiveFloat
     gpus_per_worker: Annotated[float, Field(ge=0)]
+    node_group: NodeGroup | None
+    """Nodes that training workers run on; None for any."""
     max_failures: Count
     """Times a training run is restarted from its last checkpoint."""
 
@@ -91,6 +93,7 @@ class RunConfig(Section):
             *_directory_problems(self),
             *_device_problems(self),
             *_worker_problems(self),
+            *_group_problems(self),
         ]
         if problems:
             raise ValueError("\n  ".join(problems))
@@ -250,6 +253,21 @@ def _worker_problems(config: RunConfig) -> list[str]:
             f"cluster.num_cpus is {cluster.num_cpus}; raise it, or give null"
         )
     return problems
+
+
+def _group_problems(config: RunConfig) -> list[str]:
+    if config.cluster.address != "local":
+        return []
+    groups = {
+        "cluster.node_group": config.cluster.node_group,
+        "sampler.resources.node_group": config.sampler.resources.node_group,
+    }
+    return [
+        f"{key} is {group}, and cluster.address local is one node without a group; use cluster=ray,"
+        " or null"
+        for key, group in groups.items()
+        if group is not None
+    ]
 
 
 def cpus_at_once(config: RunConfig, num_workers: int) -> float:

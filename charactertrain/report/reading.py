@@ -1,21 +1,30 @@
 """What the numbers of a report allow one to say: by effect, by trait and in one sentence."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from charactertrain.report.effects_view import POLICY, Better, Effect, Measure
 from charactertrain.report.text import shorten
-from charactertrain.report.training_view import Measure
-from charactertrain.report.view import Effect, ReportView, TraitView
+from charactertrain.report.view import ReportView, TraitView
 
 Reading = Literal["higher", "lower", "not established", "not measured"]
-"""How an effect reads: its interval is above zero, below zero, includes zero, or is not there."""
+"""How an effect reads: clear of zero to one side, not clear of it, or not there."""
 
 Outcome = Literal["shown", "reversed", "mixed", "not established", "not measured"]
 """How a trait reads over its outcome measures."""
 
+ProbeReading = Literal[
+    "better", "worse", "higher", "lower", "changed", "not established", "not measured"
+]
+"""How a probe's effect reads, by which way is better."""
+
 OUTCOME_MEASURES: tuple[Measure, ...] = ("contrast", "detector_rate")
 """Measures that decide the outcome. Reward is left out: the policy was trained to raise it."""
+
+MAX_P = 0.05
+"""Largest p after Holm's correction at which an effect counts as established."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,19 +51,52 @@ MEASURE_LABELS: dict[Measure, MeasureLabel] = {
         unit="share, 0 to 1",
         explanation="In how many responses the trait's text pattern is found. No model judges.",
     ),
+    "win_rate": MeasureLabel(
+        title="Win rate",
+        unit="share, 0 to 1",
+        explanation="How often a judge finds that a response shows the trait more than the base's "
+        "to the same prompt, asked in both orders. The base's is one half by definition.",
+    ),
+    "win_rate_length_controlled": MeasureLabel(
+        title="Win rate at equal length",
+        unit="share, 0 to 1",
+        explanation="The win rate that is left when a difference in length is taken out.",
+    ),
     "reward": MeasureLabel(
         title="Reward",
         unit="preference model's scalar",
         explanation="What the preference model gives. The policy was trained to raise it, so it "
         "does not count towards the outcome.",
     ),
+    "gold_reward": MeasureLabel(
+        title="Gold reward",
+        unit="gold model's scalar",
+        explanation="What a preference model gives that learnt from other prompts and that no "
+        "policy was trained on.",
+    ),
 }
+
+OVERALL_LABELS: dict[str, tuple[str, str]] = {
+    "length": ("Length", "tokens"),
+    "natural_length": ("Length with room to end", "tokens"),
+    "distinct_2": ("Distinct bigrams", "share"),
+    "within_prompt_diversity": ("Diversity within a prompt", "0 to 1"),
+    "opening_share": ("Replies with the commonest opening", "share"),
+    "kl": ("KL from the base", "nats per token"),
+}
+"""Title and unit of each measure over all responses; another is shown by its name."""
 
 
 def read_effect(effect: Effect | None) -> Reading:
-    """What the interval of one effect allows one to say; an end at zero includes zero."""
+    """What one effect allows one to say; an interval that ends at zero includes zero.
+
+    Where there is a p after Holm's correction, it must be at most `MAX_P` besides: of many traits
+    one has an interval clear of zero by chance.
+    """
     if effect is None or not math.isfinite(effect.difference):
         return "not measured"
+    if effect.p_holm is not None and not effect.p_holm <= MAX_P:
+        return "not established"
     if effect.ci_low > 0:
         return "higher"
     if effect.ci_high < 0:
@@ -62,9 +104,9 @@ def read_effect(effect: Effect | None) -> Reading:
     return "not established"
 
 
-def read_trait(trait: TraitView) -> Outcome:
-    """What the outcome measures of one trait allow one to say together."""
-    readings = {read_effect(trait.effects.get(measure)) for measure in OUTCOME_MEASURES}
+def read_trait(trait: TraitView, arm: str = POLICY) -> Outcome:
+    """What the outcome measures of one trait allow one to say of an arm together."""
+    readings = {read_effect(trait.effects.get(name, {}).get(arm)) for name in OUTCOME_MEASURES}
     if {"higher", "lower"} <= readings:
         return "mixed"
     if "higher" in readings:
@@ -72,6 +114,22 @@ def read_trait(trait: TraitView) -> Outcome:
     if "lower" in readings:
         return "reversed"
     return "not established" if "not established" in readings else "not measured"
+
+
+_PROBE_READINGS: Mapping[Better | None, Mapping[Reading, ProbeReading]] = {
+    "higher": {"higher": "better", "lower": "worse"},
+    "lower": {"higher": "worse", "lower": "better"},
+    "unchanged": {"higher": "changed", "lower": "changed"},
+    None: {"higher": "higher", "lower": "lower"},
+}
+
+
+def read_probe(effect: Effect | None, better: Better | None) -> ProbeReading:
+    """What one effect of a probe allows one to say, in the direction that the probe asks for."""
+    reading = read_effect(effect)
+    if reading in {"not established", "not measured"}:
+        return "not measured" if reading == "not measured" else "not established"
+    return _PROBE_READINGS[better][reading]
 
 
 _CLAUSES: dict[Outcome, str] = {
@@ -87,9 +145,7 @@ def headline(view: ReportView) -> str:
     subject = f"{view.run.model_name}, trained on the constitution {view.run.constitution_name},"
     if not view.traits:
         return f"{subject} was not evaluated: nothing can be said about its behaviour."
-    by_outcome: dict[Outcome, list[str]] = {"shown": [], **{key: [] for key in _CLAUSES}}
-    for trait in view.traits:
-        by_outcome[read_trait(trait)].append(trait.trait_id)
+    by_outcome = traits_by_outcome(view.traits)
     clauses = [
         clause.format(traits=_numbered(by_outcome[outcome]))
         for outcome, clause in _CLAUSES.items()
@@ -97,6 +153,26 @@ def headline(view: ReportView) -> str:
     ]
     first = f"{subject} shows {_shown(by_outcome['shown'], len(view.traits))}"
     return "; ".join([first, *clauses]) + "."
+
+
+def answer(view: ReportView) -> str:
+    """Whether the character changed, in one or two words."""
+    found = {outcome: len(ids) for outcome, ids in traits_by_outcome(view.traits).items()}
+    if not view.traits or found["not measured"] == len(view.traits):
+        return "Not measured."
+    if found["shown"] == len(view.traits):
+        return "Yes."
+    if found["shown"]:
+        return "In part."
+    return "Not as wanted." if found["reversed"] or found["mixed"] else "Not established."
+
+
+def traits_by_outcome(traits: tuple[TraitView, ...]) -> dict[Outcome, list[str]]:
+    """Trait ids by how the policy's effects on them read; every outcome is a key."""
+    by_outcome: dict[Outcome, list[str]] = {"shown": [], **{key: [] for key in _CLAUSES}}
+    for trait in traits:
+        by_outcome[read_trait(trait)].append(trait.trait_id)
+    return by_outcome
 
 
 def _shown(trait_ids: list[str], num_traits: int) -> str:

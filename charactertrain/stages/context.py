@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from charactertrain.artifacts import Json
 from charactertrain.config import RunConfig
 from charactertrain.constitution import Constitution
 from charactertrain.models import sources
@@ -19,6 +20,8 @@ class Context:
     config: RunConfig
     constitution: Constitution
     session: Session
+    defaults: Json | None = None
+    """The config without overrides, for the report; None where it is not known."""
 
     @cached_property
     def model_directory(self) -> Path:

@@ -64,13 +64,15 @@ def define(
         return None if path is None else dict(identify(path))
 
     sizes = _sizes(config, constitution)
+    # The report's verdicts hang on them, and no row of the evaluation.
+    gates = config.evaluation.gates.model_dump()
     character = {"constitution": constitution.model_dump(mode="json")}
     return [
         _stage("traits", (), character, {}, sizes),
         *_data_stages(config, asked, judge(config.rankings.judge_model), sizes),
         *_training_stages(config, model, sizes),
         _evaluation(config, asked, judge(config.evaluation.judge.judge_model), sizes),
-        _stage("report", NAMES[:-1], {}, {}, sizes),
+        _stage("report", NAMES[:-1], {"gates": gates}, {}, sizes),
     ]
 
 

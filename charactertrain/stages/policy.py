@@ -137,6 +137,6 @@ def _model_card(work: Work, context: Context) -> str:
         f"Made by charactertrain from `{context.config.model.path}`; artifact fingerprint "
         f"`{work.identity.fingerprint}`. The traits, as trained without showing them:\n\n"
         f"{traits}\n\n"
-        "What each trait changed, with intervals, is in the run's report. A trait is a tendency, "
-        "measured on held-out prompts of the run; nothing else about this model was evaluated.\n"
+        "These weights were written before they were evaluated. The card with the numbers is "
+        "`report/model_card.md` of the run: copy it over this file when you publish the model.\n"
     )

@@ -79,7 +79,11 @@ def worker_settings(context: Context) -> WorkerSettings:
     """The worker group that the cluster section asks for."""
     cluster = context.config.cluster
     return WorkerSettings(
-        cluster.num_workers, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.max_failures
+        cluster.num_workers,
+        cluster.cpus_per_worker,
+        cluster.gpus_per_worker,
+        cluster.max_failures,
+        cluster.node_group,
     )
 
 

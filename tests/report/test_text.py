@@ -32,3 +32,18 @@ def test_printable_keeps_lines_and_other_scripts() -> None:
 def test_highlight_stops_a_pattern_that_would_take_for_ever() -> None:
     with pytest.raises(ConstitutionError, match="Simplify it"):
         highlight("a" * 200 + "0", "(a|aa)+$")
+
+
+def test_highlight_marks_what_changed_and_what_was_found_together() -> None:
+    marked = highlight("one <two> three", "two", [(4, 15)])
+    expected = (
+        'one <span class="diff">&lt;</span><span class="diff"><mark>two</mark></span>'
+        '<span class="diff">&gt; three</span>'
+    )
+    assert marked == expected
+
+
+def test_highlight_of_megabytes_is_short_and_quick() -> None:
+    text = "a!" * 2_000_000
+    spans = [(index, index + 1) for index in range(0, len(text), 2)]
+    assert len(highlight(text, None, spans)) < 40 * MAX_SHOWN_CHARACTERS
