@@ -6,7 +6,6 @@ from functools import partial
 from charactertrain import effects, preference_results
 from charactertrain.artifacts import FileEntry, Json
 from charactertrain.config import RunConfig
-from charactertrain.pipeline import Work
 from charactertrain.records import Offer, OfferReply, TraitChoice, from_table, to_table
 from charactertrain.runtime.chunks import FileSource
 from charactertrain.runtime.dataflow import ChunkJob, Produced
@@ -21,7 +20,7 @@ _CHOICES = "trait_choices"
 
 
 def run_choices(
-    work: Work,
+    directory: Directory,
     context: Context,
     trait_ids: Sequence[str],
     samplers: Mapping[str, SamplerSource],
@@ -30,7 +29,7 @@ def run_choices(
     """Offer traits to every arm and read what it took up; returns files of choices and rejects.
 
     Args:
-        work: Of the evaluation; what is there already is not made again.
+        directory: Of the evaluation; what is there already is not made again.
         context: Of the run.
         trait_ids: Of the constitution.
         samplers: By arm, `base` among them.
@@ -44,10 +43,10 @@ def run_choices(
     for arm, sampler in samplers.items():
         # What a reading is worth is told by replies of the base, which does as it is told.
         asked = [offer for offer in offered if arm == "base" or offer.condition != "told"]
-        produced = _sample(work.directory, context, arm, asked, sampler)
+        produced = _sample(directory, context, arm, asked, sampler)
         files += produced.files
         rejects += produced.reject_files
-    produced = _read(work.directory, context, files, base)
+    produced = _read(directory, context, files, base)
     return [*produced.files, *rejects, *produced.reject_files]
 
 

@@ -212,7 +212,7 @@ class Passes:
     def choose(self, arms: Sequence[Arm]) -> None:
         """Every arm is offered pairs of traits, and what it takes up is read."""
         names = choosing.run_choices(
-            self._work,
+            self._work.directory,
             self._context,
             list(self._traits),
             {arm.name: self._sampler(arm) for arm in arms},

@@ -48,8 +48,8 @@ def offers(trait_ids: Sequence[str], *, pairs_per_trait: int, seed: int) -> list
     """Every pair of words under all conditions and in both orders, the same for all arms.
 
     Each trait is offered in `pairs_per_trait` pairs against a few of the shipped words, which are
-    dealt so that each comes up as often. Then all words that came up are offered around a ring, each against the
-    next, so that every two are linked. Pairs take the messages in turn.
+    dealt so that each comes up as often. Then all words that came up are offered around a ring,
+    each against the next, so that every two are linked. Pairs take the messages in turn.
 
     Args:
         trait_ids: Of the constitution.
