@@ -464,6 +464,11 @@ WITHOUT_KL = (
             "evaluation.probes: names has dose twice; name each probe once",
         ),
         (
+            {"evaluation.preferences.pairs_per_trait": 1},
+            "evaluation.preferences: pairs_per_trait is 1, and an order needs three words; give 2, "
+            "or 0 for none",
+        ),
+        (
             {"rankings.min_judge_accuracy": 0.6, "rankings.min_accuracy": 0.65},
             "rankings: min_judge_accuracy 0.6 is below min_accuracy 0.65: ranker=auto would take a "
             "judge that is then refused",
@@ -529,10 +534,15 @@ def test_a_contradiction_is_one_message_that_names_its_keys(
         "evaluation.max_tokens",
         "evaluation.probes.max_tokens",
         "evaluation.length_max_tokens",
+        "evaluation.preferences.max_tokens",
     ],
 )
 def test_a_length_that_leaves_no_room_for_a_prompt_is_named(recipe: Json, key: str) -> None:
-    used = {"evaluation.length_prompts": 2, "evaluation.length_max_tokens": 1023}
+    used = {
+        "evaluation.length_prompts": 2,
+        "evaluation.length_max_tokens": 1023,
+        "evaluation.preferences.pairs_per_trait": 2,
+    }
     validate(changed(recipe, used | {key: 1023}))
     assert said_about(changed(recipe, used | {key: 1024})) == (
         f"{key} is 1024 tokens and leaves no room for a prompt in model.context_tokens 1024; "

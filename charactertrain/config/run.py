@@ -110,6 +110,8 @@ def _sequence_problems(config: RunConfig) -> list[str]:
     }
     if config.evaluation.length_prompts:
         lengths["evaluation.length_max_tokens"] = config.evaluation.length_max_tokens
+    if config.evaluation.preferences.pairs_per_trait:
+        lengths["evaluation.preferences.max_tokens"] = config.evaluation.preferences.max_tokens
     context = config.model.context_tokens
     return [
         f"{key} is {tokens} tokens and leaves no room for a prompt in model.context_tokens "

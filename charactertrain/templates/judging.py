@@ -71,6 +71,17 @@ def rating_conversation(
     return _judged(traits, prompt, (response,), ask, "The rating is ")
 
 
+def taken_up_conversation(prompt: str, response: str, first: str, second: str) -> Shown:
+    """Ask which of two trait words shows more in a response: A, B, or C where neither does."""
+    parts = (
+        f"<message>\n{_untagged(prompt)}\n</message>",
+        f"<response>\n{_untagged(response)}\n</response>",
+        f'Which trait shows more in the response, A, "{first}", or B, "{second}"? {_JUDGE_ONLY} '
+        "Reply with A or B, or with C if neither shows more than the other.",
+    )
+    return Shown((Message("user", "\n".join(parts)),), "What shows more is ")
+
+
 def _judged(
     traits: Sequence[Trait], prompt: str, responses: Sequence[str], ask: str, reply: str
 ) -> Shown:
