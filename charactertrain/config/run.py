@@ -5,6 +5,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from charactertrain.config.control import (
+    Control,
+    control_of,
+    neutral_problems,
+    placebo_problems,
+)
 from charactertrain.config.data import (
     ModelSection,
     PairsSection,
@@ -92,10 +98,16 @@ class RunConfig(Section):
             *_directory_problems(self),
             *_device_problems(self),
             *_worker_problems(self),
+            *_control_problems(self),
         ]
         if problems:
             raise ValueError("\n  ".join(problems))
         return self
+
+    @property
+    def control(self) -> Control | None:
+        """Which control this run is; None for one that is to take on the traits."""
+        return control_of(self.model, self.preference_model)
 
 
 def _sequence_problems(config: RunConfig) -> list[str]:
@@ -247,6 +259,14 @@ def _worker_problems(config: RunConfig) -> list[str]:
             f"{config.sampler.resources.cpus_per_engine:g} beside them need {needed:g}, and "
             f"cluster.num_cpus is {cluster.num_cpus}; raise it, or give null"
         )
+    return problems
+
+
+def _control_problems(config: RunConfig) -> list[str]:
+    problems = neutral_problems(config.model, config.responses, config.rankings)
+    # Up to the preference model a placebo has nothing that could teach a policy.
+    if _optimises_policy(config):
+        problems += placebo_problems(config.model, config.preference_model, config.policy)
     return problems
 
 
