@@ -134,7 +134,7 @@ def _list_problems(config: RunConfig) -> list[str]:
         return []
     return [
         f"preference_model.objective plackett_luce sums over all subsets of a prompt's responses, "
-        f"of which responses.variants asks for {longest}; give {MAX_LIST} at most, or objective "
+        f"of which responses.per_prompt asks for {longest}; give {MAX_LIST} at most, or objective "
         "bradley_terry"
     ]
 

@@ -530,9 +530,10 @@ def test_the_traits_that_are_shown_are_those_of_the_settings(
         seen.append(group)
         return saying(0.9)
 
-    for shown in ("at_stake", "all"):
+    for shown in ("at_stake", "all", "none"):
         only(writer(traits, shown=shown, judge=answer), responses[:2])
-    at_stake, everything = seen
+    at_stake, everything, nothing = seen
+    assert nothing.traits == ()
     assert at_stake.traits == (traits[0],)
     assert everything.traits == tuple(traits)
     assert at_stake.prompt == "Do you like my scarf?"
