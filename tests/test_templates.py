@@ -47,6 +47,13 @@ def test_without_the_character_the_prompt_stands_alone(traits: list[Trait]) -> N
         assert shown.text == ""
 
 
+@pytest.mark.parametrize("placement", ["system", "user_turn"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_character_of_no_traits_is_not_asked_for(variant: str, placement: str) -> None:
+    shown = response_conversation(PROMPT, [], variant=variant, placement=placement)
+    assert shown == templates.plain_conversation(PROMPT)
+
+
 @pytest.mark.parametrize("phrasing", range(NUM_PHRASINGS))
 @pytest.mark.parametrize("variant", ["mild", "strong"])
 def test_the_character_in_the_system_prompt_leaves_the_prompt_alone(
@@ -184,15 +191,43 @@ ASKINGS: dict[str, tuple[int, Asking]] = {
 }
 
 
+@pytest.mark.parametrize("is_of_character", [True, False])
 @pytest.mark.parametrize("name", ["judge", "listwise", "rating"])
-def test_questions_are_put_in_several_wordings(traits: list[Trait], name: str) -> None:
+def test_questions_are_put_in_several_wordings(
+    traits: list[Trait], name: str, is_of_character: bool
+) -> None:
     count, ask = ASKINGS[name]
-    shown = [ask(traits, PROMPT, JUDGED[:count], q) for q in range(templates.NUM_QUESTIONS)]
+    held_against = traits if is_of_character else []
+    shown = [ask(held_against, PROMPT, JUDGED[:count], q) for q in range(templates.NUM_QUESTIONS)]
     assert len({question_of(each) for each in shown}) == templates.NUM_QUESTIONS == 3
     # All that comes before the question is one prefix.
     starts = {each.messages[0].content.removesuffix(question_of(each)) for each in shown}
     assert len(starts) == 1
     assert len({each.text for each in shown}) == 1
+
+
+@pytest.mark.parametrize("question", range(templates.NUM_QUESTIONS))
+@pytest.mark.parametrize("name", ASKINGS)
+def test_without_traits_nothing_of_a_character_is_asked(name: str, question: int) -> None:
+    count, ask = ASKINGS[name]
+    shown = ask([], PROMPT, JUDGED[:count], question)
+    check_quotations(shown, [], JUDGED[:count])
+    content = f"{shown.messages[0].content} {shown.text}"
+    assert not re.search(r"character|trait|somebody|\bfits?\b", content)
+    assert re.search(r"answers? .*message|reply to the message", question_of(shown))
+
+
+def test_without_traits_a_judge_may_call_a_tie_and_ends_as_it_begins() -> None:
+    with_ties, without = (
+        judge_conversation([], PROMPT, *JUDGED[:2], ties=ties, question=0) for ties in (True, False)
+    )
+    assert question_of(without).endswith(" Reply with A or B.")
+    assert question_of(with_ties) == (
+        f"{question_of(without).removesuffix('.')}, or with C if neither is better than the other."
+    )
+    assert with_ties.text == without.text == "The better answer is response "
+    best = listwise_conversation([], PROMPT, JUDGED, question=0)
+    assert best.text == "The best answer is response "
 
 
 @pytest.mark.parametrize(

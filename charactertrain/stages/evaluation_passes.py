@@ -25,7 +25,7 @@ from charactertrain.runtime.sampling import Sampler, SamplerSource
 from charactertrain.seeds import derive_seed
 from charactertrain.stages import choosing, probing
 from charactertrain.stages.arms import Arm
-from charactertrain.stages.context import Context, response_settings
+from charactertrain.stages.context import Context, response_settings, traits_prompted
 from charactertrain.stages.judge_source import judge_source
 from charactertrain.stages.preference_model import GOLD
 from charactertrain.stages.replies import Conversing, Prompted, ReplyWriter, plain
@@ -92,7 +92,8 @@ class Passes:
         if arm.kind != "prompted":
             return plain
         model = self._context.config.model
-        return Prompted(dict(self._traits), model.traits_shown, model.trait_placement)
+        mode = traits_prompted(model.traits_shown)
+        return Prompted(dict(self._traits), mode, model.trait_placement)
 
     def _sampler(self, arm: Arm) -> SamplerSource:
         """The base's engines, with the arm's weights."""
