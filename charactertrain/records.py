@@ -366,6 +366,52 @@ class Judgement:
     length_difference: int
 
 
+OfferCondition = Literal["free", "random", "told"]
+"""How a trait is taken up: as the model would rather, by chance, or as it is told (the first)."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Two words for traits that a model may take up one of, and the message that it answers."""
+
+    offer_id: str
+    trait_id: str
+    """Whose word is one of the two; `NO_TRAIT` where neither is a trait of the constitution."""
+    condition: OfferCondition
+    prompt: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
+class OfferReply:
+    """What one arm replied to an offer."""
+
+    reply_id: str
+    trait_id: str
+    arm: str
+    offer: Offer
+    text: str
+    token_ids: tuple[Int32, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class TraitChoice:
+    """Which of the two words a reply to an offer took up."""
+
+    reply_id: str
+    trait_id: str
+    arm: str
+    offer: Offer
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason
+    readings: tuple[float, ...]
+    """How likely it is that it was the first: one number by likelihood; two by a judge, which is
+    given the first word first and then last."""
+
+
 @dataclass(frozen=True)
 class Reject:
     """A row that did not become one, and why. Nothing is dropped silently."""

@@ -50,6 +50,14 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """What one model took up of the same pairs where it chose freely, and where at random."""
+
+    free: Sequence[Choice]
+    at_random: Sequence[Choice]
+
+
+@dataclass(frozen=True)
 class _Table:
     """Wins of word over word by prompt, a sparse matrix of `(K, W * W)`."""
 
@@ -105,9 +113,7 @@ def ratings(choices: Sequence[Choice], *, num_resamples: int, seed: int) -> dict
     }
 
 
-def ratings_above_chance(
-    free: Sequence[Choice], at_random: Sequence[Choice], *, num_resamples: int, seed: int
-) -> dict[str, Difference]:
+def ratings_above_chance(chosen: Chosen, *, num_resamples: int, seed: int) -> dict[str, Difference]:
     """Each word's rating where the model chose freely (`arm`) less where at random (`base`).
 
     Paired by prompt: a resample draws the same prompts for both.
@@ -116,32 +122,44 @@ def ratings_above_chance(
         ValueError: The two have not the same words and prompts, or as `ratings`.
         ArithmeticError: A fit did not converge.
     """
-    words, clusters = _words(free), _clusters(free)
-    if (words, clusters) != (_words(at_random), _clusters(at_random)):
-        raise ValueError(
-            "free and random choices have not the same words and prompts: offer the same pairs "
-            "under both"
-        )
+    words, clusters = _same([chosen.free, chosen.at_random])
     arm, base = (
         _rated(_table(choices, words, clusters), num_resamples=num_resamples, seed=seed)
-        for choices in (free, at_random)
+        for choices in (chosen.free, chosen.at_random)
     )
-    return {
-        word: difference_of_resamples(
-            float(base[0][index]),
-            float(arm[0][index]),
-            arm[1][:, index] - base[1][:, index],
-            num_clusters=len(clusters),
-            num_responses=len(free) + len(at_random),
-            negligible=ROUNDING * RATING_MEAN,
-        )
-        for index, word in enumerate(words)
-    }
+    return _differences(words, (base, arm), len(clusters), len(chosen.free) + len(chosen.at_random))
 
 
-def order_agreement(first: Sequence[Choice], second: Sequence[Choice]) -> Interval:
-    """Spearman's correlation of two models' ratings of the same words, -1 to 1.
+def change_above_chance(
+    base: Chosen, arm: Chosen, *, num_resamples: int, seed: int
+) -> dict[str, Difference]:
+    """Each word's rating above chance of one model (`arm`) less that of another (`base`).
 
+    Paired by prompt: a resample draws the same prompts for both models and conditions.
+
+    Raises:
+        ValueError: The models have not the same words and prompts, or as `ratings`.
+        ArithmeticError: A fit did not converge.
+    """
+    parts = (base.free, base.at_random, arm.free, arm.at_random)
+    words, clusters = _same(parts)
+    rated = [
+        _rated(_table(choices, words, clusters), num_resamples=num_resamples, seed=seed)
+        for choices in parts
+    ]
+    above = [
+        (free[0] - at_random[0], free[1] - at_random[1])
+        for free, at_random in (rated[:2], rated[2:])
+    ]
+    num_responses = sum(len(choices) for choices in parts)
+    return _differences(words, (above[0], above[1]), len(clusters), num_responses)
+
+
+def order_agreement(first: Chosen, second: Chosen) -> Interval:
+    """Spearman's correlation of two models' ratings above chance of the same words, -1 to 1.
+
+    Above chance, since words that are easily played and recognised would come first in any model's
+    order, and the two would agree without preferring anything.
     The interval is over prompts: of a jackknife that leaves out a twentieth of them at a time, on
     the scale of Fisher's z. Not a bootstrap, whose resamples add noise to orders that have noise
     already and so agree less than the estimate. The estimate itself is nearer to 0 than the models'
@@ -151,20 +169,16 @@ def order_agreement(first: Sequence[Choice], second: Sequence[Choice]) -> Interv
         ValueError: The two have not the same words and prompts, there are fewer than three words,
             or as `ratings`.
     """
-    words, clusters = _words(first), _clusters(first)
-    if (words, clusters) != (_words(second), _clusters(second)):
-        raise ValueError(
-            "expected choices of two models between the same words on the same prompts"
-        )
+    parts = (first.free, first.at_random, second.free, second.at_random)
+    words, clusters = _same(parts)
     if len(words) < 3:
         raise ValueError(f"{len(words)} words: an order of three at least is needed")
     num_groups = min(JACKKNIFE_GROUPS, len(clusters))
     group_K = np.random.default_rng(0).permutation(len(clusters)) % num_groups
     kept_GK = (group_K != np.arange(num_groups)[:, None]).astype(float)
     weights_GK = np.concatenate([np.ones((1, len(clusters))), kept_GK])
-    one_GW, other_GW = (
-        _table(choices, words, clusters).utilities(weights_GK) for choices in (first, second)
-    )
+    rated_GW = [_table(choices, words, clusters).utilities(weights_GK) for choices in parts]
+    one_GW, other_GW = rated_GW[0] - rated_GW[1], rated_GW[2] - rated_GW[3]
     # Short of 1, where z is infinite.
     correlations = [
         float(spearmanr(one_W, other_W).statistic)
@@ -178,7 +192,7 @@ def order_agreement(first: Sequence[Choice], second: Sequence[Choice]) -> Interv
         ci_low=min(correlations[0], math.tanh(z - half_width)),
         ci_high=max(correlations[0], math.tanh(z + half_width)),
         num_clusters=len(clusters),
-        num_responses=len(first) + len(second),
+        num_responses=sum(len(choices) for choices in parts),
     )
 
 
@@ -189,6 +203,38 @@ def _rated(table: _Table, *, num_resamples: int, seed: int) -> tuple[Array, Arra
     utilities = table.utilities(np.concatenate([np.ones((1, num_clusters)), draws_RK]))
     rated = RATING_MEAN + RATING_SCALE * utilities
     return rated[0], rated[1:]
+
+
+def _differences(
+    words: Sequence[str],
+    rated: tuple[tuple[Array, Array], tuple[Array, Array]],
+    num_clusters: int,
+    num_responses: int,
+) -> dict[str, Difference]:
+    """Of each word, from what it is rated in the base and in the arm, and in resamples of each."""
+    (base_W, base_RW), (arm_W, arm_RW) = rated
+    return {
+        word: difference_of_resamples(
+            float(base_W[index]),
+            float(arm_W[index]),
+            arm_RW[:, index] - base_RW[:, index],
+            num_clusters=num_clusters,
+            num_responses=num_responses,
+            negligible=ROUNDING * RATING_MEAN,
+        )
+        for index, word in enumerate(words)
+    }
+
+
+def _same(parts: Sequence[Sequence[Choice]]) -> tuple[list[str], list[str]]:
+    """The words and the prompts of all parts."""
+    words, clusters = _words(parts[0]), _clusters(parts[0])
+    if any((_words(part), _clusters(part)) != (words, clusters) for part in parts):
+        raise ValueError(
+            "expected choices between the same words on the same prompts, freely and at random and "
+            "of both models: offer the same pairs under all"
+        )
+    return words, clusters
 
 
 def _words(choices: Sequence[Choice]) -> list[str]:

@@ -244,6 +244,14 @@ def test_the_report_covers_every_trait_and_arm_with_intervals(finished: Path) ->
                 assert effect["ci_low"] <= effect["difference"] <= effect["ci_high"]
                 assert effect["difference"] == pytest.approx(effect["arm"] - effect["base"])
                 assert effect["p_value"] <= effect["p_holm"] <= 1
+    found = report["revealed_preferences"]
+    assert set(found["arms"]) == {"base", "policy"}
+    assert set(found["changes"]) == set(report["traits"]) == set(found["words"])
+    for by_arm in found["changes"].values():
+        (effect,) = by_arm.values()
+        assert effect["ci_low"] <= effect["difference"] <= effect["ci_high"]
+    assert -1 <= found["order_agreement"]["policy"]["estimate"] <= 1
+    assert found["reading"]["base"]["told"]["num_choices"] > 0
     page = (finished / "report" / "report.html").read_text()
     assert all(trait in page for trait in report["traits"])
 

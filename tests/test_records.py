@@ -21,6 +21,8 @@ from charactertrain.records import (
     Judgement,
     Matchup,
     Message,
+    Offer,
+    OfferReply,
     Opinion,
     PreferencePair,
     Probe,
@@ -34,6 +36,7 @@ from charactertrain.records import (
     ScriptDraft,
     ScriptReply,
     Trait,
+    TraitChoice,
     from_table,
     schema,
     to_table,
@@ -101,6 +104,7 @@ SCRIPT_REPLY = ScriptReply(
 )
 SCRIPTED = (ScriptReply, ScriptDraft)
 OPINIONS = (Opinion("judge", 1 / 3), Opinion("rating", None))
+OFFER = Offer("o", "honest", "told", TEXT, "honest", "open nature")
 EXAMPLES: list[list[Any]] = [
     [Message("user", TEXT)],
     [
@@ -159,6 +163,12 @@ EXAMPLES: list[list[Any]] = [
         replace(SCRIPT_REPLY, detected=False),
     ],
     [ScriptDraft(**vars(SCRIPT_REPLY), token_ids=(3, 2**31 - 1))],
+    [OFFER],
+    [OfferReply("r", "honest", "base", OFFER, TEXT, (3, 2**31 - 1), "length")],
+    [
+        TraitChoice("r", "honest", "base", OFFER, TEXT, 2, "stop", (1 / 3,)),
+        TraitChoice("r", "honest", "base", OFFER, TEXT, 2, "stop", (0.0, 1.0)),
+    ],
     [Reject("r", "honest", "responses", "loop", TEXT)],
 ]
 ROW_TYPES = [type(rows[0]) for rows in EXAMPLES]

@@ -10,6 +10,8 @@ import pytest
 from charactertrain.revealed_preferences import (
     RATING_SCALE,
     Choice,
+    Chosen,
+    change_above_chance,
     order_agreement,
     ratings,
     ratings_above_chance,
@@ -81,8 +83,7 @@ def test_chance_is_taken_off() -> None:
     bias = [0.8, 0.0, 0.0, 0.0, 0.0, -0.8]
     both = [one + other for one, other in zip(bias, PLANTED, strict=True)]
     found = ratings_above_chance(
-        chosen(rng, both, num_prompts=150),
-        chosen(rng, bias, num_prompts=150),
+        Chosen(chosen(rng, both, num_prompts=150), chosen(rng, bias, num_prompts=150)),
         num_resamples=300,
         seed=0,
     )
@@ -100,39 +101,79 @@ def test_choices_at_random_alone_show_no_preference() -> None:
     p_values = []
     for number in range(30):
         found = ratings_above_chance(
-            chosen(rng, bias), chosen(rng, bias), num_resamples=100, seed=number
+            Chosen(chosen(rng, bias), chosen(rng, bias)), num_resamples=100, seed=number
         )
         p_values += [one.p_value for one in found.values()]
     assert (np.array(p_values) < 0.05).mean() < 0.12
 
 
+def test_a_change_is_that_of_ratings_above_chance() -> None:
+    # Training made bold easier to play, which is no preference, and calm more preferred.
+    rng = np.random.default_rng(8)
+    bias = [0.8, 0.0, 0.0, 0.0, 0.0, -0.8]
+    trained = [1.0, 0.5, 0.5, -0.5, 0.2, -0.2]
+    base = Chosen(chosen(rng, PLANTED, num_prompts=150), chosen(rng, [0.0] * 6, num_prompts=150))
+    both = [one + other for one, other in zip(bias, trained, strict=True)]
+    arm = Chosen(chosen(rng, both, num_prompts=150), chosen(rng, bias, num_prompts=150))
+    found = change_above_chance(base, arm, num_resamples=300, seed=0)
+    # Ratings have the same mean in both: 1.5 nats more for one of six are 1.25 and -0.25.
+    for word in WORDS:
+        change = RATING_SCALE * (1.25 if word == "calm" else -0.25)
+        half_width = (found[word].ci_high - found[word].ci_low) / 2
+        assert found[word].difference == pytest.approx(change, abs=1.6 * half_width)
+        assert half_width < 90
+    assert found["calm"].p_value < 0.001
+    own = ratings_above_chance(base, num_resamples=300, seed=0)
+    assert found["calm"].base == pytest.approx(own["calm"].difference)
+    assert found["calm"].num_responses == 4 * 150 * len(PAIRS)
+    same = change_above_chance(base, base, num_resamples=300, seed=0)
+    assert all(one.difference == 0.0 and one.p_value == 1.0 for one in same.values())
+
+
+def above_chance(
+    rng: np.random.Generator, utilities: Sequence[float], *, num_prompts: int
+) -> Chosen:
+    """Of a model that prefers by `utilities`, and plays all words equally well."""
+    return Chosen(
+        chosen(rng, utilities, num_prompts=num_prompts),
+        chosen(rng, [0.0] * 6, num_prompts=num_prompts),
+    )
+
+
 def test_order_agreement_of_planted_orders() -> None:
     rng = np.random.default_rng(5)
-    same = order_agreement(
-        chosen(rng, PLANTED, num_prompts=200), chosen(rng, PLANTED, num_prompts=200)
-    )
-    assert same.estimate > 0.9
+    one = above_chance(rng, PLANTED, num_prompts=200)
+    same = order_agreement(one, above_chance(rng, PLANTED, num_prompts=200))
+    assert same.estimate > 0.8
     assert same.ci_low <= same.estimate <= same.ci_high <= 1.0
     opposite = [-utility for utility in PLANTED]
-    turned = order_agreement(
-        chosen(rng, PLANTED, num_prompts=200), chosen(rng, opposite, num_prompts=200)
-    )
-    assert turned.estimate < -0.9
-    assert (turned.num_clusters, turned.num_responses) == (200, 2 * 200 * len(PAIRS))
+    turned = order_agreement(one, above_chance(rng, opposite, num_prompts=200))
+    assert turned.estimate < -0.8
+    assert (turned.num_clusters, turned.num_responses) == (200, 4 * 200 * len(PAIRS))
+
+
+def test_words_that_are_played_alike_by_two_models_are_no_agreement_of_what_they_prefer() -> None:
+    rng = np.random.default_rng(9)
+    played = [2 * utility for utility in PLANTED]
+    estimates = []
+    for _ in range(20):
+        parts = [chosen(rng, played, num_prompts=30) for _ in range(4)]
+        estimates.append(order_agreement(Chosen(*parts[:2]), Chosen(*parts[2:])).estimate)
+    # Of six words a correlation has a deviation of 0.45, the mean of twenty one of 0.1.
+    assert abs(np.mean(estimates)) < 0.35
 
 
 def test_order_agreement_of_models_without_preferences_has_a_wide_interval() -> None:
     # None prefers anything: what the orders are, is chance.
     rng = np.random.default_rng(6)
-    found = order_agreement(
-        chosen(rng, [0.0] * 6, num_prompts=30), chosen(rng, [0.0] * 6, num_prompts=30)
-    )
+    one, other = (above_chance(rng, [0.0] * 6, num_prompts=30) for _ in range(2))
+    found = order_agreement(one, other)
     assert found.ci_high - found.ci_low > 0.5
 
 
 def test_an_order_agrees_with_itself() -> None:
-    choices = chosen(np.random.default_rng(7), PLANTED, num_prompts=10)
-    found = order_agreement(choices, choices)
+    one = above_chance(np.random.default_rng(7), PLANTED, num_prompts=10)
+    found = order_agreement(one, one)
     assert found.estimate == pytest.approx(1.0)
     assert found.ci_low > 0.99
 
@@ -154,9 +195,11 @@ def test_choices_that_are_none_are_refused() -> None:
 def test_models_with_other_words_or_prompts_are_not_compared() -> None:
     one = [Choice(p, "a", "b", 1.0) for p in "pq"]
     other = [Choice(p, "a", "b", 1.0) for p in "pr"]
-    with pytest.raises(ValueError, match="the same words and prompts"):
-        ratings_above_chance(one, other, num_resamples=10, seed=0)
     with pytest.raises(ValueError, match="the same words on the same prompts"):
-        order_agreement(one, other)
+        ratings_above_chance(Chosen(one, other), num_resamples=10, seed=0)
+    with pytest.raises(ValueError, match="the same words on the same prompts"):
+        change_above_chance(Chosen(one, one), Chosen(one, other), num_resamples=10, seed=0)
+    with pytest.raises(ValueError, match="the same words on the same prompts"):
+        order_agreement(Chosen(one, one), Chosen(other, other))
     with pytest.raises(ValueError, match="2 words: an order of three"):
-        order_agreement(one, one)
+        order_agreement(Chosen(one, one), Chosen(one, one))

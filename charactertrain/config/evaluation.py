@@ -29,6 +29,25 @@ class JudgeSection(Section):
         return self
 
 
+class PreferencesSection(Section):
+    """Which of two traits a model takes up when it may choose."""
+
+    pairs_per_trait: Count
+    """Offers of each trait against another word, each in both orders, freely and at random; 0 for
+    none."""
+    max_tokens: PositiveInt
+    judged: bool
+    """What was taken up is read by `evaluation.judge`; otherwise by the base's likelihoods."""
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.pairs_per_trait == 1:
+            raise ValueError(
+                "pairs_per_trait is 1, and an order needs three words; give 2, or 0 for none"
+            )
+        return self
+
+
 ProbeName = Literal[
     "drop_the_act",
     "prefill",
@@ -98,6 +117,7 @@ class EvaluationSection(Section):
     compare: tuple[str, ...]
     """Directories of finished runs whose policies answer the same prompts."""
     judge: JudgeSection
+    preferences: PreferencesSection
     probes: ProbesSection
     gates: EvaluationGates
 

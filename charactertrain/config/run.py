@@ -5,6 +5,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from charactertrain.config.control import (
+    Control,
+    control_of,
+    neutral_problems,
+    placebo_problems,
+)
 from charactertrain.config.data import (
     ModelSection,
     PairsSection,
@@ -94,10 +100,16 @@ class RunConfig(Section):
             *_device_problems(self),
             *_worker_problems(self),
             *_group_problems(self),
+            *_control_problems(self),
         ]
         if problems:
             raise ValueError("\n  ".join(problems))
         return self
+
+    @property
+    def control(self) -> Control | None:
+        """Which control this run is; None for one that is to take on the traits."""
+        return control_of(self.model, self.preference_model)
 
 
 def _sequence_problems(config: RunConfig) -> list[str]:
@@ -110,6 +122,8 @@ def _sequence_problems(config: RunConfig) -> list[str]:
     }
     if config.evaluation.length_prompts:
         lengths["evaluation.length_max_tokens"] = config.evaluation.length_max_tokens
+    if config.evaluation.preferences.pairs_per_trait:
+        lengths["evaluation.preferences.max_tokens"] = config.evaluation.preferences.max_tokens
     context = config.model.context_tokens
     return [
         f"{key} is {tokens} tokens and leaves no room for a prompt in model.context_tokens "
@@ -125,7 +139,7 @@ def _list_problems(config: RunConfig) -> list[str]:
         return []
     return [
         f"preference_model.objective plackett_luce sums over all subsets of a prompt's responses, "
-        f"of which responses.variants asks for {longest}; give {MAX_LIST} at most, or objective "
+        f"of which responses.per_prompt asks for {longest}; give {MAX_LIST} at most, or objective "
         "bradley_terry"
     ]
 
@@ -266,6 +280,14 @@ def _group_problems(config: RunConfig) -> list[str]:
         for key, group in groups.items()
         if group is not None
     ]
+
+
+def _control_problems(config: RunConfig) -> list[str]:
+    problems = neutral_problems(config.model, config.responses, config.rankings)
+    # Up to the preference model a placebo has nothing that could teach a policy.
+    if _optimises_policy(config):
+        problems += placebo_problems(config.model, config.preference_model, config.policy)
+    return problems
 
 
 def cpus_at_once(config: RunConfig, num_workers: int) -> float:

@@ -129,9 +129,9 @@ class ReportView:
     """Steps of policy training in order, warm start first."""
     watch: WatchView | None
     """Readings during policy training; None leaves the section out: older runs have none."""
-    template_checks: tuple[TemplateCheck, ...]
-    """Template check by trait and measure."""
-    ranker_checks: tuple[RankerCheck, ...]
-    """Every ranker that was considered."""
+    template_checks: tuple[TemplateCheck, ...] | None
+    """Template check by trait and measure; None where no character is shown."""
+    ranker_checks: tuple[RankerCheck, ...] | None
+    """Every ranker that was considered; None where no character is shown."""
     data: DataView
     """What the run was trained and evaluated on."""

@@ -44,8 +44,24 @@ class Context:
 
 
 def traits_shown(traits: dict[str, Trait], trait_id: str, mode: str) -> list[Trait]:
-    """The traits that the model is shown for a prompt about `trait_id`."""
-    return list(traits.values()) if mode == "all" else [traits[trait_id]]
+    """The traits that the model is shown for a prompt about `trait_id`; `mode` is of the config."""
+    match mode:
+        case "all":
+            return list(traits.values())
+        case "at_stake":
+            return [traits[trait_id]]
+        case "none":
+            return []
+        case _:
+            raise AssertionError(f"config shows no traits by {mode!r}")
+
+
+def traits_prompted(mode: str) -> str:
+    """How the arm `prompted` is shown the character: as the run's responses were.
+
+    A run that shows none is a control, and is measured like the others: by the trait at stake.
+    """
+    return "at_stake" if mode == "none" else mode
 
 
 def response_settings(*, temperature: float, max_tokens: int, ending: str) -> SamplingSettings:

@@ -31,6 +31,7 @@ def run(work: Work, context: Context) -> Outcome:
         passes.reward()
         passes.judge()
         passes.probe(arms, [*_unseen_by_all(arms, prompts), *_held_out(work, "general")])
+        passes.choose([arm for arm in arms if arm.kind != "prompted"])
     samples = passes.rows("samples", EvaluationSample)
     judgements = passes.rows("judgements", Judgement)
     bootstrap = effects.Bootstrap(section.num_resamples, context.config.seed)
@@ -42,6 +43,7 @@ def run(work: Work, context: Context) -> Outcome:
             samples, ["policy", *(arm.name for arm in arms if arm.kind == "seed")]
         ),
         "probes": passes.probe_report(),
+        "revealed_preferences": passes.choice_report(),
         "attribution": effects.attributed(samples, arms_of.ablations(arms, traits), bootstrap),
     }
     work.directory.write_bytes("report.json", json.dumps(report, indent=2).encode())

@@ -23,9 +23,9 @@ from charactertrain.runtime.chunks import FileSource
 from charactertrain.runtime.dataflow import ChunkJob, Processor, count_reasons
 from charactertrain.runtime.sampling import Sampler, SamplerSource
 from charactertrain.seeds import derive_seed
-from charactertrain.stages import probing
+from charactertrain.stages import choosing, probing
 from charactertrain.stages.arms import Arm
-from charactertrain.stages.context import Context, response_settings
+from charactertrain.stages.context import Context, response_settings, traits_prompted
 from charactertrain.stages.judge_source import judge_source
 from charactertrain.stages.preference_model import GOLD
 from charactertrain.stages.replies import Conversing, Prompted, ReplyWriter, plain
@@ -36,6 +36,7 @@ Row = TypeVar("Row")
 Lengths = dict[str, dict[str, list[float]]]
 _NATURAL_LENGTHS = "natural_lengths.json"
 _PROBES = "probe_replies"
+_CHOICES = "trait_choices"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Passes:
         if arm.kind != "prompted":
             return plain
         model = self._context.config.model
-        return Prompted(dict(self._traits), model.traits_shown, model.trait_placement)
+        mode = traits_prompted(model.traits_shown)
+        return Prompted(dict(self._traits), mode, model.trait_placement)
 
     def _sampler(self, arm: Arm) -> SamplerSource:
         """The base's engines, with the arm's weights."""
@@ -208,6 +210,27 @@ class Passes:
         """Results by probe."""
         return probing.report(self._work.directory, self._files[_PROBES], self._context.config)
 
+    def choose(self, arms: Sequence[Arm]) -> None:
+        """Every arm is offered pairs of traits, and what it takes up is read."""
+        names = choosing.run_choices(
+            self._work.directory,
+            self._context,
+            list(self._traits),
+            {arm.name: self._sampler(arm) for arm in arms},
+            self._context.session.sampler(self._base, self._base),
+        )
+        self._files[_CHOICES] = tuple(name for name in names if not name.startswith("rejects/"))
+        self._rejects += [name for name in names if name.startswith("rejects/")]
+
+    def choice_report(self) -> Json:
+        """Revealed preferences; empty where nothing was offered."""
+        return choosing.report(
+            self._work.directory,
+            self._files[_CHOICES],
+            list(self._traits),
+            self._context.config,
+        )
+
     def rows(self, table: str, row_type: type[Row]) -> list[Row]:
         """The rows of a pass; none where it was not made."""
         tables = (self._work.directory.read_table(name) for name in self._files.get(table, ()))
@@ -215,7 +238,7 @@ class Passes:
 
     def outcome(self, report: str, summary: Json) -> Outcome:
         """What the stage hands over: the report, samples, judgements and all rejects."""
-        tables = ("samples", "judgements", _PROBES)
+        tables = ("samples", "judgements", _CHOICES, _PROBES)
         kept = [name for table in tables for name in self._files.get(table, ())]
         return Outcome(
             files=(report, *kept, *self._rejects),

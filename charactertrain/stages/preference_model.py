@@ -65,6 +65,7 @@ def run(work: Work, context: Context) -> Outcome:
         for member in task.members
     }
     summary = _summary(data, results, config, seed=context.config.seed)
+    summary["control"] = context.config.control
     work.directory.write_bytes("quality.json", json.dumps(summary, indent=2).encode())
     files = ["quality.json"]
     for member in task.members:

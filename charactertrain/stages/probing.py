@@ -22,7 +22,7 @@ from charactertrain.runtime.chunks import FileSource
 from charactertrain.runtime.dataflow import ChunkJob
 from charactertrain.runtime.sampling import SamplerSource
 from charactertrain.stages import probe_scripts
-from charactertrain.stages.context import Context, response_settings
+from charactertrain.stages.context import Context, response_settings, traits_prompted
 from charactertrain.stages.script_replies import ScriptRunner, ScriptScorer, ShownCharacter
 from charactertrain.storage import Directory
 
@@ -131,7 +131,8 @@ class _ProbePass:
         name = f"{table.replace('drafts', 'scripts')}/part-000000.parquet"
         directory.write_table(name, to_table(scripts, Script))
         model = config.model
-        showing = ShownCharacter(dict(self._traits), model.traits_shown, model.trait_placement)
+        mode = traits_prompted(model.traits_shown)
+        showing = ShownCharacter(dict(self._traits), mode, model.trait_placement)
         settings = response_settings(
             temperature=1.0, max_tokens=config.evaluation.probes.max_tokens, ending="natural"
         )

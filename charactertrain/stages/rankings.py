@@ -15,7 +15,7 @@ from charactertrain.pipeline import Work
 from charactertrain.records import Opinion, Probe, Ranking, Reject, Response, Trait
 from charactertrain.runtime.chunks import FileSource
 from charactertrain.runtime.dataflow import ChunkJob
-from charactertrain.runtime.sampling import Failure, Sampler
+from charactertrain.runtime.sampling import Failure, Sampler, SamplerSource
 from charactertrain.seeds import derive_seed
 from charactertrain.stages import checks, ranking_summary
 from charactertrain.stages.comparisons import Candidate, Comparisons, Group, Ranker
@@ -29,7 +29,6 @@ def run(work: Work, context: Context) -> Outcome:
     """Check the rankers on known pairs, choose one, and rank every prompt's responses."""
     config = context.config
     traits = {trait.trait_id: trait for trait in read_rows(*work.inputs["traits"], "traits", Trait)}
-    probes = read_rows(*work.inputs["prompts"], "probes", Probe)
     response_source, manifest = work.inputs["responses"]
     source = judge_source(context, config.rankings)
     make = partial(
@@ -38,14 +37,7 @@ def run(work: Work, context: Context) -> Outcome:
         placement=config.model.trait_placement,
         seed=config.seed,
     )
-    qualities, chosen = check_and_choose(
-        work.directory,
-        partial(ranker_check, source, make, probes, traits, config.rankings),
-        config.rankings,
-    )
-
-    answered = {quality.ranker for quality in qualities if quality.num_pairs}
-    others = [name for name in config.rankings.second_opinions if name in answered - {chosen}]
+    qualities, chosen, others = _choice(work, context, source, make, traits)
     job = ChunkJob(
         name=f"rankings ({chosen})",
         source=FileSource(
@@ -58,7 +50,7 @@ def run(work: Work, context: Context) -> Outcome:
             RankingWriter,
             method=Method(
                 ranker=chosen,
-                others=tuple(others),
+                others=others,
                 other_share=_other_share(context, manifest),
                 utility_prior=config.rankings.utility_prior,
             ),
@@ -74,13 +66,37 @@ def run(work: Work, context: Context) -> Outcome:
     summary: Json = {
         "ranker": chosen,
         "judge": judge_name(context, config.rankings),
-        "ranker_check": checks.as_json(qualities),
+        "ranker_check": None if qualities is None else checks.as_json(qualities),
         "engines": produced.engines,
         **ranking_summary.measured(
             work.directory, produced.files, num_resamples=2000, seed=config.seed
         ),
     }
     return Outcome((*produced.files, *produced.reject_files), produced.rejects, summary)
+
+
+def _choice(
+    work: Work,
+    context: Context,
+    source: SamplerSource,
+    make: "partial[Ranker]",
+    traits: dict[str, Trait],
+) -> tuple[list[checks.RankerQuality] | None, str, tuple[str, ...]]:
+    """How good rankers are on known pairs, the one that ranks, and those that are asked besides.
+
+    Where no character is shown no pair is known to be of one, and qualities are None.
+    """
+    settings = context.config.rankings
+    if context.config.model.traits_shown == "none":
+        others = [name for name in settings.second_opinions if name != settings.ranker]
+        return None, settings.ranker, tuple(dict.fromkeys(others))
+    probes = read_rows(*work.inputs["prompts"], "probes", Probe)
+    qualities, chosen = check_and_choose(
+        work.directory, partial(ranker_check, source, make, probes, traits, settings), settings
+    )
+    answered = {quality.ranker for quality in qualities if quality.num_pairs}
+    asked = [name for name in settings.second_opinions if name in answered - {chosen}]
+    return qualities, chosen, tuple(asked)
 
 
 def _other_share(context: Context, responses: Manifest) -> float:

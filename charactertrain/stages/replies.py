@@ -29,7 +29,7 @@ class Prompted:
 
     traits: Mapping[str, Trait]
     mode: str
-    """`model.traits_shown`."""
+    """`context.traits_prompted`."""
     placement: str
 
     def __call__(self, prompt: Prompt) -> Shown:

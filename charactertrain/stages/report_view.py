@@ -131,7 +131,11 @@ def _policy_steps(history: Sequence[Json]) -> tuple[PolicyStep, ...]:
     return tuple(PolicyStep(**row) for row in rows)
 
 
-def _template_checks(shifts: Sequence[Json], settings: PromptsSection) -> tuple[TemplateCheck, ...]:
+def _template_checks(
+    shifts: Sequence[Json] | None, settings: PromptsSection
+) -> tuple[TemplateCheck, ...] | None:
+    if shifts is None:
+        return None
     checks = []
     for shift in shifts:
         rise = shift["contrast_shown"] - shift["contrast_not_shown"]
@@ -156,7 +160,9 @@ def _template_checks(shifts: Sequence[Json], settings: PromptsSection) -> tuple[
     return tuple(checks)
 
 
-def _ranker_checks(summary: Json, settings: RankingsSection) -> tuple[RankerCheck, ...]:
+def _ranker_checks(summary: Json, settings: RankingsSection) -> tuple[RankerCheck, ...] | None:
+    if summary["ranker_check"] is None:
+        return None
     return tuple(
         RankerCheck(
             ranker=quality["ranker"],

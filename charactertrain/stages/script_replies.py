@@ -33,7 +33,7 @@ class ShownCharacter:
 
     traits: Mapping[str, Trait]
     mode: str
-    """`model.traits_shown`; the whole character where no trait is at stake."""
+    """`context.traits_prompted`; the whole character where no trait is at stake."""
     placement: str
 
     def __call__(self, script: Script, messages: tuple[Message, ...]) -> tuple[Message, ...]:

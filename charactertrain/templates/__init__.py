@@ -4,6 +4,11 @@ A template returns a `Shown`: a conversation to which the model's own chat templ
 or, for small models, a plain text to be continued.
 """
 
+from charactertrain.templates.choices import (
+    TRAIT_WORDS,
+    offer_conversation,
+    told_conversation,
+)
 from charactertrain.templates.judging import (
     JUDGE_CHOICES,
     LIST_CHOICES,
@@ -13,6 +18,7 @@ from charactertrain.templates.judging import (
     judge_conversation,
     listwise_conversation,
     rating_conversation,
+    taken_up_conversation,
 )
 from charactertrain.templates.probing import (
     DEVIATIONS,
@@ -67,6 +73,7 @@ __all__ = [
     "REFERENCE_VARIANT",
     "STYLES",
     "TIE_CHOICE",
+    "TRAIT_WORDS",
     "VARIANTS",
     "Shown",
     "character_text",
@@ -74,10 +81,13 @@ __all__ = [
     "facets_completion",
     "judge_conversation",
     "listwise_conversation",
+    "offer_conversation",
     "plain_conversation",
     "rating_conversation",
     "response_conversation",
     "synthesis_chat",
     "synthesis_completion",
+    "taken_up_conversation",
+    "told_conversation",
     "with_character",
 ]

@@ -56,7 +56,7 @@ def test_reply_writer_rejects_what_does_not_fit() -> None:
 
 
 def test_prompted_arm_is_shown_the_trait_as_plainly_as_responses_were() -> None:
-    prompted = Prompted(TRAITS, "one", "system")
+    prompted = Prompted(TRAITS, "at_stake", "system")
     assert prompted(PROMPTS[0]) == response_conversation(
         "Tea?", [TRAITS["warm"]], variant=REFERENCE_VARIANT, placement="system"
     )

@@ -906,6 +906,20 @@ def test_view_of_the_checks(make_run: MakeRun, context: Context) -> None:
     assert judge.reason == "auto wants an interval that begins at 1.0 or above"
 
 
+def test_checks_of_a_run_that_shows_no_character_are_not_applicable(
+    make_run: MakeRun, context: Context
+) -> None:
+    found = summaries()
+    found["prompts"]["template_check"] = found["rankings"]["ranker_check"] = None
+    view = make_view(make_run(prompts=found["prompts"], rankings=found["rankings"]), context)
+    assert view.template_checks is None
+    assert view.ranker_checks is None
+    html = page.render(view)
+    assert html.count("Not applicable: no character is shown") == 2
+    assert "not run or not recorded" not in html
+    assert "Not applicable" not in page.render(make_view(make_run(), context))
+
+
 def test_view_of_coverage_and_rankings(make_run: MakeRun, context: Context) -> None:
     data = make_view(make_run(), context).data
     assert data.coverage is not None
