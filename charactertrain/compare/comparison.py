@@ -45,12 +45,7 @@ def as_json(runs: Sequence[FinishedRun]) -> Json:
         },
         "overall": _by_run({run.name: run.results["overall"] for run in runs}),
         "gates": {
-            name: {
-                run.name: gate
-                for run in runs
-                for gate in run.results.get("gates", ())
-                if gate["name"] == name
-            }
+            name: {run.name: gate for run in runs for gate in run.gates if gate["name"] == name}
             for name in gate_names(runs)
         },
     }
@@ -73,7 +68,7 @@ def trait_ids(runs: Sequence[FinishedRun]) -> list[str]:
 
 def gate_names(runs: Sequence[FinishedRun]) -> list[str]:
     """Gates of any run."""
-    gates = (gate["name"] for run in runs for gate in run.results.get("gates", ()))
+    gates = (gate["name"] for run in runs for gate in run.gates)
     return list(dict.fromkeys(gates))
 
 

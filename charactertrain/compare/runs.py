@@ -34,6 +34,8 @@ class FinishedRun:
     uri: str
     results: Json
     """Its report.json."""
+    gates: tuple[Json, ...]
+    """How its policy stands, from its report; none where it has no report yet."""
     settings: dict[str, str]
     """Every setting of its stages as JSON, by its place with dots."""
     answers: dict[str, Answer]
@@ -90,6 +92,7 @@ def _read(name: str, run: Directory) -> FinishedRun:
         )
     found = (artifacts.read_manifest(run.child(stage)) for stage in NAMES[:-1])
     manifests = [manifest for manifest in found if manifest is not None]
+    report = artifacts.read_manifest(run.child("report"))
     settings: dict[str, str] = {}
     for manifest in manifests:
         settings |= flat_settings(manifest.resolved_config)
@@ -97,6 +100,7 @@ def _read(name: str, run: Directory) -> FinishedRun:
         name=name,
         uri=run.uri,
         results=results,
+        gates=tuple(report.summary["gates"]) if report is not None else (),
         settings=settings,
         answers=_answers(directory, evaluation),
         evaluation=evaluation,

@@ -12,7 +12,7 @@ from charactertrain.report.preference_view import GateView
 from charactertrain.report.text import count, interval, number
 from charactertrain.report.training_view import PreferenceModelView
 from charactertrain.report.view import ReportView, TraitView, Verdict
-from charactertrain.stages import report_view
+from charactertrain.stages import report_effects, report_view
 from charactertrain.stages.context import Context
 
 _MAX_LISTED_TRAITS = 8
@@ -27,6 +27,7 @@ def run(work: Work, context: Context) -> Outcome:
         files=("report.html", "model_card.md"),
         summary={
             "effects": effect_rows(view.traits),
+            "gates": [report_effects.gate_row(gate) for gate in view.gates],
             "verdicts": [printed(_gate_passed("policy", gate)) for gate in view.gates]
             + [printed(verdict) for verdict in view.verdicts],
             "objective": objective(view.traits),

@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 
+from charactertrain import evaluation_gates
 from charactertrain.artifacts import Json
+from charactertrain.evaluation_gates import Thresholds
 from charactertrain.report.data_view import Estimate
 from charactertrain.report.effects_view import (
     Arm,
@@ -76,14 +79,15 @@ def arms(results: Json, unasked: Mapping[str, int]) -> tuple[Arm, ...]:
     return tuple(Arm(**arm, num_unasked=unasked.get(arm["name"], 0)) for arm in results["arms"])
 
 
-def gates(results: Json) -> tuple[GateView, ...]:
-    """What the policy must reach; none where the evaluation names none."""
-    return tuple(gate(values) for values in results.get("gates", ()))
+def gates(results: Json, thresholds: Thresholds) -> tuple[GateView, ...]:
+    """What the policy must reach, and how it stands."""
+    return tuple(gate(asdict(found)) for found in evaluation_gates.check(results, thresholds))
 
 
 def gate(values: Json) -> GateView:
     """One demand on the policy, and how it stands."""
     return GateView(
+        name=values["name"],
         measure=values["text"],
         value=values["value"],
         ci_low=_or_nan(values["ci_low"]),
@@ -92,6 +96,20 @@ def gate(values: Json) -> GateView:
         is_ceiling=values["is_ceiling"],
         is_met=values["is_met"],
     )
+
+
+def gate_row(found: GateView) -> Json:
+    """A gate as the report's manifest holds it; `gate` reads it."""
+    return {
+        "name": found.name,
+        "text": found.measure,
+        "value": found.value,
+        "ci_low": _or_none(found.ci_low),
+        "ci_high": _or_none(found.ci_high),
+        "threshold": found.threshold,
+        "is_ceiling": found.is_ceiling,
+        "is_met": found.is_met,
+    }
 
 
 def over_seeds(results: Json) -> OverSeeds | None:
@@ -190,3 +208,7 @@ def _probe(name: str, values: Json) -> ProbeView:
 
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None

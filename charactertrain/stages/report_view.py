@@ -9,6 +9,7 @@ import numpy as np
 
 from charactertrain.artifacts import Json, Manifest, read_rows
 from charactertrain.config import PromptsSection, RankingsSection
+from charactertrain.evaluation_gates import Thresholds
 from charactertrain.pipeline import Work
 from charactertrain.records import NO_TRAIT, Prompt, Split, Trait
 from charactertrain.report.data_view import (
@@ -59,7 +60,7 @@ def assemble(work: Work, context: Context) -> ReportView:
         arms=report_effects.arms(results, evaluation.summary.get("seen_prompts", {})),
         missing_arms=results.get("missing_arms", {}),
         judge_note=_judge_note(evaluation.summary, manifests["rankings"].summary),
-        gates=report_effects.gates(results),
+        gates=report_effects.gates(results, Thresholds(**config.evaluation.gates.model_dump())),
         overall={name: report_effects.by_arm(found) for name, found in results["overall"].items()},
         kinds={
             kind: report_effects.by_measure(found)

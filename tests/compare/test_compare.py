@@ -40,19 +40,22 @@ def results(rise: float) -> Json:
         "arms": [{"name": "base", "kind": "base", "source": None}],
         "traits": {"warm": {"contrast": {"policy": effect(rise), "prompted": effect(2.0)}}},
         "overall": {"length": {"policy": effect(1.5)}},
-        "gates": [
-            {
-                "name": "length",
-                "text": "change of the length",
-                "value": rise,
-                "ci_low": None,
-                "ci_high": None,
-                "threshold": 0.4,
-                "is_ceiling": True,
-                "is_met": rise <= 0.4,
-            }
-        ],
     }
+
+
+def gates(rise: float) -> list[Json]:
+    return [
+        {
+            "name": "length",
+            "text": "change of the length",
+            "value": rise,
+            "ci_low": None,
+            "ci_high": None,
+            "threshold": 0.4,
+            "is_ceiling": True,
+            "is_met": rise <= 0.4,
+        }
+    ]
 
 
 def sample(prompt: str, arm: str, text: str) -> EvaluationSample:
@@ -104,6 +107,16 @@ def run_directory_maker(tmp_path: Path) -> MakeRun:
             code_version="0.1.0+test",
             wall_seconds=12.0,
         )
+        contrast = found["traits"].get("warm", {}).get("contrast")
+        if contrast is not None:
+            artifacts.commit(
+                run.child("report"),
+                Identity("report", {}, {}),
+                Outcome((), {}, {"gates": gates(contrast["policy"]["arm"])}),
+                resolved_config={},
+                code_version="0.1.0+test",
+                wall_seconds=1.0,
+            )
         return str(tmp_path / name)
 
     return make_run

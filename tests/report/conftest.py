@@ -293,6 +293,7 @@ def gates() -> tuple[GateView, ...]:
     """A gate that is met, one that is not, and one that was not measured."""
     return (
         GateView(
+            name="gate",
             measure="calibration error (ECE) after the temperature",
             value=0.021,
             ci_low=0.009,
@@ -302,6 +303,7 @@ def gates() -> tuple[GateView, ...]:
             is_met=True,
         ),
         GateView(
+            name="gate",
             measure="held-out accuracy of the worst trait (honest)",
             value=0.531,
             ci_low=0.481,
@@ -311,6 +313,7 @@ def gates() -> tuple[GateView, ...]:
             is_met=False,
         ),
         GateView(
+            name="gate",
             measure="accuracy above length",
             value=None,
             ci_low=math.nan,
@@ -326,6 +329,7 @@ def policy_gates() -> tuple[GateView, ...]:
     """A gate of the policy that is met, one that is not, and one that was not measured."""
     return (
         GateView(
+            name="gate",
             measure="length as a multiple of the base's",
             value=0.954,
             ci_low=0.893,
@@ -335,6 +339,7 @@ def policy_gates() -> tuple[GateView, ...]:
             is_met=True,
         ),
         GateView(
+            name="gate",
             measure="distinct bigrams as a share of the base's",
             value=0.826,
             ci_low=0.797,
@@ -344,6 +349,7 @@ def policy_gates() -> tuple[GateView, ...]:
             is_met=False,
         ),
         GateView(
+            name="gate",
             measure="win rate at equal length",
             value=None,
             ci_low=math.nan,

@@ -10,11 +10,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from charactertrain import artifacts, effects, evaluation_gates
+from charactertrain import artifacts, effects
 from charactertrain.artifacts import Identity, Manifest, Outcome, require
 from charactertrain.config import RunConfig, validate
 from charactertrain.constitution import Constitution
-from charactertrain.evaluation_gates import Thresholds
 from charactertrain.pipeline import Action, Stage, Step, Work, execute
 from charactertrain.records import (
     EvaluationSample,
@@ -103,7 +102,7 @@ def report_json() -> Json:
         },
         "overall": {
             "length": {"policy": effect(30.0, 33.0, 1.5, None)},
-            "distinct_2": {"policy": effect(0.7, 0.68, 0.02, None)},
+            "distinct_2": {"policy": effect(0.7, 0.6, 0.02, None)},
         },
         "kinds": {"trait": {"contrast": {"policy": effect(-0.2, 0.0, 0.1, None)}}},
         "policy_against": {"prompted": {"warm": {"contrast": effect(0.2, -0.15, 0.1)}}},
@@ -143,11 +142,6 @@ def report_json() -> Json:
             },
             "one_trait_only": {"contrast": {"cells": {}, "diagonal_dominance": None}},
         },
-        "gates": [
-            gate_json("length", 0.1, 0.2, is_met=True),
-            gate_json("distinct_2", 0.8, 0.9, is_met=False),
-            gate_json("placebo", None, 0.0, is_met=None),
-        ],
     }
 
 
@@ -158,19 +152,6 @@ def cell(difference: float) -> Json:
         "ci_high": difference + 0.05,
         "p_value": 0.01,
         "num_prompts": 15,
-    }
-
-
-def gate_json(name: str, value: float | None, threshold: float, *, is_met: bool | None) -> Json:
-    return {
-        "name": name,
-        "text": f"the gate {name}",
-        "value": value,
-        "ci_low": None if value is None else value - 0.05,
-        "ci_high": None if value is None else value + 0.05,
-        "threshold": threshold,
-        "is_ceiling": name != "distinct_2",
-        "is_met": is_met,
     }
 
 
@@ -565,24 +546,33 @@ def test_report_verdicts_are_the_gates_then_the_preference_models(
 ) -> None:
     manifest, html = make_report(make_run(), context)
     lines = manifest.summary["verdicts"]
+    assert [row["name"] for row in manifest.summary["gates"]] == [
+        *("traits_shown", "win_rate", "length", "natural_length", "distinct_2"),
+        *("retention", "refusals", "placebo"),
+    ]
     marks = [line.partition(": ")[0] for line in lines]
-    assert marks == ["ok", "NOT", "unmeasured", "ok", "ok", "ok", "ok"]
-    assert lines[0] == "ok: policy: the gate length, at most 0.2; 0.100 [0.050, 0.150]"
-    assert lines[1] == "NOT: policy: the gate distinct_2, at least 0.9; 0.800 [0.750, 0.850]"
-    assert lines[2] == "unmeasured: policy: the gate placebo, at most 0; not measured"
-    assert "the gate distinct_2" in html
+    assert marks == [
+        "ok",
+        *["unmeasured"],
+        "ok",
+        "unmeasured",
+        "NOT",
+        *["unmeasured"] * 3,
+        *["ok"] * 4,
+    ]
+    assert "at most 0.2; 0.100 [0.050, 0.150]" in lines[2]
+    assert "distinct bigrams, as a share of the base's, at least 0.9; 0.857" in lines[4]
+    assert "distinct bigrams, as a share of the base&#39;s" in html
+    for row, gate in zip(
+        manifest.summary["gates"], make_view(make_run(), context).gates, strict=True
+    ):
+        assert report_effects.gate(row).is_met == gate.is_met
     view = make_view(make_run(), context)
     assert "0.700 [0.640, 0.760] of 120 pairs" in line_about(view, "below 100 %")
     assert line_about(view, "the above_length") == (
         "ok: preference model: the above_length, at least 0.02; 0.140 [0.120, 0.160]"
     )
     assert "at most 0.08; 0.030 [0.010, 0.050]" in line_about(view, "the calibration_error")
-
-
-def test_report_without_gates_of_the_policy_says_so(make_run: MakeRun, context: Context) -> None:
-    view = make_view(make_run({**report_json(), "gates": []}), context)
-    assert view.gates == ()
-    assert "the evaluation has no gates" in page.render(view)
 
 
 @pytest.mark.parametrize(
@@ -671,12 +661,12 @@ def test_parts_that_the_evaluation_has_not_are_missing_in_words(
     make_run: MakeRun, context: Context
 ) -> None:
     results = report_json()
-    for part in ("missing_arms", "kinds", "policy_against", "probes", "gates"):
+    for part in ("missing_arms", "kinds", "policy_against"):
         del results[part]
+    results["probes"] = {}
     html = page.render(make_view(make_run(results, evaluation={"num_resamples": 200}), context))
     for words in (
         "no probe was run",
-        "the evaluation has no gates",
         "effects by kind of prompt were not measured",
     ):
         assert words in html, words
@@ -1023,7 +1013,7 @@ def test_provenance_shows_the_command_without_keys(
     assert run.command == "python -m charactertrain seed=2 run.dir=s3://bucket/run"
 
 
-def measured(config: RunConfig) -> Json:
+def measured() -> Json:
     """What the evaluation itself writes of these replies, two of its arms standing for others."""
     bootstrap = effects.Bootstrap(num_resamples=200, seed=1)
     replies = samples()
@@ -1032,7 +1022,7 @@ def measured(config: RunConfig) -> Json:
         for number, prompt in enumerate(prompts())
         for first in ((None if number == 0 else 0.6),)
     ]
-    found = {
+    return {
         "arms": report_json()["arms"],
         "missing_arms": {},
         "probes": {},
@@ -1042,13 +1032,10 @@ def measured(config: RunConfig) -> Json:
             replies, {"leave_one_out": {"warm": ("prompted", "policy")}}, bootstrap
         ),
     }
-    thresholds = Thresholds(**config.evaluation.gates.model_dump())
-    gates = evaluation_gates.check(found, thresholds)
-    return {**found, "gates": [asdict(gate) for gate in gates]}
 
 
 def test_report_reads_what_the_evaluation_writes(make_run: MakeRun, context: Context) -> None:
-    view = make_view(make_run(measured(context.config)), context)
+    view = make_view(make_run(measured()), context)
     warm = view.traits[0]
     contrast = warm.effects["contrast"]["policy"]
     own = [found for found in samples() if found.trait_id == "warm"]
@@ -1063,7 +1050,8 @@ def test_report_reads_what_the_evaluation_writes(make_run: MakeRun, context: Con
     assert warm.against["contrast"]["prompted"].difference == pytest.approx(rise)
     assert view.over_seeds is not None
     assert view.attribution[0].cells["warm", "warm"].difference == pytest.approx(rise)
-    assert len(view.gates) == len(measured(context.config)["gates"])
+    assert view.gates[0].name == "traits_shown"
+    assert view.gates[0].value is not None
     html = page.render(view)
     assert "1 unscored" in html
 
