@@ -134,7 +134,7 @@ def _everywhere(view: ReportView, text: str) -> ReportView:
         probes=(replace(probe, rows=(row,), examples=(example,)),),
         settings=(Setting(key=text, default=text, value=text),),
         verdicts=(replace(view.verdicts[0], text=text),),
-        ranker_checks=(replace(view.ranker_checks[0], reason=text),),
+        ranker_checks=(replace((view.ranker_checks or ())[0], reason=text),),
         data=replace(view.data, rejects=(reject,)),
     )
 
@@ -623,9 +623,14 @@ def test_perfect_accuracy_is_called_a_warning(
 def test_contrast_is_qualified_where_it_made_the_labels(light_view: ReportView) -> None:
     assert "contrast is close to what was trained for" in render(light_view)
     judged = tuple(
-        replace(check, is_chosen=not check.is_chosen) for check in light_view.ranker_checks
+        replace(check, is_chosen=not check.is_chosen) for check in light_view.ranker_checks or ()
     )
     html = render(replace(light_view, ranker_checks=judged))
+    assert "contrast is close to what was trained for" not in html
+
+
+def test_run_that_shows_no_character_has_no_checks(light_view: ReportView) -> None:
+    html = render(replace(light_view, template_checks=None, ranker_checks=None))
     assert "contrast is close to what was trained for" not in html
 
 

@@ -882,6 +882,8 @@ def test_report_writes_a_model_card_with_the_numbers(make_run: MakeRun, context:
 
 def test_view_of_the_checks(make_run: MakeRun, context: Context) -> None:
     view = make_view(make_run(), context)
+    assert view.template_checks is not None
+    assert view.ranker_checks is not None
     checks = [(check.trait_id, check.measure, check.ok) for check in view.template_checks]
     assert checks == [
         ("warm", "contrast", True),
