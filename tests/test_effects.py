@@ -156,7 +156,7 @@ def test_p_values_are_corrected_over_traits_for_each_measure_and_arm() -> None:
 
 
 def test_a_planted_character_is_measured_back_by_trait_and_arm() -> None:
-    """Arms that show a trait with a known probability, 300 prompts, two replies each."""
+    """Arms that show a trait with a known probability, 200 prompts, two replies each."""
     planted = {
         "warm": {"base": 0.1, "policy": 0.6, "other": 0.3},
         "curious": {"base": 0.5, "policy": 0.5, "other": 0.2},
@@ -166,7 +166,7 @@ def test_a_planted_character_is_measured_back_by_trait_and_arm() -> None:
         sample(arm, f"{trait_id}{prompt}", trait_id, detected=draw.random() < probability)
         for trait_id, by_arm in planted.items()
         for arm, probability in by_arm.items()
-        for prompt in range(300)
+        for prompt in range(200)
         for _ in range(2)
     ]
     found = results(samples, [], None, Bootstrap(500, 1))["traits"]
@@ -174,7 +174,7 @@ def test_a_planted_character_is_measured_back_by_trait_and_arm() -> None:
         for arm in ("policy", "other"):
             rate = found[trait_id]["detector_rate"][arm]
             assert rate["ci_low"] <= by_arm[arm] - by_arm["base"] <= rate["ci_high"]
-            assert rate["ci_high"] - rate["ci_low"] < 0.15
+            assert rate["ci_high"] - rate["ci_low"] < 0.2
     assert found["curious"]["detector_rate"]["policy"]["p_holm"] > 0.05
     assert found["warm"]["detector_rate"]["policy"]["p_holm"] < 1e-6
 

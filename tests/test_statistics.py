@@ -267,6 +267,26 @@ def test_jackknife_leaves_a_prompt_out_of_both_arms() -> None:
     assert (found.ci_low, found.ci_high) == pytest.approx((1.0, 1.0))
 
 
+def test_jackknife_of_many_prompts_leaves_groups_of_them_out() -> None:
+    rng = np.random.default_rng(4)
+    base = {f"p{i}": [0.0] for i in range(2050)}
+    policy = {prompt: [float(value)] for prompt, value in zip(base, rng.normal(size=2050))}
+    sizes: list[int] = []
+
+    def mean(values: list[float]) -> float:
+        sizes.append(len(values))
+        return sum(values) / len(values)
+
+    found = cluster_jackknife_statistic(base, policy, mean)
+    # All, and without each of 100 groups, in both arms; every prompt is left out once.
+    assert sizes.count(2050) == 2
+    assert set(sizes) == {2050, 2029, 2030}
+    assert sum(2050 - size for size in sizes) == 2 * 2050
+    textbook = 1.96 / math.sqrt(2050)
+    assert (found.ci_high - found.ci_low) / 2 == pytest.approx(textbook, rel=0.3)
+    assert found.num_clusters == 2050
+
+
 def random_texts(rng: np.random.Generator, concentration: float) -> dict[str, list[list[int]]]:
     # Each prompt has words of its own, the more even the higher the concentration.
     return {

@@ -316,6 +316,7 @@ def test_pairs_of_a_file_take_the_place_of_rankings(
         "mean_probability": 1.0,
         "pairs_from_file": 5000,
         "prompts_by_trait": {"general": {"train": 2500, "validation": 2500}},
+        "ablated": [],
     }
 
 

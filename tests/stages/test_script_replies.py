@@ -131,7 +131,7 @@ def test_each_measure_of_a_reply_is_a_row() -> None:
 
 @pytest.mark.parametrize("placement", ["system", "user"])
 def test_prompted_arm_is_shown_the_character_and_measured_without(placement: str) -> None:
-    showing = ShownCharacter(TRAITS, "one", placement)
+    showing = ShownCharacter(TRAITS, "at_stake", placement)
     warm = replace(SCRIPT, trait_id="warm", system="Be brief.", turns=("Tea?",))
     (reply,), _ = run([warm], arm="prompted", showing=showing)
     plain = (Message("system", "Be brief."), Message("user", "Tea?"))
