@@ -270,7 +270,9 @@ def test_jackknife_leaves_a_prompt_out_of_both_arms() -> None:
 def test_jackknife_of_many_prompts_leaves_groups_of_them_out() -> None:
     rng = np.random.default_rng(4)
     base = {f"p{i}": [0.0] for i in range(2050)}
-    policy = {prompt: [float(value)] for prompt, value in zip(base, rng.normal(size=2050))}
+    policy = {
+        prompt: [float(value)] for prompt, value in zip(base, rng.normal(size=2050), strict=True)
+    }
     sizes: list[int] = []
 
     def mean(values: list[float]) -> float:
