@@ -28,6 +28,7 @@ from charactertrain.records import (
     Reject,
     Reply,
     Response,
+    ReviewEvent,
     Trait,
     from_table,
     schema,
@@ -78,6 +79,7 @@ RANKING = Ranking(
 )
 OPINIONS = (Opinion("judge", 1 / 3), Opinion("rating", None))
 EXAMPLES: list[list[Any]] = [
+    [ReviewEvent("e1", "now", "Ada", "verdict", "t", "p", "a", "b", "0", "1", "tie", TEXT, "b", "")],
     [Message("user", TEXT)],
     [
         Trait("honest", TEXT, ("a gift", "an exam"), r"\btruth\b", 0.1, "small"),

@@ -32,6 +32,7 @@ _EXECUTION = {
     # By their contents, where a stage is defined.
     "file",
     "judge_model",
+    "reviews",
 }
 """Settings that say where and how, and not what."""
 

@@ -9,6 +9,7 @@ from typing import Any
 from charactertrain.artifacts import Json
 from charactertrain.config import RunConfig, Section, identity
 from charactertrain.constitution import Constitution
+from charactertrain import reviews
 from charactertrain.pipeline import Stage
 from charactertrain.stages import row_files
 
@@ -24,6 +25,8 @@ NAMES = (
     "report",
 )
 
+REVIEWS_KEY = "contents of pairs.reviews"
+"""Of the pairs' identity: the checksum of the reviews that they were made with."""
 
 _OF_GRADIENTS = ("kl", "max_staleness", "watch")
 _NO_EFFECT = {
@@ -86,7 +89,11 @@ def _data_stages(
         "contents of prompts.file": _contents(config.prompts.file, "prompts.file"),
     }
     # The seed draws the splits that a file does not name.
-    pairs = {**seed, "contents of pairs.file": _contents(config.pairs.file, "pairs.file")}
+    pairs = {
+        **seed,
+        "contents of pairs.file": _contents(config.pairs.file, "pairs.file"),
+        REVIEWS_KEY: _reviews(config.pairs.reviews),
+    }
     return [
         _stage("prompts", ("traits",), prompts, {"prompts": config.prompts}, sizes),
         _stage(
@@ -109,6 +116,10 @@ def _data_stages(
 
 def _contents(file: str | None, setting: str) -> str | None:
     return None if file is None else row_files.checksum(file, setting=setting)
+
+
+def _reviews(location: str | None) -> str | None:
+    return None if location is None else reviews.checksum(location)
 
 
 def _inputs_of_pairs(config: RunConfig) -> tuple[str, ...]:
