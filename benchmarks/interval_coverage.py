@@ -17,7 +17,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from charactertrain.statistics import cluster_bootstrap_difference, resampled
+from charactertrain.resampling import resampled
+from charactertrain.statistics import cluster_bootstrap_difference
 
 Array = NDArray[np.float64]
 NUM_RESPONSES = 3

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from charactertrain.statistics import Interval, interval_quantiles, resampled
+from charactertrain.resampling import interval_quantiles, resampled
+from charactertrain.statistics import Interval
 
 Array = NDArray[np.float64]
 

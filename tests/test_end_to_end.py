@@ -237,7 +237,7 @@ def test_the_report_covers_every_trait_with_intervals(finished: Path) -> None:
     for measures in report["traits"].values():
         for effect in measures.values():
             assert effect["ci_low"] <= effect["difference"] <= effect["ci_high"]
-            assert effect["difference"] == pytest.approx(effect["policy"] - effect["base"])
+            assert effect["difference"] == pytest.approx(effect["arm"] - effect["base"])
     page = (finished / "report" / "report.html").read_text()
     assert all(trait in page for trait in report["traits"])
 

@@ -335,7 +335,7 @@ def compare(
     num_resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """report.json: each measure of base and policy, their difference, and its 95 % interval.
+    """report.json: each measure of base and arm (policy), and their difference with its interval.
 
     A prompt whose replies were all rejected in one arm, such as empty ones, has no pair to be
     compared with, and is left out of both.

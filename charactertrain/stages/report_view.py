@@ -91,7 +91,10 @@ def assemble(work: Work, config: RunConfig, run: RunView, results: Json) -> Repo
 
 def effect(values: Json | None) -> Effect | None:
     """One entry of report.json; None where it was not measured."""
-    return None if values is None else Effect(**values)
+    if values is None:
+        return None
+    shown = {**values, "policy": values["arm"]}
+    return Effect(**{field.name: shown[field.name] for field in fields(Effect)})
 
 
 def _trait_views(work: Work, prompts: Sequence[Prompt], results: Json) -> tuple[TraitView, ...]:

@@ -257,15 +257,15 @@ def report(samples: list[EvaluationSample] = SAMPLES, natural: Any = None) -> di
 def test_compare_takes_means_over_replies_by_trait() -> None:
     warm = report()["traits"]["warm"]
     assert warm["contrast"]["base"] == pytest.approx(0.2)
-    assert warm["contrast"]["policy"] == pytest.approx(0.4)
+    assert warm["contrast"]["arm"] == pytest.approx(0.4)
     assert warm["contrast"]["difference"] == pytest.approx(0.2)
     # Resamples of two prompts: p1 alone rose by 0.4, p2 alone fell by 0.2.
     assert warm["contrast"]["ci_low"] == pytest.approx(-0.2)
     assert warm["contrast"]["ci_high"] == pytest.approx(0.4)
     assert (warm["contrast"]["num_prompts"], warm["contrast"]["num_responses"]) == (2, 3)
-    assert (warm["reward"]["base"], warm["reward"]["policy"]) == (1.0, 3.0)
+    assert (warm["reward"]["base"], warm["reward"]["arm"]) == (1.0, 3.0)
     assert warm["detector_rate"]["base"] == 0.0
-    assert warm["detector_rate"]["policy"] == pytest.approx(2 / 3)
+    assert warm["detector_rate"]["arm"] == pytest.approx(2 / 3)
 
 
 def test_compare_leaves_out_the_detector_of_a_trait_that_has_none() -> None:
@@ -277,12 +277,12 @@ def test_compare_leaves_out_the_detector_of_a_trait_that_has_none() -> None:
 def test_compare_takes_length_kl_and_distinct_2_over_all_replies() -> None:
     found = report()
     assert found["length"]["base"] == pytest.approx((10 + 20 + 30 + 10 + 10) / 5)
-    assert found["length"]["policy"] == pytest.approx((8 + 12 + 40 + 10 + 10) / 5)
+    assert found["length"]["arm"] == pytest.approx((8 + 12 + 40 + 10 + 10) / 5)
     assert found["kl"]["base"] == 0.0
-    assert found["kl"]["policy"] == pytest.approx(0.6 / 5)
+    assert found["kl"]["arm"] == pytest.approx(0.6 / 5)
     # Base: bigrams 12 23, 12 21 12, 45, and twice 12 23: 4 different of 10. Policy: 2 of 10.
     assert found["distinct_2"]["base"] == pytest.approx(4 / 10)
-    assert found["distinct_2"]["policy"] == pytest.approx(2 / 10)
+    assert found["distinct_2"]["arm"] == pytest.approx(2 / 10)
     assert found["distinct_2"]["num_prompts"] == 4
     assert found["distinct_2"]["num_responses"] == 5
 
@@ -294,7 +294,7 @@ def test_compare_has_natural_lengths_only_where_they_were_measured() -> None:
         "policy": {"p1": [10.0], "p2": [20.0]},
     }
     lengths = report(natural=natural)["natural_length"]
-    assert (lengths["base"], lengths["policy"], lengths["difference"]) == (30.0, 15.0, -15.0)
+    assert (lengths["base"], lengths["arm"], lengths["difference"]) == (30.0, 15.0, -15.0)
     assert lengths["num_prompts"] == 2
 
 

@@ -48,10 +48,11 @@ def effect(base: float, policy: float, half_width: float) -> Json:
     difference = policy - base
     return {
         "base": base,
-        "policy": policy,
+        "arm": policy,
         "difference": difference,
         "ci_low": difference - half_width,
         "ci_high": difference + half_width,
+        "p_value": 0.04,
         "num_responses": 30,
         "num_prompts": 15,
     }
@@ -440,8 +441,9 @@ def test_report_effects_are_the_evaluations_in_the_order_of_the_traits(
         ("brief", "reward"),
     ]
     expected = report_json()["traits"]["warm"]["detector_rate"]
-    for key in ("base", "policy", "difference", "ci_low", "ci_high"):
+    for key in ("base", "difference", "ci_low", "ci_high"):
         assert rows[1][key] == expected[key]
+    assert rows[1]["policy"] == expected["arm"]
 
 
 def test_report_objective_is_the_mean_rise_of_the_contrast(
@@ -810,4 +812,12 @@ def test_effect_reads_what_the_evaluation_writes() -> None:
     assert report_view.effect(None) is None
     found = report_view.effect(values)
     assert isinstance(found, Effect)
-    assert asdict(found) == values
+    assert asdict(found) == {
+        "base": 1.0,
+        "policy": 2.0,
+        "difference": 1.0,
+        "ci_low": 0.5,
+        "ci_high": 1.5,
+        "num_responses": 30,
+        "num_prompts": 15,
+    }
