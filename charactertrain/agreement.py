@@ -33,7 +33,7 @@ def identity_weights(num_categories: int) -> Array:
 
 
 def quadratic_weights(num_categories: int) -> Array:
-    """Ordered categories agree by 1 - (k - l)^2 / (Q - 1)^2: Cohen (1968), as Gwet (2014) has it."""
+    """Ordered categories agree by 1 - (k - l)^2 / (Q - 1)^2, as in Cohen (1968) and Gwet (2014)."""
     if num_categories < 2:
         raise ValueError(f"expected two categories or more, found {num_categories}")
     steps = np.arange(num_categories) / (num_categories - 1)
@@ -106,50 +106,54 @@ def agreement(
         seed: The same gives the same intervals, whatever the order of the items.
     """
     weights = np.array(weights_QQ, float)
-    items = sorted((cluster, *map(int, chosen)) for cluster, chosen in ratings)
-    rated = [item for item in items if len(item) > 2]
-    clusters = sorted({str(cluster) for cluster, *_ in rated})
-    if len(clusters) < 2:
+    items = sorted((cluster, tuple(map(int, chosen))) for cluster, chosen in ratings)
+    rated = [(cluster, chosen) for cluster, chosen in items if len(chosen) > 1]
+    if len({cluster for cluster, _ in rated}) < 2:
         return Agreement(None, None, None)
-    counts_IQ = np.zeros((len(items), len(weights)))
-    for row, (_, *chosen) in enumerate(items):
-        np.add.at(counts_IQ[row], chosen, 1)
-    # Items that one rater saw alone have no part in p_a, and clusters of theirs are kept.
-    everywhere = [str(cluster) for cluster, *_ in items]
-    options = {"num_resamples": num_resamples, "seed": seed}
-    gwet = _interval(
-        _gwet_sums(counts_IQ, weights), everywhere, lambda s: _gwet_of_sums(s, weights), **options
+
+    def interval(
+        of: Sequence[tuple[str, tuple[int, ...]]],
+        sums_IC: Array,
+        coefficient: Callable[[Array], Array],
+    ) -> Interval | None:
+        sums_CK = _by_cluster([cluster for cluster, _ in of], sums_IC)
+        drawn_CR = resampled(sums_CK, num_resamples=num_resamples, seed=seed)
+        return _interval(sums_CK, drawn_CR, coefficient, num_items=len(of))
+
+    # Items that one rater saw alone have no part in p_a, and say how common categories are.
+    counts_IQ = np.array([np.bincount(chosen, minlength=len(weights)) for _, chosen in items])
+    gwet = interval(
+        items, _gwet_sums(counts_IQ.astype(float), weights), lambda s: _gwet_of_sums(s, weights)
     )
-    same = np.array([[float(len(set(chosen)) == 1), 1.0] for _, *chosen in rated])
-    of_rated = [str(cluster) for cluster, *_ in rated]
-    share = _interval(same, of_rated, lambda s: s[0] / s[1], **options)
+    same = np.array([[float(len(set(chosen)) == 1), 1.0] for _, chosen in rated])
+    share = interval(rated, same, lambda s: s[0] / s[1])
     kappa = None
-    if all(len(chosen) == 2 for _, *chosen in rated):
+    if all(len(chosen) == 2 for _, chosen in rated):
         cells = np.zeros((len(rated), len(weights) ** 2))
-        for row, (_, first, second) in enumerate(rated):
-            cells[row, int(first) * len(weights) + int(second)] = 1
-        kappa = _interval(cells, of_rated, lambda s: _kappa_of_sums(s, weights), **options)
+        for row, (_, (first, second)) in enumerate(rated):
+            cells[row, first * len(weights) + second] = 1
+        kappa = interval(rated, cells, lambda s: _kappa_of_sums(s, weights))
     return Agreement(gwet, kappa, share)
 
 
+def _by_cluster(clusters: Sequence[str], sums_IC: Array) -> Array:
+    names, of_item = np.unique(clusters, return_inverse=True)
+    columns = [np.bincount(of_item, column, len(names)) for column in sums_IC.T]
+    return np.array(columns, np.float64)
+
+
 def _interval(
-    sums_IC: Array,
-    clusters: Sequence[str],
-    coefficient: Callable[[Array], Array],
-    *,
-    num_resamples: int,
-    seed: int,
+    sums_CK: Array, drawn_CR: Array, coefficient: Callable[[Array], Array], *, num_items: int
 ) -> Interval | None:
     """The coefficient of all items and its interval; None where it is not defined."""
-    names, of_item = np.unique(clusters, return_inverse=True)
-    sums_CK = np.stack([np.bincount(of_item, column, len(names)) for column in sums_IC.T])
+    num_clusters = sums_CK.shape[1]
     estimate = float(coefficient(sums_CK.sum(axis=1, keepdims=True))[0])
-    values_R = coefficient(resampled(sums_CK, num_resamples=num_resamples, seed=seed))
-    if np.isnan(estimate) or np.isnan(values_R).all() or len(names) < 2:
+    values_R = coefficient(drawn_CR)
+    if np.isnan(estimate) or np.isnan(values_R).all():
         return None
     # A resample in which the coefficient is not defined is left out.
-    low, high = np.nanquantile(values_R, interval_quantiles(len(names)))
-    return Interval(estimate, float(low), float(high), len(names), len(sums_IC))
+    low, high = np.nanquantile(values_R, interval_quantiles(num_clusters))
+    return Interval(estimate, float(low), float(high), num_clusters, num_items)
 
 
 def _checked(counts_IQ: ArrayLike, weights: Array) -> Array:
@@ -191,8 +195,8 @@ def _kappa_of_sums(cells_CR: Array, weights: Array) -> Array:
     shares_QQR = (cells_CR / cells_CR.sum(axis=0)).reshape(size, size, -1)
     observed_R = (weights[:, :, None] * shares_QQR).sum(axis=(0, 1))
     rows_QR, columns_QR = shares_QQR.sum(axis=1), shares_QQR.sum(axis=0)
-    chance_R = np.einsum("kl,kr,lr->r", weights, rows_QR, columns_QR)
+    chance_R = (rows_QR * (weights @ columns_QR)).sum(axis=0)
     left_R = 1 - chance_R
-    values_R = np.full_like(left_R, np.nan)
+    values_R: Array = np.full_like(left_R, np.nan)
     np.divide(observed_R - chance_R, left_R, out=values_R, where=left_R > 1e-12)
     return values_R

@@ -318,6 +318,8 @@ class ReviewEvent:
     """The response that stood on the left of a blind comparison; empty where it was not blind."""
     picked_by: str
     """How the item was chosen: a name of `review.picking.WAYS`, or `browsing`."""
+    variant: str
+    """Of a naming: how the response was written. Empty otherwise."""
 
 
 Row = TypeVar("Row")

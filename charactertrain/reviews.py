@@ -27,7 +27,8 @@ COLUMNS = tuple(field.name for field in fields(ReviewEvent))
 
 _BEARING = ("verdict", "drop_response", "restore_response", "drop_prompt", "restore_prompt")
 """Kinds of events that pairs are made with; what a trait was taken for changes none."""
-_VOTES = {"first": 1.0, "second": 0.0, "tie": 0.5}
+VOTES = {"first": 1.0, "second": 0.0, "tie": 0.5}
+"""What answers say of the first response; others say nothing."""
 _OF_NOTHING = xxhash.xxh3_128().hexdigest()
 _SHOWN_CHECKSUM_DIGITS = 12
 
@@ -153,25 +154,35 @@ NO_DECISIONS = Decisions({}, {}, {})
 
 
 def decide(events: Iterable[ReviewEvent]) -> Decisions:
-    """The latest word of each reviewer on each pair, and what is dropped and not restored since."""
-    votes: dict[tuple[PairKey, tuple[str, str]], dict[str, float]] = defaultdict(dict)
+    """The latest word of each reviewer on each pair, and what is dropped and not restored since.
+
+    A word that is withdrawn leaves the reviewer's word before it, if there was one.
+    """
+    words: dict[tuple[PairKey, tuple[str, str]], dict[str, list[str]]] = defaultdict(dict)
     dropped: dict[str, dict[str, ReviewEvent]] = {"response": {}, "prompt": {}}
     for event in events:
         verb, _, thing = event.kind.partition("_")
         if event.kind == "verdict":
             key = (event.trait_id, event.first_id, event.second_id)
-            of_pair = votes[key, (event.first_checksum, event.second_checksum)]
-            of_pair.pop(event.reviewer, None)
-            if event.answer in _VOTES:
-                of_pair[event.reviewer] = _VOTES[event.answer]
+            of_pair = words[key, (event.first_checksum, event.second_checksum)]
+            of_reviewer = of_pair.setdefault(event.reviewer, [])
+            if event.answer != "withdrawn":
+                of_reviewer.append(event.answer)
+            elif of_reviewer:
+                of_reviewer.pop()
         elif verb == "drop":
             dropped[thing][_dropped_id(event)] = event
         elif verb == "restore":
             dropped[thing].pop(_dropped_id(event), None)
     verdicts: dict[PairKey, tuple[Verdict, ...]] = {}
-    for (key, checksums), of_pair in votes.items():
-        if of_pair:
-            verdicts[key] = (*verdicts.get(key, ()), Verdict(key, checksums, of_pair))
+    for (key, checksums), of_pair in words.items():
+        votes = {
+            reviewer: VOTES[answers[-1]]
+            for reviewer, answers in of_pair.items()
+            if answers and answers[-1] in VOTES
+        }
+        if votes:
+            verdicts[key] = (*verdicts.get(key, ()), Verdict(key, checksums, votes))
     return Decisions(verdicts, dropped["response"], dropped["prompt"])
 
 

@@ -109,7 +109,8 @@ class Directory:
         """Rows [start, stop) of a parquet file; only the row groups that they are in are read."""
         with self._parquet(name) as stream:
             file = pq.ParquetFile(stream)
-            groups, first, row = [], 0, 0
+            groups: list[int] = []
+            first = row = 0
             for group in range(file.num_row_groups):
                 end = row + file.metadata.row_group(group).num_rows
                 if end > start and row < stop:

@@ -140,9 +140,7 @@ def test_an_interval_of_chance_holds_nought_in_about_19_of_20_studies() -> None:
 def test_one_cluster_has_no_interval_and_three_raters_no_kappa() -> None:
     options = {"num_resamples": 100, "seed": 1}
     assert agreement([("p", [0, 0]), ("p", [0, 1])], identity_weights(2), **options).gwet is None
-    found = agreement(
-        [("p", [0, 0, 1]), ("q", [1, 1]), ("r", [0])], identity_weights(2), **options
-    )
+    found = agreement([("p", [0, 0, 1]), ("q", [1, 1]), ("r", [0])], identity_weights(2), **options)
     assert found.kappa is None
     assert found.gwet is not None
     assert found.gwet.num_clusters == 3

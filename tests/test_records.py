@@ -79,7 +79,25 @@ RANKING = Ranking(
 )
 OPINIONS = (Opinion("judge", 1 / 3), Opinion("rating", None))
 EXAMPLES: list[list[Any]] = [
-    [ReviewEvent("e1", "now", "Ada", "verdict", "t", "p", "a", "b", "0", "1", "tie", TEXT, "b", "")],
+    [
+        ReviewEvent(
+            "e1",
+            "now",
+            "Ada",
+            "verdict",
+            "t",
+            "p",
+            "a",
+            "b",
+            "0",
+            "1",
+            "tie",
+            TEXT,
+            "b",
+            "random",
+            "",
+        )
+    ],
     [Message("user", TEXT)],
     [
         Trait("honest", TEXT, ("a gift", "an exam"), r"\btruth\b", 0.1, "small"),

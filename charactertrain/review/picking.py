@@ -62,6 +62,23 @@ class PairIndex:
         return len(self._rows)
 
     @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {prompt_id: row for row, prompt_id in enumerate(self._prompts.to_pylist())}
+
+    def probability(self, prompt_id: str, first_id: str, second_id: str) -> float | None:
+        """The ranker's, that the first is the better; None where the pair is not ranked."""
+        row = self._row_of.get(prompt_id)
+        if row is None:
+            return None
+        ids = self._ids[row].as_py()
+        start = int(np.searchsorted(self._rows, row))
+        for number, pair in enumerate(combinations(ids, 2)):
+            if set(pair) == {first_id, second_id}:
+                found = float(self._probabilities[start + number])
+                return found if pair[0] == first_id else 1 - found
+        return None
+
+    @cached_property
     def _orders(self) -> dict[str, Ints]:
         shuffled = np.random.default_rng(self._seed).permutation(len(self))
         by_certainty = np.abs(self._probabilities - 0.5)[shuffled]

@@ -1,7 +1,7 @@
 """Who may see the pages: the reviewers that were sent a link, from a page of this server's own.
 
-The server listens on loopback. What else runs in a browser on this machine may still send requests
-to it: hence a session for everything, a name that only this server has, and no posts from elsewhere.
+The server listens on loopback. Other sites' pages in a browser on this machine may still send it
+requests: hence a session for everything, a host name that is checked, and no posts from elsewhere.
 """
 
 import hmac

@@ -6,10 +6,10 @@ This file is light; a stage's module is imported when the stage runs.
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from charactertrain import reviews
 from charactertrain.artifacts import Json
 from charactertrain.config import RunConfig, Section, identity
 from charactertrain.constitution import Constitution
-from charactertrain import reviews
 from charactertrain.pipeline import Stage
 from charactertrain.stages import row_files
 
