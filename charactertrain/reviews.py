@@ -228,7 +228,8 @@ def review_of_ranking(
     for response_id in ranking.response_ids:
         response = responses[response_id]
         event = decisions.dropped_responses.get(response_id)
-        if event and event.first_checksum == text_checksum(response.text):
+        is_of_prompt = event is not None and event.prompt_id == ranking.prompt_id
+        if event and is_of_prompt and event.first_checksum == text_checksum(response.text):
             dropped[response_id] = f"response {response_id} was dropped {_because(event)}"
             applied.add(event.event_id)
         if gone and gone.first_checksum == text_checksum(response.prompt):

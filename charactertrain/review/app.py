@@ -16,7 +16,11 @@ from charactertrain.review.security import Access, Guard
 from charactertrain.review.store import ReviewStore, StoreError
 from charactertrain.storage import Directory
 
-_STATIC_TYPES = {"style.css": "text/css", "review.js": "text/javascript"}
+_STATIC_TYPES = {
+    "style.css": "text/css",
+    "review.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
 
 
 def make_app(run: Directory, store: ReviewStore, access: Access, *, port: int) -> Guard:

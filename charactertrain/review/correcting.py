@@ -181,6 +181,7 @@ def log(request: Request, desk: OfDesk) -> HTMLResponse:
         decisions=decisions,
         edited=wordings(events),
         directory=desk.store.directory.uri,
+        has_constitution=desk.store.directory.exists(CONSTITUTION_NAME),
         has_export=desk.store.directory.exists(reviews.EXPORT_NAME),
         nonce=secrets.token_hex(8),
     )

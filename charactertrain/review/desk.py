@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 from fastapi import Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
+from starlette.requests import ClientDisconnect
 
 from charactertrain import reviews
 from charactertrain.records import ReviewEvent, ReviewKind
@@ -85,7 +86,11 @@ def reviewer_of(request: Request) -> str:
 
 async def form_of(request: Request) -> dict[str, str]:
     """The fields of a posted form, decoded; what is not UTF-8 is replaced."""
-    body = await request.body()
+    try:
+        body = await request.body()
+    except ClientDisconnect as error:
+        # Nobody is there to be answered, and nothing was recorded.
+        raise HTTPException(400, "the browser went away") from error
     try:
         pairs = parse_qsl(
             body.decode("ascii", "replace"),

@@ -181,4 +181,4 @@ def agreement(request: Request, desk: OfDesk, part: bool = False) -> Response:
     template = "agreement_numbers.html" if part else "agreement.html"
     # A response's own trait among the choices, and "none of them".
     chance = 1 / (1 + min(_MAX_CHOICES, len(desk.run.traits())))
-    return page(request, template, tally=found, chance=chance)
+    return page(request, template, tally=found, chance=chance, least=tallies.MIN_PROMPTS)

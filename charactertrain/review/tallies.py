@@ -10,6 +10,8 @@ from charactertrain.reviews import VOTES
 from charactertrain.statistics import Interval, cluster_bootstrap_mean, values_by_cluster
 
 NUM_RESAMPLES = 1000
+MIN_PROMPTS = 10
+"""Below it an interval says less than it seems to: that of two equal answers has no width."""
 _SEED = 1
 _WEIGHTS = quadratic_weights(3)
 """Of the ordered answers: first, tie, second."""
@@ -153,7 +155,9 @@ def _between(events: Sequence[ReviewEvent], reviewers: Sequence[str]) -> tuple[R
 
 
 def _row(subject: str, rated: Rated) -> Row:
-    found = agreement(rated, _WEIGHTS, num_resamples=NUM_RESAMPLES, seed=_SEED)
+    found = Agreement(None, None, None)
+    if len({prompt_id for prompt_id, chosen in rated if len(chosen) > 1}) >= MIN_PROMPTS:
+        found = agreement(rated, _WEIGHTS, num_resamples=NUM_RESAMPLES, seed=_SEED)
     return Row(subject, sum(len(chosen) > 1 for _, chosen in rated), found)
 
 
@@ -175,7 +179,7 @@ def _naming(events: Iterable[ReviewEvent]) -> tuple[NamingRow, ...]:
         values = [value for _, value in named[variant]]
         by_prompt = values_by_cluster(values, [prompt for prompt, _ in named[variant]])
         right = None
-        if len(by_prompt) > 1:
+        if len(by_prompt) >= MIN_PROMPTS:
             right = cluster_bootstrap_mean(by_prompt, num_resamples=NUM_RESAMPLES, seed=_SEED)
         rows.append(NamingRow(variant, right, len(values), unsure[variant]))
     return tuple(rows)

@@ -6,7 +6,7 @@ const byKey = (key) => {
   // Of several, such as the buttons of each pair, those of the chosen item.
   return fits.find((element) => element.closest(".current")) || fits.find((element) => !element.closest("[data-item]"));
 };
-const byChord = (chord) => document.querySelector(`[data-key="${CSS.escape(chord)}"]`);
+const byChord = (key) => document.querySelector(`[data-chord="${CSS.escape(key)}"]`);
 
 const items = () => [...document.querySelectorAll("[data-item]")];
 const choose = (item) => {
@@ -31,8 +31,8 @@ const showHelp = () => {
   const rows = new Map();
   if (items().length) rows.set("j k", "Next and previous item").set("Enter", "Open the chosen item");
   for (const element of document.querySelectorAll("[data-help]")) {
-    const keys = element.dataset.key;
     // Of a chord both keys are pressed in turn; others are alternatives.
+    const keys = element.dataset.key || `g ${element.dataset.chord}`;
     if (!rows.has(keys)) rows.set(keys, element.dataset.help);
   }
   const list = document.getElementById("help-keys");
@@ -62,7 +62,7 @@ document.addEventListener("keydown", (event) => {
     if (event.key === "?") { event.preventDefault(); help.close(); }
     return;
   }
-  const found = waitsForSecond ? byChord(`g ${event.key}`) : byKey(event.key);
+  const found = waitsForSecond ? byChord(event.key) : byKey(event.key);
   const isFirst = !waitsForSecond && event.key === "g";
   waitsForSecond = isFirst;
   if (isFirst) return;
