@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from charactertrain import reviews
 from charactertrain.records import ReviewEvent, ReviewKind
 from charactertrain.review.picking import PairIndex
-from charactertrain.review.rendering import render
+from charactertrain.review.rendering import link, render
 from charactertrain.review.run_view import RunView
 from charactertrain.review.security import REVIEWER_KEY, Access
 from charactertrain.review.store import ReviewStore
@@ -116,7 +116,7 @@ def page(request: Request, template: str, **values: Any) -> HTMLResponse:
         "run_name": desk.run.name,
         "reviewer": reviewer_of(request),
         "path": request.url.path,
-        "query": dict(request.query_params),
+        "link": partial(link, request.url.path, request.query_params),
     }
     return HTMLResponse(render(template, **{**given, **values}))
 

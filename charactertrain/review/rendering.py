@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
-from jinja2.runtime import Context
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from charactertrain.report.text import count, duration, interval, number, printable, shorten
@@ -44,7 +43,7 @@ def _environment() -> Environment:
         number=number,
         whole=whole,
     )
-    environment.globals.update(curve_points=curve_points, interval=interval, link=link)
+    environment.globals.update(curve_points=curve_points, interval=interval)
     return environment
 
 
@@ -88,9 +87,7 @@ def curve_points(values: tuple[float, ...]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
-@pass_context
-def link(context: Context, **changes: Any) -> str:
-    """This page's address with some of its query changed; an empty value takes a key out."""
-    query: Mapping[str, Any] = context["query"]
+def link(path: str, query: Mapping[str, str], **changes: object) -> str:
+    """An address with some of its query changed; an empty value takes a key out."""
     kept = {key: value for key, value in {**query, **changes}.items() if value not in ("", None)}
-    return f"{context['path']}?{urlencode(kept)}"
+    return f"{path}?{urlencode(kept)}"

@@ -16,7 +16,7 @@ PAGES = ("/", "/judge", "/list/responses", "/reviews", "/static/style.css", "/no
 def test_without_a_session_everything_is_refused(app: Any, url: str) -> None:
     answer = TestClient(app, base_url=ORIGIN).get(url)
     assert answer.status_code == 403
-    assert "run" not in answer.text.replace("page that", "")
+    assert answer.text.startswith("403: ")
     assert TestClient(app, base_url=ORIGIN).post(url).status_code == 403
 
 

@@ -187,9 +187,9 @@ def make_run(path: Path, *, num_prompts: int = 12, per_file: int = 4) -> Directo
         rankings = [ranking_row(group, start + i) for i, group in enumerate(groups)]
         pairs = [pair_rows(r, g) for r, g in zip(rankings, groups, strict=True)]
         rows: dict[str, tuple[list[Any], type]] = {
-            "responses": (sum(groups, []), Response),
+            "responses": ([row for group in groups for row in group], Response),
             "rankings": (rankings, Ranking),
-            "pairs": (sum(pairs, []), PreferencePair),
+            "pairs": ([pair for group in pairs for pair in group], PreferencePair),
         }
         for stage, (found, kind) in rows.items():
             parts[stage].append((f"{stage}/part-{number:06d}.parquet", to_table(found, kind)))
