@@ -5,6 +5,7 @@ import getpass
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import uvicorn
 
@@ -85,7 +86,9 @@ def serve(run_dir: str, port: int, reviewers: Sequence[str]) -> None:
         lifespan="off",
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
-    uvicorn.Server(settings).run(sockets=[listener])
+    # It ends with the interrupt that it was stopped by.
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(settings).run(sockets=[listener])
     store.close()
 
 
