@@ -493,6 +493,11 @@ WITHOUT_KL = (
             "pairs: file_use is replace and file is null; name the file of pairs",
         ),
         (
+            {"pairs.file": "own.jsonl", "pairs.file_use": "replace", "pairs.reviews": "reviews"},
+            "pairs: reviews are of rankings, whose pairs file_use=replace leaves out; give "
+            "reviews=null, or file_use=join",
+        ),
+        (
             {"responses.variants": {"none": 1, "mild": 0}},
             "responses: variants give 1 candidates; a ranking needs 2",
         ),
@@ -575,6 +580,7 @@ def test_weights_of_kinds_become_shares(recipe: Json) -> None:
         {"model.prompt_synthesis": "chat", "model.messages_per_call": 5},
         {"prompts.file": "mine.jsonl", "prompts.file_use": "replace"},
         {"pairs.file": "mine.jsonl", "pairs.file_use": "replace"},
+        {"pairs.file": "mine.jsonl", "pairs.reviews": "runs/first/reviews"},
         {"prompts.kinds": {"trait": 1}},
     ],
     ids=lambda settings: next(iter(settings)),

@@ -46,7 +46,7 @@ def run(work: Work, context: Context) -> Outcome:
         for pairs, rejects in _pairs_of_rankings(work, weights, section.min_probability, reviews):
             written.add(pairs, rejects)
     num_ranked = written.counts.total()
-    written.add_rejects("reviews", reviews.not_found())
+    written.add_rejects("reviews/part-000000.parquet", reviews.not_found())
     if reviews.names:
         context.session.console.print(f"  {reviews.line()}", markup=False, emoji=False)
     splits = _splits_of_families(work)
@@ -109,7 +109,7 @@ class _Written:
     def add_rejects(self, name: str, rejects: Sequence[Reject]) -> None:
         """Write a file of rejects, if there are any."""
         if rejects:
-            self.files.append(f"rejects/{name.removesuffix('.parquet')}.parquet")
+            self.files.append(f"rejects/{name}")
             self.directory.write_table(self.files[-1], to_table(rejects, Reject))
             self.rejects.update(reject.reason for reject in rejects)
 

@@ -472,6 +472,7 @@ def test_a_review_of_other_responses_is_counted_and_named(reviewed: Any) -> None
     found, rejects, outcome = reviewed(events)
     assert orders(found) == MACHINES
     assert outcome.rejects == {"review_not_found": 2}
+    assert outcome.files[-1] == "rejects/reviews/part-000000.parquet"
     assert outcome.summary["reviews"]["not_found"] == 2
     assert sorted(reject.detail for reject in rejects) == [
         "a over b by 1: no ranking of this run has these responses with the texts that were seen",
