@@ -83,7 +83,7 @@ LISTINGS = {
             "probability",
             "weight",
         ),
-        (),
+        ("prompt", "chosen", "rejected"),
         ("trait_id", "split"),
     ),
 }

@@ -113,8 +113,7 @@ class Table:
                 return Hits(tuple(found), first)
             mask = np.zeros(table.num_rows, bool)
             for name in columns:
-                matches = pc.match_substring(table.column(name), text, ignore_case=True)
-                mask |= matches.to_numpy()
+                mask |= _holds(table.column(name), text)
             positions = np.flatnonzero(mask) + first
             if among is not None:
                 positions = np.intersect1d(positions, among, assume_unique=True)
@@ -136,3 +135,15 @@ class Table:
     def _file_of(self, position: int) -> int:
         # The last file that begins at or before the row: files without rows begin where it does.
         return int(np.searchsorted(self._starts, position, side="right")) - 1
+
+
+def _holds(column: pa.ChunkedArray, text: str) -> NDArray[np.bool_]:
+    """Which rows of texts, or of conversations, hold a text, whatever its case."""
+    if not pa.types.is_list(column.type):
+        found = pc.match_substring(column, text, ignore_case=True)
+        return np.asarray(found.to_numpy(), bool)
+    contents = pc.struct_field(pc.list_flatten(column), "content")
+    matches = pc.match_substring(contents, text, ignore_case=True).to_numpy()
+    mask = np.zeros(len(column), bool)
+    mask[pc.list_parent_indices(column).to_numpy()[matches]] = True
+    return mask

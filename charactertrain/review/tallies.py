@@ -78,7 +78,7 @@ def tally(events: Sequence[ReviewEvent], probability: Probability) -> Tally:
     """The numbers of the agreement page; the same events give the same."""
     blind = blind_verdicts(events)
     decided = [event for event in blind if event.answer in VOTES]
-    first_words = [event for event in decided if event.picked_by != "repeat"]
+    first_words = _first_words(decided)
     drawn = [event for event in first_words if event.picked_by == "random"]
     reviewers = sorted({event.reviewer for event in blind})
     return Tally(
@@ -97,6 +97,14 @@ def tally(events: Sequence[ReviewEvent], probability: Probability) -> Tally:
         },
         naming=_naming(events),
     )
+
+
+def _first_words(events: Iterable[ReviewEvent]) -> list[ReviewEvent]:
+    """Each reviewer's first on each pair: a pair counts once, in whatever windows it was open."""
+    found: dict[tuple[str, str, str], ReviewEvent] = {}
+    for event in events:
+        found.setdefault((event.reviewer, event.first_id, event.second_id), event)
+    return list(found.values())
 
 
 def _category(vote: float) -> int:

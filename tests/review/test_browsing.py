@@ -60,6 +60,8 @@ def test_tables_are_narrowed_and_searched(browser: Browser) -> None:
     assert browser.get("/list/responses?q=LOVELY&trait_id=brief").count("data-item") == 4
     assert "No row fits" in browser.get("/list/responses?q=%25")
     assert browser.get("/list/prompts?q=scarf&split=validation").count("data-item") == 0
+    assert browser.get("/list/pairs?q=SCARF").count("data-item") == 9
+    assert browser.get("/list/pairs?q=lovely&trait_id=brief").count("data-item") == 8
     assert browser.get("/list/pairs?split=validation").count("data-item") == 9
     assert browser.get("/list/rankings?trait_id=honest").count("data-item") == 4
 

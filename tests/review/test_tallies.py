@@ -31,7 +31,7 @@ def always_first(event: ReviewEvent) -> float:
 def test_agreement_with_the_ranker_is_of_pairs_drawn_at_random(blind: Make) -> None:
     events = [blind(n, "first") for n in range(15)] + [blind(n, "second") for n in range(15, 20)]
     events += [blind(n, "second", picked_by="uncertain") for n in range(20, 40)]
-    events += [blind(0, "second", picked_by="repeat")]
+    events += [blind(0, "second", picked_by="repeat"), blind(1, "second")]
     events += [replace(blind(n, "second"), left_id="", picked_by="browsing") for n in range(40, 50)]
     found = tally(events, always_first)
     (everyone,) = found.with_ranker
@@ -42,7 +42,7 @@ def test_agreement_with_the_ranker_is_of_pairs_drawn_at_random(blind: Make) -> N
     assert (uncertain.num_items, rankers.num_items) == (20, 0)
     assert uncertain.found.share is not None
     assert uncertain.found.share.estimate == 0
-    assert found.num_verdicts == 41
+    assert found.num_verdicts == 42
     assert [row.subject for row in found.by_trait] == ["honest"]
 
 
