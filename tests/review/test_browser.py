@@ -67,7 +67,6 @@ def served_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Direc
     names = ("Ada", "Ben", "Cleo", "Dora")
     with started(run, *(part for name in names for part in ("--reviewer", name))) as server:
         yield run, list(links(server.stdout, len(names)))
-        server.kill()
 
 
 def enter(page: Any, link: str) -> str:
@@ -224,4 +223,3 @@ def test_hostile_texts_do_nothing_in_a_browser(chromium: Open, tmp_path: Path) -
             assert page.locator("img").count() == 0
             assert page.locator("script").count() == 1
             assert "<script>document.title='hacked'</script>" in page.inner_text("main")
-        server.kill()

@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -64,6 +65,23 @@ def test_tables_are_narrowed_and_searched(browser: Browser) -> None:
     assert browser.get("/list/pairs?q=lovely&trait_id=brief").count("data-item") == 8
     assert browser.get("/list/pairs?split=validation").count("data-item") == 9
     assert browser.get("/list/rankings?trait_id=honest").count("data-item") == 4
+
+
+@pytest.mark.parametrize("query", ["", "q=LOVELY", "q=LOVELY&trait_id=brief", "trait_id=honest"])
+def test_pages_follow_one_another_to_the_last_row(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    whole = browser.get(f"/list/responses?{query}").split("<article")[1:]
+    monkeypatch.setattr("charactertrain.review.browsing.PAGE_ROWS", 5)
+    url, found = f"/list/responses?{query}", []
+    while url:
+        text = browser.get(url)
+        found += text.split("<article")[1:]
+        following = re.search(r'href="([^"]*)" data-key="\]"', text)
+        url = html.unescape(following[1]) if following else ""
+    prompts = [re.findall(r"\?id=(p\d+)", each) for each in found]
+    assert prompts == [re.findall(r"\?id=(p\d+)", each) for each in whole]
+    assert len(found) > 3
 
 
 def test_a_ranking_is_shown_with_its_reasons(browser: Browser) -> None:

@@ -139,7 +139,8 @@ def test_a_reviewer_can_invite_another(browser: Browser) -> None:
 
 
 def test_the_log_says_who_and_when(browser: Browser) -> None:
-    browser.post("/drop", nonce="1", verb="drop", note="<i>rude</i>", prompt="p2")
+    browser.post("/drop", nonce="1", verb="drop", note="<i>rude</i>\u202e\x00", prompt="p2")
+    assert "&lt;i&gt;rude&lt;/i&gt;\\u202e\\u0000" in browser.get("/prompt?id=p2")
     text = browser.get("/reviews")
     assert "&lt;i&gt;rude&lt;/i&gt;" in text
     assert re.search(r"\d\d \w\w\w \d{4} \d\d:\d\d UTC</td><td>Ada</td>", text)

@@ -28,17 +28,24 @@ def answer(browser: Browser, given: str, **changes: str) -> dict[str, str]:
     return form
 
 
-def test_a_verdict_is_recorded_as_it_was_given(browser: Browser, store: ReviewStore) -> None:
-    for given in ("left", "right", "tie", "neither", "unsure"):
+@pytest.mark.parametrize("given", ["left", "right", "tie", "neither", "unsure"])
+def test_a_verdict_is_recorded_as_it_was_given(
+    browser: Browser, store: ReviewStore, given: str
+) -> None:
+    sides = set()
+    for _ in range(8):
         form = answer(browser, given, note="so it is")
         event = store.events()[-1]
-        left, first = form["left"], event.first_id
-        expected = {"left": "first", "right": "second"} if left == first else {}
-        expected = expected or {"left": "second", "right": "first"}
-        assert event.answer == expected.get(given, given)
+        is_first_left = form["left"] == event.first_id
+        sides.add(is_first_left)
+        chosen = {"left": "first", "right": "second"}
+        if not is_first_left:
+            chosen = {"left": "second", "right": "first"}
+        assert event.answer == chosen.get(given, given)
         assert (event.kind, event.reviewer, event.note) == ("verdict", "Ada", "so it is")
-        assert event.left_id == left
+        assert event.left_id == form["left"]
         assert (event.first_id, event.second_id) == tuple(sorted((form["first"], form["second"])))
+    assert sides == {True, False}
 
 
 def test_an_event_holds_the_checksums_of_what_was_shown(
@@ -115,8 +122,9 @@ def test_the_last_verdict_can_be_taken_back(browser: Browser, store: ReviewStore
     assert [event.answer for event in store.events()][-1] == "withdrawn"
     again = fields(browser.get("/judge"))
     assert (again["first"], again["left"]) == (form["first"], form["left"])
-    # The same once more: there is nothing to take back of it.
+    # The same once more, or that of another page: it is not the last any more.
     browser.post("/judge/undo", **undo)
+    browser.post("/judge/undo", **(undo | {"nonce": "another"}))
     assert len(store.events()) == 3
 
 

@@ -42,7 +42,6 @@ def test_it_listens_on_this_machine_alone(run: Directory) -> None:
         port = int(link.rpartition(":")[2].partition("/")[0])
         with socket.socket() as other, pytest.raises(ConnectionRefusedError):
             other.connect(("127.0.0.2", port))
-        server.kill()
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,14 +4,23 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO
 
 from charactertrain.storage import Directory
 
 
-def started(run: Directory, *options: str) -> subprocess.Popen[str]:
+@contextmanager
+def started(run: Directory, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """The server of a run; it is killed at the end, also of a test that failed."""
     command = [sys.executable, "-m", "charactertrain.review", run.uri, *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            yield server
+        finally:
+            server.kill()
 
 
 def links(output: IO[str] | None, count: int) -> Iterator[str]:
