@@ -42,6 +42,7 @@ class Curve:
     """One measure of a training stage, step by step."""
 
     stage: str
+    """With the model or the phase, where a stage trains several."""
     measure: str
     values: tuple[float, ...]
 
@@ -161,7 +162,7 @@ class RunView:
             for measure in measures:
                 value = values.get(measure)
                 if isinstance(value, int | float):
-                    found.setdefault((str(values.get("stage")), measure), []).append(float(value))
+                    found.setdefault((_phase(values), measure), []).append(float(value))
         return [Curve(*key, tuple(values)) for key, values in found.items()]
 
     def traits(self) -> dict[str, str]:
@@ -208,3 +209,11 @@ class RunView:
         table = self.table("rankings", "rankings")
         found = table.slice(position, schema(Ranking).names)
         return from_table(found, Ranking)[0]
+
+
+def _phase(values: Mapping[str, Any]) -> str:
+    """The stage that logged a line, and which of its models or phases."""
+    stage = str(values.get("stage"))
+    if "warm start" in values:
+        return f"{stage}, warm start"
+    return f"{stage}, {values['member']}" if "member" in values else stage

@@ -143,13 +143,16 @@ def test_responses_progress_by_prompts(run: Directory) -> None:
 
 
 def test_training_is_followed_though_its_last_line_is_half_written(run: Directory) -> None:
-    lines = [
-        json.dumps({"stage": "policy", "loss": 0.5 - 0.125 * i, "step": f"{i}"}) for i in range(3)
-    ]
-    run.write_bytes("metrics.jsonl", ("\n".join(lines) + '\n{"stage": "pol').encode())
-    text = open_browser(run).get("/?part=1")
-    assert 'policy: loss <b class="num">0.250</b>' in text
-    assert "<polyline points=" in text
+    lines = [{"stage": "policy", "loss": 0.5 - 0.125 * step} for step in range(3)]
+    lines += [{"stage": "policy", "warm start": f"{step}/2", "loss": 2 + step} for step in (0, 1)]
+    lines += [{"stage": "preference_model", "member": "gold", "loss": 0.7}] * 2
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    run.write_bytes("metrics.jsonl", text.encode() + b'{"stage": "pol')
+    page = open_browser(run).get("/?part=1")
+    assert 'policy: loss <b class="num">0.250</b>' in page
+    assert 'policy, warm start: loss <b class="num">3.000</b>' in page
+    assert 'preference model, gold: loss <b class="num">0.700</b>' in page
+    assert page.count("<polyline points=") == 3
 
 
 def test_a_damaged_artifact_is_said_on_a_page(run: Directory, browser: Browser) -> None:
