@@ -21,7 +21,7 @@ WAYS = ("random", "uncertain", "rankers", "repeat")
 """Drawn at random; where the ranker is least certain; where rankers disagree; judged before."""
 
 _TURNS = ("random", "uncertain", "random", "rankers")
-"""Half at random and more (repeats come in the place of others), since only those say how far people and ranker agree."""
+"""Half at random, since only those say how far people and ranker agree."""
 _REPEAT_EVERY = 6
 """Of a reviewer's turns one is a repeat, so that agreement with oneself has numbers too."""
 _REPEAT_AFTER = 5
