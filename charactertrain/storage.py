@@ -105,6 +105,21 @@ class Directory:
         with self._parquet(name) as stream:
             return pq.read_table(stream, columns=columns)
 
+    def read_slice(self, name: str, start: int, stop: int, columns: list[str]) -> pa.Table:
+        """Rows [start, stop) of a parquet file; only the row groups that they are in are read."""
+        with self._parquet(name) as stream:
+            file = pq.ParquetFile(stream)
+            groups: list[int] = []
+            first = row = 0
+            for group in range(file.num_row_groups):
+                end = row + file.metadata.row_group(group).num_rows
+                if end > start and row < stop:
+                    first = first if groups else row
+                    groups.append(group)
+                row = end
+            table = file.read_row_groups(groups, columns=columns)
+        return table.slice(start - first, stop - start)
+
     def num_rows(self, name: str) -> int:
         """Rows of a parquet file, as its footer says."""
         with self._parquet(name) as stream:

@@ -524,6 +524,11 @@ WITHOUT_KL = (
             "responses: per_prompt is 6 and variants have 0 parts; give as many candidates as "
             "parts, or a multiple of them",
         ),
+        (
+            {"pairs.file": "own.jsonl", "pairs.file_use": "replace", "pairs.reviews": "reviews"},
+            "pairs: reviews are of rankings, whose pairs file_use=replace leaves out; give "
+            "reviews=null, or file_use=join",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -726,6 +731,7 @@ def test_weights_of_kinds_become_shares(recipe: Json) -> None:
         {"model.prompt_synthesis": "chat", "model.messages_per_call": 5},
         {"prompts.file": "mine.jsonl", "prompts.file_use": "replace"},
         {"pairs.file": "mine.jsonl", "pairs.file_use": "replace"},
+        {"pairs.file": "mine.jsonl", "pairs.reviews": "runs/first/reviews"},
         {"prompts.kinds": {"trait": 1}},
     ],
     ids=lambda settings: next(iter(settings)),

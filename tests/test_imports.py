@@ -9,7 +9,8 @@ HEAVY = ("deepspeed", "ray", "torch", "transformers", "vllm")
 
 
 @pytest.mark.parametrize(
-    "module", ["artifacts", "config", "pipeline", "records", "stages.definitions"]
+    "module",
+    ["artifacts", "config", "pipeline", "records", "review.__main__", "stages.definitions"],
 )
 def test_module_is_imported_without_engines(module: str) -> None:
     code = f"import sys, charactertrain.{module}; print(*sorted(sys.modules))"

@@ -32,6 +32,7 @@ from charactertrain.records import (
     Reject,
     Reply,
     Response,
+    ReviewEvent,
     Script,
     ScriptDraft,
     ScriptReply,
@@ -106,6 +107,25 @@ SCRIPTED = (ScriptReply, ScriptDraft)
 OPINIONS = (Opinion("judge", 1 / 3), Opinion("rating", None))
 OFFER = Offer("o", "honest", "told", TEXT, "honest", "open nature")
 EXAMPLES: list[list[Any]] = [
+    [
+        ReviewEvent(
+            "e1",
+            "now",
+            "Ada",
+            "verdict",
+            "t",
+            "p",
+            "a",
+            "b",
+            "0",
+            "1",
+            "tie",
+            TEXT,
+            "b",
+            "random",
+            "",
+        )
+    ],
     [Message("user", TEXT)],
     [
         Trait("honest", TEXT, ("a gift", "an exam"), r"\btruth\b", 0.1, "small"),

@@ -302,9 +302,20 @@ class PairsSection(Section):
     """Whether there are pairs of rankings beside those of `file`."""
     validation_share: Annotated[float, Field(ge=0, lt=1)]
     """Share of the families of `file` that measure the preference model, where no row says."""
+    reviews: str | None
+    """What people said of the rankings: a `reviews` directory of the review page, or its export."""
 
     @model_validator(mode="after")
     def _replacement(self) -> Self:
         if self.file is None and self.file_use == "replace":
             raise ValueError("file_use is replace and file is null; name the file of pairs")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_review(self) -> Self:
+        if self.reviews is not None and self.file_use == "replace":
+            raise ValueError(
+                "reviews are of rankings, whose pairs file_use=replace leaves out; give "
+                "reviews=null, or file_use=join"
+            )
         return self

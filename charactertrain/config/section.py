@@ -36,6 +36,7 @@ _EXECUTION = {
     "file",
     "files",
     "judge_model",
+    "reviews",
 }
 """Settings that say where and how, and not what."""
 

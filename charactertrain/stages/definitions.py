@@ -6,6 +6,7 @@ This file is light; a stage's module is imported when the stage runs.
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from charactertrain import reviews
 from charactertrain.artifacts import Json
 from charactertrain.config import RunConfig, Section, identity
 from charactertrain.constitution import Constitution
@@ -26,6 +27,8 @@ NAMES = (
     "report",
 )
 
+REVIEWS_KEY = "contents of pairs.reviews"
+"""Of the pairs' identity: the checksum of the reviews that they were made with."""
 
 _OF_GRADIENTS = ("kl", "max_staleness", "watch")
 _NO_EFFECT = {
@@ -98,6 +101,7 @@ def _data_stages(
         **seed,
         "ablate": sorted(config.ablate),
         "contents of pairs.file": _contents(config.pairs.file, "pairs.file"),
+        REVIEWS_KEY: _reviews(config.pairs.reviews),
     }
     return [
         _stage("prompts", ("traits",), prompts, {"prompts": config.prompts}, sizes),
@@ -121,6 +125,10 @@ def _data_stages(
 
 def _contents(file: str | None, setting: str) -> str | None:
     return None if file is None else row_files.checksum(file, setting=setting)
+
+
+def _reviews(location: str | None) -> str | None:
+    return None if location is None else reviews.checksum(location)
 
 
 def _inputs_of_pairs(config: RunConfig) -> tuple[str, ...]:
