@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +23,7 @@ from charactertrain.constitution import Constitution
 from charactertrain.exceptions import CharacterTrainError
 from charactertrain.models.sources import model_identity
 from charactertrain.pipeline import Action, Step, Work
+from charactertrain.points import point_name
 from charactertrain.stages import pair_files, prompt_files
 from charactertrain.stages.definitions import define
 from charactertrain.storage import Directory, open_directory, without_keys
@@ -43,6 +46,11 @@ def _compose_and_run(composed: DictConfig) -> float | None:
     console = Console(soft_wrap=True, highlight=False)
     try:
         values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        job = HydraConfig.get()
+        if job.mode is RunMode.MULTIRUN:
+            console.print(f"[bold]point {job.job.num}[/]: ", end="")
+            console.print(" ".join(job.overrides.task), markup=False)
+            values["run"]["dir"] = point_directory(values["run"]["dir"], job.overrides.task)
         return run(validate(values), console)
     except CharacterTrainError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
@@ -51,6 +59,12 @@ def _compose_and_run(composed: DictConfig) -> float | None:
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from here")
         sys.exit(130)
+
+
+def point_directory(sweep_directory: str, overrides: Sequence[str]) -> str:
+    """The run directory of a point of a sweep: in a multirun, run.dir is the sweep's."""
+    location, mark, options = sweep_directory.partition("?")
+    return f"{location.rstrip('/')}/{point_name(overrides)}{mark}{options}"
 
 
 def run(config: RunConfig, console: Console) -> float | None:
@@ -184,6 +198,8 @@ def _print_summary(console: Console, manifest: Manifest, directory: Directory) -
         console.print(f"  {verdict}", markup=False)
     console.print(f"report: {directory.uri}/report/report.html")
     value: float | None = manifest.summary["objective"]
+    # Read by launch.runs from the log of a job whose run directory it cannot see.
+    console.print(f"objective: {value}")
     return value
 
 

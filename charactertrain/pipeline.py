@@ -72,15 +72,13 @@ def make_plan(
     its fingerprint fits, but what is made again may come out otherwise, as on other hardware.
     """
     selected = select(stages, only=only, until=until)
-    fingerprints: dict[str, str] = {}
+    chained = identities(stages)
     made_again: set[str] = set()
     steps = []
     for stage in stages:
-        inputs = {name: fingerprints[name] for name in stage.inputs}
-        identity = Identity(stage.name, stage.identity_config, inputs)
-        fingerprints[stage.name] = identity.fingerprint
         if stage.name not in selected:
             continue
+        identity = chained[stage.name]
         step = _step(stage, identity, run_directory.child(stage.name))
         if step.action is Action.SKIP and made_again.intersection(stage.inputs):
             reasons = tuple(_made_again(name) for name in stage.inputs if name in made_again)
@@ -89,6 +87,15 @@ def make_plan(
             made_again.add(stage.name)
         steps.append(step)
     return steps
+
+
+def identities(stages: Sequence[Stage]) -> dict[str, Identity]:
+    """The identity of each stage, by its name; a stage's covers those of its inputs."""
+    chained: dict[str, Identity] = {}
+    for stage in stages:
+        inputs = {name: chained[name].fingerprint for name in stage.inputs}
+        chained[stage.name] = Identity(stage.name, stage.identity_config, inputs)
+    return chained
 
 
 def _made_again(name: str) -> str:

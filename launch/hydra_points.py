@@ -1,0 +1,169 @@
+"""Between Hydra and a sweep: overrides become points, and points what sweepers read."""
+
+import asyncio
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+
+from charactertrain.__main__ import ROOT, point_directory
+from charactertrain.exceptions import CharacterTrainError, ConfigError
+from charactertrain.points import point_name
+from launch.jobs_api import ClusterError, JobsApi, find_address
+from launch.package import Package, make_package
+from launch.runs import Run, make_run
+from launch.submission import JobSettings, runtime_env, upload
+from launch.sweep_page import console_table, write_page
+from launch.sweeps import Point, Sweep, SweepSettings
+
+
+class PointLauncher:
+    """Launches the points of one sweep, in one batch or, for sweepers that optimise, in many."""
+
+    def __init__(
+        self, settings: Mapping[str, Any], loader: ConfigLoader, config: DictConfig
+    ) -> None:
+        """`settings` as in conf/hydra/launcher/ray_jobs.yaml; `config` is the sweep's."""
+        self._settings = dict(settings)
+        self._loader = loader
+        self._config = config
+        self._console = Console(soft_wrap=True, highlight=False)
+        self._points: list[Point] = []
+        self._package: Package | None = None
+
+    def __call__(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+        """Run a batch of points, numbered from `first`; one return for each, in order."""
+        setup_globals()
+        try:
+            return self._launch(job_overrides, first)
+        except CharacterTrainError as error:
+            self._console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+            self._console.print(str(error), markup=False)
+            sys.exit(2)
+
+    def _launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+        numbered = list(enumerate(job_overrides, start=first))
+        configs = [self._compose(overrides, number) for number, overrides in numbered]
+        points = [
+            _point(number, overrides, config)
+            for (number, overrides), config in zip(numbered, configs, strict=True)
+        ]
+        _check_distinct(points)
+        if self._package is None:
+            # Once: all points run the same code, whatever is edited meanwhile.
+            self._package = make_package(ROOT, exclude=self._settings["exclude"])
+        self._points += points
+        self._run([point for point in points if not point.run.is_dry])
+        self._console.print(console_table(self._points))
+        page = Path(str(self._config.hydra.sweep.dir)) / "sweep.html"
+        write_page(self._points, page)
+        self._console.print(f"sweep: {page}", markup=False)
+        return [_return(point, config) for point, config in zip(points, configs, strict=True)]
+
+    def _compose(self, overrides: Sequence[str], number: int) -> DictConfig:
+        config = self._loader.load_sweep_config(self._config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = str(number), number
+        return config
+
+    def _run(self, points: Sequence[Point]) -> None:
+        if not points:
+            self._console.print("dry points: nothing was submitted")
+            return
+        try:
+            asyncio.run(self._sweep(points))
+        except KeyboardInterrupt:
+            self._console.print(
+                "\ninterrupted: jobs that were submitted go on, and the same "
+                "command follows them; stop one with python -m launch.submit stop"
+            )
+            sys.exit(130)
+
+    async def _sweep(self, points: Sequence[Point]) -> None:
+        settings = self._settings
+        jobs = _job_settings(settings)
+        assert self._package is not None
+        # What is not here is found before anything is sent.
+        runtime_env(jobs, self._package.uri)
+        async with JobsApi.connect(find_address(settings["address"])) as api:
+            await upload(api, self._package)
+            sweep = Sweep(
+                api,
+                points,
+                sweep_settings=SweepSettings(
+                    settings["max_concurrent"], settings["max_retries"], settings["poll_seconds"]
+                ),
+                job_settings=jobs,
+                package_uri=self._package.uri,
+                say=self._say,
+            )
+            try:
+                await sweep.run()
+            except asyncio.CancelledError:
+                if settings["cancel_on_interrupt"]:
+                    await sweep.cancel()
+                raise
+
+    def _say(self, point: Point, line: str) -> None:
+        self._console.print(f"[{point.number}] {point.settings}: {line}", markup=False)
+
+
+def _job_settings(settings: Mapping[str, Any]) -> JobSettings:
+    return JobSettings(
+        variables=tuple(settings["env"]),
+        requirements=None if settings["pip"] is None else Path(settings["pip"]),
+        driver_cpus=settings["driver_cpus"],
+        driver_memory_gib=settings["driver_memory_gib"],
+    )
+
+
+def _point(number: int, overrides: Sequence[str], config: DictConfig) -> Point:
+    task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    values: Any = OmegaConf.to_container(task, resolve=True, throw_on_missing=True)
+    directory = point_directory(values["run"]["dir"], overrides)
+    values["run"]["dir"] = directory
+    # A job is a run of its own and no multirun, so it is told its directory. Last, to prevail.
+    given = [text for text in overrides if not text.startswith("run.dir=")]
+    quoted = "run.dir='" + directory.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    name = f"{Path(directory).parent.name}-{Path(directory).name}"
+    run = make_run(values, [*given, quoted], name=name)
+    return Point(number=number, settings=point_name(overrides), run=run)
+
+
+def _check_distinct(points: Sequence[Point]) -> None:
+    """Raise ConfigError where two points would write into one directory."""
+    by_directory: dict[str, Run] = {}
+    for point in points:
+        other = by_directory.setdefault(point.run.directory, point.run)
+        if other is not point.run:
+            raise ConfigError(
+                f"two points of the sweep have the run directory {point.run.directory}: they "
+                "differ in nothing that decides a result; leave one of them out"
+            )
+
+
+def _return(point: Point, config: DictConfig) -> JobReturn:
+    """What Hydra's sweepers read: the objective, or an error in its place."""
+    task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    result = JobReturn(
+        overrides=list(config.hydra.overrides.task),
+        cfg=task,
+        hydra_cfg=OmegaConf.create({"hydra": config.hydra}),
+        working_dir=point.run.directory,
+        task_name=config.hydra.job.name,
+    )
+    if point.state == "finished" or point.run.is_dry:
+        result.status, result.return_value = JobStatus.COMPLETED, point.objective
+    else:
+        result.status = JobStatus.FAILED
+        result.return_value = ClusterError(
+            f"point {point.number} ({point.settings}) {point.state}: {point.reason}. Its log: "
+            f"python -m launch.submit logs {point.submission_id}. The same command runs what is "
+            "not finished."
+        )
+    return result
