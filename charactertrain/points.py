@@ -26,6 +26,6 @@ def point_name(overrides: Sequence[str]) -> str:
     exact = ",".join(decisive)
     name = _UNFIT.sub("-", exact)[:_MAX_LENGTH].strip("-.")
     if name != exact or not name:
-        digest = xxhash.xxh3_64_hexdigest(exact)[:_NUM_DIGITS]
+        digest = xxhash.xxh3_64_hexdigest(exact.encode())[:_NUM_DIGITS]
         name = f"{name}-{digest}" if name else digest
     return name

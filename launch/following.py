@@ -15,10 +15,9 @@ PATIENCE_SECONDS = 600.0
 class Contact:
     """How long the head has not answered, and when to give up."""
 
-    def __init__(self, say: Callable[[str], None], *, patience_seconds: float) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
         """`say` shows a line about it."""
         self._say = say
-        self._patience_seconds = patience_seconds
         self._lost_since: float | None = None
         self._backoff_seconds = _POLL_SECONDS
 
@@ -34,7 +33,7 @@ class Contact:
         if self._lost_since is None:
             self._lost_since = now
             self._say(f"{error} Trying again.")
-        if now - self._lost_since >= self._patience_seconds:
+        if now - self._lost_since >= PATIENCE_SECONDS:
             raise error
         await asyncio.sleep(self._backoff_seconds)
         self._backoff_seconds = min(2 * self._backoff_seconds, _MAX_BACKOFF_SECONDS)
@@ -50,14 +49,13 @@ class Follower:
         *,
         write: Callable[[str], None],
         say: Callable[[str], None],
-        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         """`write` takes pieces of the log as they are, `say` lines about the job."""
         self._api = api
         self._submission_id = submission_id
         self._write = write
         self._say = say
-        self._contact = Contact(say, patience_seconds=patience_seconds)
+        self._contact = Contact(say)
         self._num_shown = 0
         self._reason = ""
 

@@ -1,14 +1,16 @@
 """Between Hydra and a sweep: overrides become points, and points what sweepers read."""
 
 import asyncio
+import copy
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
 
 from charactertrain.__main__ import ROOT, point_directory
@@ -123,8 +125,9 @@ def _job_settings(settings: Mapping[str, Any]) -> JobSettings:
 
 
 def _point(number: int, overrides: Sequence[str], config: DictConfig) -> Point:
-    task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    values: Any = OmegaConf.to_container(task, resolve=True, throw_on_missing=True)
+    # Interpolations may name Hydra's own values, such as the number of the job.
+    HydraConfig.instance().set_config(config)
+    values: Any = OmegaConf.to_container(_task(config), resolve=True, throw_on_missing=True)
     directory = point_directory(values["run"]["dir"], overrides)
     values["run"]["dir"] = directory
     # A job is a run of its own and no multirun, so it is told its directory. Last, to prevail.
@@ -133,6 +136,14 @@ def _point(number: int, overrides: Sequence[str], config: DictConfig) -> Point:
     name = f"{Path(directory).parent.name}-{Path(directory).name}"
     run = make_run(values, [*given, quoted], name=name)
     return Point(number=number, settings=point_name(overrides), run=run)
+
+
+def _task(config: DictConfig) -> DictConfig:
+    """The config of the run, without Hydra's own."""
+    task = copy.deepcopy(config)
+    with read_write(task), open_dict(task):
+        del task["hydra"]
+    return task
 
 
 def _check_distinct(points: Sequence[Point]) -> None:
@@ -149,10 +160,9 @@ def _check_distinct(points: Sequence[Point]) -> None:
 
 def _return(point: Point, config: DictConfig) -> JobReturn:
     """What Hydra's sweepers read: the objective, or an error in its place."""
-    task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     result = JobReturn(
         overrides=list(config.hydra.overrides.task),
-        cfg=task,
+        cfg=_task(config),
         hydra_cfg=OmegaConf.create({"hydra": config.hydra}),
         working_dir=point.run.directory,
         task_name=config.hydra.job.name,

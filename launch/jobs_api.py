@@ -9,7 +9,7 @@ import json
 import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,8 +21,9 @@ from charactertrain.exceptions import CharacterTrainError, ConfigError
 
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10)
 _UPLOAD_TIMEOUT = aiohttp.ClientTimeout(total=900, sock_connect=10)
-# A job may say nothing for hours: pings tell whether the head is still there.
-_HEARTBEAT_SECONDS = 30.0
+_TAIL_SECONDS = 120.0
+"""Of silence after which a log's connection is made anew: a job may say nothing for hours, and a
+head that is gone says nothing either. Ray's handler of these connections answers no pings."""
 _MAX_SHOWN = 400
 """Characters of an answer in a message."""
 
@@ -206,15 +207,15 @@ class JobsApi:
         await self._json("POST", f"{_path(submission_id)}/stop")
 
     async def tail(self, submission_id: str) -> AsyncIterator[str]:
-        """What the driver prints, from its first line on, until the job is over."""
+        """What the driver prints, from its first line on; ends with the job, or after a silence."""
         url = f"{self.address}{_path(submission_id)}/logs/tail"
+        timeout = aiohttp.ClientWSTimeout(ws_receive=_TAIL_SECONDS, ws_close=1.0)
         try:
-            async with self._session.ws_connect(
-                url, timeout=aiohttp.ClientWSTimeout(), heartbeat=_HEARTBEAT_SECONDS
-            ) as socket:
-                async for message in socket:
-                    if message.type is aiohttp.WSMsgType.TEXT:
-                        yield message.data
+            async with self._session.ws_connect(url, timeout=timeout) as socket:
+                with suppress(TimeoutError):
+                    async for message in socket:
+                        if message.type is aiohttp.WSMsgType.TEXT:
+                            yield message.data
                 if socket.close_code == aiohttp.WSCloseCode.ABNORMAL_CLOSURE:
                     raise UnreachableError(f"{self.address}: the connection broke off.")
         except aiohttp.WSServerHandshakeError as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from charactertrain.artifacts import Json
 from launch import runs
-from launch.following import PATIENCE_SECONDS, Contact
+from launch.following import Contact
 from launch.jobs_api import DuplicateError, Job, JobsApi, UnreachableError
 from launch.runs import Run
 from launch.submission import JobSettings, next_attempt, submit_attempt
@@ -83,9 +83,7 @@ class Sweep:
         self._job_settings = job_settings
         self._package_uri = package_uri
         self._say = say
-        self._contact = Contact(
-            lambda line: say(points[0], line), patience_seconds=PATIENCE_SECONDS
-        )
+        self._contact = Contact(lambda line: say(points[0], line))
         self._seconds_since_logs = 0.0
 
     async def run(self) -> None:
