@@ -22,7 +22,7 @@ from charactertrain.config import RunConfig, validate
 from charactertrain.constitution import Constitution
 from charactertrain.exceptions import CharacterTrainError
 from charactertrain.models.sources import model_identity
-from charactertrain.pipeline import Action, Step, Work
+from charactertrain.pipeline import Action, Share, Step, Work
 from charactertrain.points import point_name
 from charactertrain.stages import pair_files, prompt_files
 from charactertrain.stages.definitions import define
@@ -111,7 +111,11 @@ def _execute(
             if step.action is not Action.SKIP:
                 console.print(f"[bold]{name}[/]")
             manifest = pipeline.execute(
-                step, directory, implementation, code_version=code_version()
+                step,
+                directory,
+                implementation,
+                code_version=code_version(),
+                share=_share(config, name, console),
             )
             session.end_leases()
             if step.action is not Action.SKIP:
@@ -120,6 +124,15 @@ def _execute(
                 effect = _print_summary(console, manifest, directory)
     console.print(f"done in {time.monotonic() - started:.0f} s")
     return effect
+
+
+def _share(config: RunConfig, stage: str, console: Console) -> Share | None:
+    """Where the stage's artifact is shared; the report is of one run, which it names."""
+    if config.run.share is None or stage == "report":
+        return None
+    return Share(
+        open_directory(config.run.share), lambda line: console.print(f"  {line}", markup=False)
+    )
 
 
 def _check_files(config: RunConfig, constitution: Constitution, steps: Sequence[Step]) -> None:

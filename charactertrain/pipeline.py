@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from charactertrain import artifacts
+from charactertrain import artifacts, leases
 from charactertrain.artifacts import Identity, Json, Manifest, Outcome
 from charactertrain.exceptions import ArtifactError, ConfigError
 from charactertrain.storage import Directory
@@ -187,32 +187,82 @@ def check_inputs(steps: Sequence[Step], run_directory: Directory) -> None:
         made.add(step.stage.name)
 
 
+@dataclass(frozen=True)
+class Share:
+    """Where runs have artifacts in common, each made once: `<stage>/<fingerprint>/`."""
+
+    directory: Directory
+    say: Callable[[str], None]
+    """Shows a line to the one who waits for another run."""
+
+    def place(self, name: str, fingerprint: str) -> Directory:
+        """The directory of one artifact."""
+        return self.directory.child(name).child(fingerprint)
+
+
 def execute(
     step: Step,
     run_directory: Directory,
     implementation: Callable[[Work], Outcome],
     *,
     code_version: str,
+    share: Share | None = None,
 ) -> Manifest:
     """Run one step and commit its artifact; the manifest, also of a stage that is skipped.
 
     What is there now counts and not what was there when the plan was made, hours ago perhaps.
     """
-    directory = run_directory.child(step.stage.name)
+    name = step.stage.name
+    directory = run_directory.child(name)
     if step.action is Action.SKIP or artifacts.read_manifest(directory) is not None:
         return _finished(step, directory)
     inputs = {}
-    for name in step.stage.inputs:
-        source = run_directory.child(name)
-        inputs[name] = (source, artifacts.require(source, name))
-    artifacts.begin(directory, step.identity)
+    for source in step.stage.inputs:
+        place = run_directory.child(source)
+        inputs[source] = (place, artifacts.require(place, source))
+    work = Work(step.stage, step.identity, directory, inputs)
+    if share is None or not _can_share(share, work):
+        return _make(work, implementation, code_version, check=lambda: None)
+    shared = share.place(name, step.identity.fingerprint)
+    with leases.hold(shared, say=share.say) as lease:
+        if artifacts.read_manifest(shared) is None:
+            work = replace(work, directory=shared)
+            _make(work, implementation, code_version, check=lease.check)
+    return artifacts.take(shared, directory, name)
+
+
+def _can_share(share: Share, work: Work) -> bool:
+    """Whether what is made in the share would be of this run's inputs, and is not begun here.
+
+    Equal fingerprints ask for the same, and other hardware may write other rows: so each input
+    must be the share's own.
+    """
+    if artifacts.unfinished(work.directory) is not None:
+        return False
+    for name, (_, manifest) in work.inputs.items():
+        shared = artifacts.read_manifest(share.place(name, manifest.fingerprint))
+        if shared is None or shared.files != manifest.files:
+            return False
+    return True
+
+
+def _make(
+    work: Work,
+    implementation: Callable[[Work], Outcome],
+    code_version: str,
+    *,
+    check: Callable[[], None],
+) -> Manifest:
+    """Make an artifact; `check` is called before it is committed, and may refuse."""
+    artifacts.begin(work.directory, work.identity)
     started = time.monotonic()
-    outcome = implementation(Work(step.stage, step.identity, directory, inputs))
+    outcome = implementation(work)
+    check()
     return artifacts.commit(
-        directory,
-        step.identity,
+        work.directory,
+        work.identity,
         outcome,
-        resolved_config=step.stage.resolved_config,
+        resolved_config=work.stage.resolved_config,
         code_version=code_version,
         wall_seconds=time.monotonic() - started,
     )

@@ -12,14 +12,6 @@ from rich.console import Console
 
 from launch import following, submit
 
-RUN = (
-    "experiment=smoke",
-    "cluster=ray",
-    "cluster.gpus_per_worker=0",
-    "cluster.num_workers=1",
-    "cluster.cpus_per_worker=1",
-)
-
 
 @pytest.fixture(name="server")
 def jobs_api_of_a_cluster(
@@ -39,15 +31,13 @@ def jobs_api_of_a_cluster(
 @pytest.fixture(name="overrides")
 def overrides_of_a_run(tmp_path: Path) -> list[str]:
     """A run of the smoke experiment on a cluster."""
-    return [*RUN, f"run.dir={tmp_path}/first"]
+    return [*jobs_server.RUN, f"run.dir={tmp_path}/first"]
 
 
 @pytest.fixture(name="console")
 def recording_console() -> Console:
     """Keeps what is printed; `export_text` gives it back."""
-    return Console(
-        file=io.StringIO(), record=True, width=400, soft_wrap=True, highlight=False
-    )
+    return Console(file=io.StringIO(), record=True, width=400, soft_wrap=True, highlight=False)
 
 
 @pytest.fixture(name="certificate", scope="session")

@@ -84,7 +84,7 @@ def test_a_tree_that_is_too_large_is_refused_with_its_largest_files(
 def test_a_link_out_of_the_tree_is_refused(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("private")
     (tree / "link").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match="lead out of .*: link;"):
+    with pytest.raises(ConfigError, match=r"lead out of .*: link;"):
         make_package(tree)
 
 
@@ -110,7 +110,7 @@ SECRETS = {
 @pytest.mark.parametrize("kind", list(SECRETS))
 def test_a_file_that_holds_a_credential_is_refused_with_its_line(tree: Path, kind: str) -> None:
     (tree / "notes.txt").write_text(f"first line\nkey = {SECRETS[kind]}\n")
-    with pytest.raises(ConfigError, match="notes.txt: line 2 looks like") as raised:
+    with pytest.raises(ConfigError, match=r"notes\.txt: line 2 looks like") as raised:
         make_package(tree)
     assert kind in str(raised.value)
     assert SECRETS[kind] not in str(raised.value)

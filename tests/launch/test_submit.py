@@ -233,7 +233,7 @@ def test_runs_are_looked_up_by_name(
     assert submit.run(["stop", name], console) == 0
     assert server.stopped == [name]
     assert submit.run(["status", "first"], console) == 130
-    with pytest.raises(ConfigError, match="no run 'nosuch' .* it remembers first"):
+    with pytest.raises(ConfigError, match=r"no run .nosuch. .* it remembers first"):
         submit.run(["status", "nosuch"], console)
 
 
@@ -393,7 +393,7 @@ def test_a_certificate_is_verified(
     context.load_cert_chain(certificate, certificate.with_suffix(".private"))
     with serving(JobsServer(), context) as server:
         arguments = ["--address", server.address, *overrides]
-        with pytest.raises(ClusterError, match="certificate is not trusted.*SSL_CERT_FILE"):
+        with pytest.raises(ClusterError, match=r"certificate is not trusted.*SSL_CERT_FILE"):
             submit.run(arguments, console)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         assert submit.run(arguments, console) == 0

@@ -16,6 +16,15 @@ from typing import Any
 
 from aiohttp import web
 
+RUN = (
+    "experiment=smoke",
+    "cluster=ray",
+    "cluster.gpus_per_worker=0",
+    "cluster.num_workers=1",
+    "cluster.cpus_per_worker=1",
+)
+"""A run that a cluster takes, and a client plans in an instant."""
+
 _MESSAGES = {
     "PENDING": "Job has not started yet. It may be waiting for resources (CPUs, GPUs, memory, "
     "custom resources) to become available.",
