@@ -194,6 +194,8 @@ class Share:
     directory: Directory
     say: Callable[[str], None]
     """Shows a line to the one who waits for another run."""
+    lease_seconds: float = leases.LEASE_SECONDS
+    """After which a run that was killed while it made an artifact is overtaken."""
 
     def place(self, name: str, fingerprint: str) -> Directory:
         """The directory of one artifact."""
@@ -224,7 +226,7 @@ def execute(
     if share is None or not _can_share(share, work):
         return _make(work, implementation, code_version, check=lambda: None)
     shared = share.place(name, step.identity.fingerprint)
-    with leases.hold(shared, say=share.say) as lease:
+    with leases.hold(shared, say=share.say, seconds=share.lease_seconds) as lease:
         if artifacts.read_manifest(shared) is None:
             work = replace(work, directory=shared)
             _make(work, implementation, code_version, check=lease.check)
