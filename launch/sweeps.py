@@ -164,7 +164,7 @@ class Sweep:
 
     async def _take_in(self, point: Point, job: Job) -> None:
         if job.status == "SUCCEEDED":
-            await self._finish(point, "finished")
+            await self._finish(point, "")
         elif job.status == "STOPPED":
             self._end(point, "stopped", job.message)
         elif job.status == "FAILED":
@@ -191,9 +191,9 @@ class Sweep:
             logs = await self._api.logs(point.submission_id)
         point.objective = runs.objective(point.run, logs)
         point.effects = runs.effects(point.run)
-        shown = "" if point.objective is None else f", objective {point.objective:.4f}"
+        shown = "" if point.objective is None else f"objective {point.objective:.4f}"
         point.reason = ""
-        self._enter(point, "finished", f"{why}{shown}")
+        self._enter(point, "finished", ", ".join(text for text in (why, shown) if text))
 
     def _retry(self, point: Point, reason: str) -> None:
         if point.num_retries >= self._settings.max_retries:
@@ -208,7 +208,7 @@ class Sweep:
 
     def _enter(self, point: Point, state: str, line: str) -> None:
         point.state = state
-        self._say(point, f"{state}: {line}")
+        self._say(point, f"{state}: {line}" if line else state)
 
 
 def is_retryable(job: Job) -> bool:

@@ -28,20 +28,25 @@ class Sweeping:
     directory: Path
     server: JobsServer
 
-    def start(self, *overrides: str) -> subprocess.Popen[str]:
+    def start(self, *overrides: str, python_path: str = "") -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "charactertrain", "-m", *RUN, "hydra/launcher=ray_jobs"]
         command += ["hydra.launcher.poll_seconds=0.05", f"run.dir={self.directory}/kl", *overrides]
         return subprocess.Popen(
             command,
             cwd=self.directory,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "COLUMNS": "300"},
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{python_path}",
+                "PYTHONUNBUFFERED": "1",
+                "COLUMNS": "300",
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def run(self, *overrides: str) -> tuple[int, str]:
-        with self.start(*overrides) as process:
+    def run(self, *overrides: str, python_path: str = "") -> tuple[int, str]:
+        with self.start(*overrides, python_path=python_path) as process:
             output, _ = process.communicate(timeout=120)
         return process.returncode, output
 
@@ -106,7 +111,7 @@ def test_the_objective_is_read_from_the_log_where_the_run_cannot_be_read(sweep: 
 
     sweep.server.step = finish
     _, output = sweep.run("seed=1,3,2")
-    assert "finished: finished, objective 0.3000" in output
+    assert "seed=3: finished: objective 0.3000" in output
     page = (sweep.directory / "multirun" / "sweep.html").read_text()
     assert "Best: point 1, <b>experiment=smoke,seed=3</b>, objective +0.3000" in page
     assert "judge it by a run with another seed" in page
@@ -220,6 +225,66 @@ def test_a_dry_sweep_submits_nothing(sweep: Sweeping) -> None:
     assert status == 0, output
     assert "nothing was submitted" in output
     assert not sweep.server.jobs
+
+
+_CLIMBER = """
+from dataclasses import dataclass
+
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.sweeper import Sweeper
+
+
+class Climber(Sweeper):
+    def setup(self, *, hydra_context, task_function, config):
+        from hydra.core.plugins import Plugins
+
+        self.fixed = list(config.hydra.overrides.task)
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments):
+        number, best = 0, 1
+        for _ in range(3):
+            batch = [[*arguments, f"seed={best}"], [*arguments, f"seed={best + 2}"]]
+            if number:
+                batch = batch[1:]
+            returns = self.launcher.launch(batch, initial_job_idx=number)
+            number += len(batch)
+            best += 2 * (returns[-1].return_value > 0.2)
+        print(f"climbed to {best}")
+
+
+@dataclass
+class Config:
+    _target_: str = "hydra_plugins.climber.Climber"
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="climber", node=Config)
+"""
+
+
+def test_a_sweeper_of_another_distribution_reads_the_objectives_batch_by_batch(
+    sweep: Sweeping, tmp_path: Path
+) -> None:
+    """The namespace hydra_plugins is shared, as with an installed optimising sweeper."""
+    plugins = tmp_path / "elsewhere" / "hydra_plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "climber.py").write_text(_CLIMBER)
+
+    def finish(job: FakeJob) -> None:
+        seed = int(job.body["entrypoint"].partition("seed=")[2].split()[0])
+        job.status, job.log = "SUCCEEDED", f"objective: {seed / 10}\n"
+
+    sweep.server.step = finish
+    status, output = sweep.run("hydra/sweeper=climber", python_path=str(plugins.parent))
+    assert status == 0, output
+    assert "climbed to 7" in output
+    seeds = [name.partition("seed=")[2] for name in points_of(sweep.server)]
+    assert seeds == ["1", "3", "5", "7"]
+    page = (tmp_path / "multirun" / "sweep.html").read_text()
+    assert "Sweep of 4 points" in page
+    assert "Best: point 3" in page
 
 
 def test_the_basic_launcher_gives_each_point_a_run_directory(tmp_path: Path) -> None:
