@@ -4,7 +4,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from launch.jobs_api import Job, JobsApi, UnreachableError
+from launch.connection import UnreachableError
+from launch.jobs_api import Job, JobsApi
 
 _POLL_SECONDS = 2.0
 _MAX_BACKOFF_SECONDS = 30.0

@@ -16,7 +16,8 @@ from rich.console import Console
 from charactertrain.__main__ import ROOT, point_directory
 from charactertrain.exceptions import CharacterTrainError, ConfigError
 from charactertrain.points import point_name
-from launch.jobs_api import ClusterError, JobsApi, find_address
+from launch.connection import ClusterError, find_address
+from launch.jobs_api import JobsApi
 from launch.package import Package, make_package
 from launch.runs import Run, make_run
 from launch.submission import JobSettings, runtime_env, upload
@@ -49,6 +50,7 @@ class PointLauncher:
             sys.exit(2)
 
     def _launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+        settings = _sweep_settings(self._settings)
         numbered = list(enumerate(job_overrides, start=first))
         configs = [self._compose(overrides, number) for number, overrides in numbered]
         points = [
@@ -60,7 +62,7 @@ class PointLauncher:
             # Once: all points run the same code, whatever is edited meanwhile.
             self._package = make_package(ROOT, exclude=self._settings["exclude"])
         self._points += points
-        self._run([point for point in points if not point.run.is_dry])
+        self._run([point for point in points if not point.run.is_dry], settings)
         self._console.print(console_table(self._points))
         page = Path(str(self._config.hydra.sweep.dir)) / "sweep.html"
         write_page(self._points, page)
@@ -73,12 +75,12 @@ class PointLauncher:
             config.hydra.job.id, config.hydra.job.num = str(number), number
         return config
 
-    def _run(self, points: Sequence[Point]) -> None:
+    def _run(self, points: Sequence[Point], settings: SweepSettings) -> None:
         if not points:
             self._console.print("dry points: nothing was submitted")
             return
         try:
-            asyncio.run(self._sweep(points))
+            asyncio.run(self._sweep(points, settings))
         except KeyboardInterrupt:
             self._console.print(
                 "\ninterrupted: jobs that were submitted go on, and the same "
@@ -86,20 +88,17 @@ class PointLauncher:
             )
             sys.exit(130)
 
-    async def _sweep(self, points: Sequence[Point]) -> None:
-        settings = self._settings
-        jobs = _job_settings(settings)
+    async def _sweep(self, points: Sequence[Point], settings: SweepSettings) -> None:
+        jobs = _job_settings(self._settings)
         assert self._package is not None
         # What is not here is found before anything is sent.
         runtime_env(jobs, self._package.uri)
-        async with JobsApi.connect(find_address(settings["address"])) as api:
+        async with JobsApi.connect(find_address(self._settings["address"])) as api:
             await upload(api, self._package)
             sweep = Sweep(
                 api,
                 points,
-                sweep_settings=SweepSettings(
-                    settings["max_concurrent"], settings["max_retries"], settings["poll_seconds"]
-                ),
+                sweep_settings=settings,
                 job_settings=jobs,
                 package_uri=self._package.uri,
                 say=self._say,
@@ -107,12 +106,18 @@ class PointLauncher:
             try:
                 await sweep.run()
             except asyncio.CancelledError:
-                if settings["cancel_on_interrupt"]:
+                if self._settings["cancel_on_interrupt"]:
                     await sweep.cancel()
                 raise
 
     def _say(self, point: Point, line: str) -> None:
         self._console.print(f"[{point.number}] {point.settings}: {line}", markup=False)
+
+
+def _sweep_settings(settings: Mapping[str, Any]) -> SweepSettings:
+    return SweepSettings(
+        settings["max_concurrent"], settings["max_retries"], settings["poll_seconds"]
+    )
 
 
 def _job_settings(settings: Mapping[str, Any]) -> JobSettings:

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from charactertrain.__main__ import ROOT
 from charactertrain.exceptions import CharacterTrainError, ConfigError
-from launch.jobs_api import DuplicateError, Job, JobsApi, find_address
+from launch.connection import DuplicateError, find_address
+from launch.jobs_api import Job, JobsApi
 from launch.package import Package, make_package
 from launch.runs import Run, compose_run
 from launch.submission import JobSettings, next_attempt, runtime_env, submit_attempt, upload

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from charactertrain.exceptions import ConfigError
+from launch.connection import find_address
 from launch.following import Follower
-from launch.jobs_api import Job, JobsApi, find_address
+from launch.jobs_api import Job, JobsApi
 from launch.runs import attempt_number
 
 COMMANDS = {

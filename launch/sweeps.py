@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from charactertrain.artifacts import Json
+from charactertrain.exceptions import ConfigError
 from launch import runs
+from launch.connection import DuplicateError, UnreachableError
 from launch.following import Contact
-from launch.jobs_api import DuplicateError, Job, JobsApi, UnreachableError
+from launch.jobs_api import Job, JobsApi
 from launch.runs import Run
 from launch.submission import JobSettings, next_attempt, submit_attempt
 
@@ -28,6 +30,15 @@ class SweepSettings:
     max_retries: int
     """Times that a point whose job broke is submitted again; a refusal never is."""
     poll_seconds: float
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for numbers that run nothing, or without end."""
+        if self.max_concurrent < 1 or self.max_retries < 0 or self.poll_seconds <= 0:
+            raise ConfigError(
+                "hydra.launcher: expected max_concurrent of at least 1, max_retries of at least 0 "
+                f"and poll_seconds above 0, found {self.max_concurrent}, {self.max_retries} and "
+                f"{self.poll_seconds}"
+            )
 
 
 @dataclass

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from charactertrain.exceptions import ConfigError
 from launch import following, jobs_api, submit
-from launch.jobs_api import ClusterError, UnreachableError, find_address
+from launch.connection import ClusterError, UnreachableError, find_address
 
 
 def only_job(server: JobsServer) -> tuple[str, FakeJob]:

@@ -220,6 +220,13 @@ def test_a_point_that_is_not_valid_stops_the_sweep_before_any_job(sweep: Sweepin
     assert not sweep.server.jobs
 
 
+def test_numbers_that_would_run_nothing_are_refused(sweep: Sweeping) -> None:
+    status, output = sweep.run("seed=1,2", "hydra.launcher.max_concurrent=0")
+    assert status == 2
+    assert "expected max_concurrent of at least 1" in output
+    assert not sweep.server.jobs
+
+
 def test_a_dry_sweep_submits_nothing(sweep: Sweeping) -> None:
     status, output = sweep.run("seed=1,2", "run.dry=true")
     assert status == 0, output
