@@ -38,6 +38,7 @@ class PointLauncher:
         self._console = Console(soft_wrap=True, highlight=False)
         self._points: list[Point] = []
         self._package: Package | None = None
+        self._page = Path(str(config.hydra.sweep.dir)) / "sweep.html"
 
     def __call__(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Run a batch of points, numbered from `first`; one return for each, in order."""
@@ -53,20 +54,22 @@ class PointLauncher:
         settings = _sweep_settings(self._settings)
         numbered = list(enumerate(job_overrides, start=first))
         configs = [self._compose(overrides, number) for number, overrides in numbered]
-        points = [
+        asked = [
             _point(number, overrides, config)
             for (number, overrides), config in zip(numbered, configs, strict=True)
         ]
-        _check_distinct(points)
+        points = self._merge(asked)
+        unique = list(dict.fromkeys(points))
         if self._package is None:
             # Once: all points run the same code, whatever is edited meanwhile.
             self._package = make_package(ROOT, exclude=self._settings["exclude"])
-        self._points += points
-        self._run([point for point in points if not point.run.is_dry], settings)
-        self._console.print(console_table(self._points))
-        page = Path(str(self._config.hydra.sweep.dir)) / "sweep.html"
-        write_page(self._points, page)
-        self._console.print(f"sweep: {page}", markup=False)
+        self._points += unique
+        try:
+            self._run([point for point in unique if not point.run.is_dry], settings)
+        finally:
+            self._console.print(console_table(self._points))
+            self._write_page()
+            self._console.print(f"sweep: {self._page}", markup=False)
         return [_return(point, config) for point, config in zip(points, configs, strict=True)]
 
     def _compose(self, overrides: Sequence[str], number: int) -> DictConfig:
@@ -74,6 +77,18 @@ class PointLauncher:
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
         return config
+
+    def _merge(self, points: Sequence[Point]) -> list[Point]:
+        """The points, those that are one run as one: sweepers that draw may draw one twice."""
+        by_directory: dict[str, Point] = {}
+        merged = []
+        for point in points:
+            first = by_directory.setdefault(point.run.directory, point)
+            if first is not point:
+                _check_same(first.run, point.run)
+                self._say(point, f"differs in nothing that decides a result from [{first.number}]")
+            merged.append(first)
+        return merged
 
     def _run(self, points: Sequence[Point], settings: SweepSettings) -> None:
         if not points:
@@ -83,8 +98,10 @@ class PointLauncher:
             asyncio.run(self._sweep(points, settings))
         except KeyboardInterrupt:
             self._console.print(
-                "\ninterrupted: jobs that were submitted go on, and the same "
-                "command follows them; stop one with python -m launch.submit stop"
+                "\ninterrupted: the cluster was asked to stop the sweep's jobs"
+                if self._settings["cancel_on_interrupt"]
+                else "\ninterrupted: jobs that were submitted go on, and the same command follows "
+                "them; one is stopped with python -m launch.submit stop"
             )
             sys.exit(130)
 
@@ -112,6 +129,10 @@ class PointLauncher:
 
     def _say(self, point: Point, line: str) -> None:
         self._console.print(f"[{point.number}] {point.settings}: {line}", markup=False)
+        self._write_page()
+
+    def _write_page(self) -> None:
+        write_page(self._points, self._page)
 
 
 def _sweep_settings(settings: Mapping[str, Any]) -> SweepSettings:
@@ -151,16 +172,14 @@ def _task(config: DictConfig) -> DictConfig:
     return task
 
 
-def _check_distinct(points: Sequence[Point]) -> None:
-    """Raise ConfigError where two points would write into one directory."""
-    by_directory: dict[str, Run] = {}
-    for point in points:
-        other = by_directory.setdefault(point.run.directory, point.run)
-        if other is not point.run:
-            raise ConfigError(
-                f"two points of the sweep have the run directory {point.run.directory}: they "
-                "differ in nothing that decides a result; leave one of them out"
-            )
+def _check_same(first: Run, second: Run) -> None:
+    """Raise ConfigError where two runs that are not the same would write into one directory."""
+    if first.fingerprint != second.fingerprint:
+        raise ConfigError(
+            f"two points of the sweep that are not the same run have the run directory "
+            f"{first.directory}: they differ in a setting that does not name a point, such as one "
+            "of run.; sweep over another"
+        )
 
 
 def _return(point: Point, config: DictConfig) -> JobReturn:

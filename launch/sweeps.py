@@ -41,7 +41,7 @@ class SweepSettings:
             )
 
 
-@dataclass
+@dataclass(eq=False)
 class Point:
     """One point of a sweep and what became of it."""
 

@@ -206,10 +206,17 @@ def test_an_interrupt_cancels_only_if_asked(sweep: Sweeping, cancel: bool) -> No
     assert len(sweep.server.stopped) == (2 if cancel else 0)
 
 
-def test_points_that_differ_in_nothing_that_decides_are_refused(sweep: Sweeping) -> None:
+def test_points_that_are_one_run_are_one_job(sweep: Sweeping) -> None:
     status, output = sweep.run("seed=1", "cluster.max_failures=1,2")
+    assert status == 0, output
+    assert "[1] experiment=smoke,seed=1: differs in nothing that decides a result" in output
+    assert len(sweep.server.jobs) == 1
+
+
+def test_points_of_different_runs_in_one_directory_are_refused(sweep: Sweeping) -> None:
+    status, output = sweep.run("seed=1", "run.until=traits,prompts")
     assert status == 2
-    assert "two points of the sweep have the run directory" in output
+    assert "two points of the sweep that are not the same run" in output
     assert not sweep.server.jobs
 
 
