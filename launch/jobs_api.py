@@ -34,6 +34,7 @@ class Job:
     status: str
     """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
     message: str
+    """Why it is in that state: one line."""
     error_type: str | None
     """Which part failed; None where none did."""
     exit_code: int | None
@@ -238,13 +239,19 @@ def _job(values: Mapping[str, Any]) -> Job:
     return Job(
         submission_id=values["submission_id"],
         status=values["status"],
-        message=values.get("message") or "",
+        # That of a job that failed goes on with the end of its log.
+        message=_first_line((values.get("message") or "").partition(", last available logs")[0]),
         error_type=values.get("error_type"),
         exit_code=values.get("driver_exit_code"),
         metadata=values.get("metadata") or {},
         start_time=values.get("start_time"),
         end_time=values.get("end_time"),
     )
+
+
+def _first_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return _cut(lines[0]) if lines else ""
 
 
 def _last_line(text: str) -> str:

@@ -50,8 +50,8 @@ async def _follow(address: str, submission_id: str, console: Console) -> Job:
 
 def _detach(address: str, submission_id: str, name: str, console: Console) -> int:
     console.print(f"\ndetached; {submission_id} goes on. {how_to_reattach(name)}", markup=False)
-    console.print(f"Interrupt again within {_SECONDS_TO_STOP:.0f} s to stop it.")
     try:
+        console.print(f"Interrupt again within {_SECONDS_TO_STOP:.0f} s to stop it.")
         time.sleep(_SECONDS_TO_STOP)
     except KeyboardInterrupt:
         asyncio.run(_stop(address, submission_id))
@@ -104,6 +104,11 @@ def look(arguments: Sequence[str], console: Console) -> int:
     if options.command == "stop":
         asyncio.run(_stop(address, job.submission_id))
         console.print(f"asked the cluster to stop {job.submission_id}", markup=False)
+        if job.status == "PENDING":
+            console.print(
+                "It has not started, and Ray stops a job when it starts, or gives it up after a "
+                "while: 15 minutes, unless the head's RAY_JOB_START_TIMEOUT_SECONDS says otherwise."
+            )
         return 0
     if options.command == "logs" and options.follow:
         return follow(address, job.submission_id, options.run, console)

@@ -103,11 +103,11 @@ def ray_head() -> Iterator[Head]:
                 process.wait(timeout=30)
             finally:
                 # What it started is in its session, and may outlive it.
-                with_group_of(process)
+                kill_what_is_left(process)
 
 
-def with_group_of(process: "subprocess.Popen[bytes]") -> None:
-    """Kill what is left of the process's group."""
+def kill_what_is_left(process: "subprocess.Popen[bytes]") -> None:
+    """Kill what is left of the process group that the head began."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -130,35 +130,39 @@ def test_a_run_is_submitted_followed_and_recognised(head: Head, tmp_path: Path) 
 
 
 def test_a_job_that_is_refused_ends_with_its_exit_status(head: Head, tmp_path: Path) -> None:
-    # The fake sampler's words are no prompts: the stage refuses for want of them.
     directory = tmp_path / "broken"
     (directory / "traits").mkdir(parents=True)
     (directory / "traits" / "manifest.json").write_text("{}")
     status, output = head.submit(*RUN, "sampler=fake", "run.until=traits", f"run.dir={directory}")
     assert status == 2, output
     assert "ArtifactError" in output
+    # Once, and not again in the reason that Ray gives.
+    assert output.count("ArtifactError") == 1
     assert "failed with exit status 2 (JOB_ENTRYPOINT_COMMAND_ERROR)" in output
     assert head.submit("status", "broken")[0] == 2
 
 
-def test_a_job_that_waits_says_why_and_can_be_stopped(head: Head, tmp_path: Path) -> None:
+def test_a_job_that_waits_says_why(head: Head, tmp_path: Path) -> None:
     arguments = ["--driver-cpus", "64", *RUN, "sampler=fake", "run.until=traits", "seed=7"]
     arguments.append(f"run.dir={tmp_path}/waits")
     with subprocess.Popen(
         [sys.executable, "-m", "launch.submit", *arguments],
         cwd=ROOT,
-        env=head.environment,
+        env={**head.environment, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
-        assert any(
-            "pending: Job has not started yet. It may be waiting for res" in x for x in lines
-        )
-        assert head.submit("stop", "waits")[0] == 0
+        reason = "pending: Job has not started yet. It may be waiting for resources"
+        assert any(reason in line for line in lines)
+        process.send_signal(signal.SIGINT)
         assert process.wait(timeout=120) == 130
+    assert head.submit("status", "waits")[0] == 3
+    status, output = head.submit("stop", "waits")
+    assert status == 0, output
+    assert "Ray stops a job when it starts" in output
 
 
 def test_a_wrong_token_and_a_missing_one_are_named(head: Head, tmp_path: Path) -> None:

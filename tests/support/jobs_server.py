@@ -136,11 +136,14 @@ class JobsServer:
         if job.status in ("PENDING", "RUNNING"):
             self.step(job)
         is_over = job.status not in ("PENDING", "RUNNING")
+        message = _MESSAGES[job.status]
+        if job.status == "FAILED":
+            message += f", last available logs (truncated to 20,000 chars):\n{job.log}"
         return {
             "type": "SUBMISSION",
             "submission_id": name,
             "status": job.status,
-            "message": _MESSAGES[job.status],
+            "message": message,
             "error_type": job.error_type,
             "driver_exit_code": job.exit_code,
             "metadata": job.body["metadata"],
@@ -188,7 +191,8 @@ class JobsServer:
         self.stopped.append(name)
         job = self.jobs[name]
         was_running = job.status in ("PENDING", "RUNNING")
-        if was_running:
+        # One that has not started is stopped when it starts.
+        if job.status == "RUNNING":
             job.status = "STOPPED"
         return web.json_response({"stopped": was_running})
 
