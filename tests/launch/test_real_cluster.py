@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import jobs_server
 import pytest
 from jobs_server import RUN
 
@@ -145,13 +146,10 @@ def test_a_job_that_is_refused_ends_with_its_exit_status(head: Head, tmp_path: P
 def test_a_job_that_waits_says_why(head: Head, tmp_path: Path) -> None:
     arguments = ["--driver-cpus", "64", *RUN, "sampler=fake", "run.until=traits", "seed=7"]
     arguments.append(f"run.dir={tmp_path}/waits")
-    with subprocess.Popen(
+    with jobs_server.command(
         [sys.executable, "-m", "launch.submit", *arguments],
         cwd=ROOT,
         env={**head.environment, "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
     ) as process:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")

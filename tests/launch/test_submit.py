@@ -7,10 +7,11 @@ import ssl
 import subprocess
 import sys
 import threading
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from jobs_server import FakeJob, JobsServer, run_on, serving, wait_until
+from jobs_server import FakeJob, JobsServer, command, run_on, serving, wait_until
 from rich.console import Console
 
 from charactertrain.exceptions import ConfigError
@@ -237,13 +238,12 @@ def test_runs_are_looked_up_by_name(
         submit.run(["status", "nosuch"], console)
 
 
-def command_line(server: JobsServer, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def command_line(
+    server: JobsServer, *arguments: str
+) -> "AbstractContextManager[subprocess.Popen[str]]":
+    return command(
         [sys.executable, "-m", "launch.submit", *arguments],
         env={**os.environ, "RAY_ADDRESS": server.address, "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
     )
 
 
@@ -273,7 +273,7 @@ def test_an_error_is_a_message_and_exit_status_2(server: JobsServer, overrides: 
     with command_line(server, *overrides, "cluster=local") as process:
         assert process.stdout is not None
         output = process.stdout.read()
-    assert process.returncode == 2
+        assert process.wait(timeout=60) == 2
     assert output.startswith("ConfigError: cluster.address is local")
 
 

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from jobs_server import RUN, FakeJob, JobsServer, run_on, wait_until
+from jobs_server import RUN, FakeJob, JobsServer, command, run_on, wait_until
 
 from charactertrain.artifacts import Identity, Outcome, commit
 from charactertrain.storage import open_directory
@@ -28,22 +29,18 @@ class Sweeping:
     directory: Path
     server: JobsServer
 
-    def start(self, *overrides: str, python_path: str = "") -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "charactertrain", "-m", *RUN, "hydra/launcher=ray_jobs"]
-        command += ["hydra.launcher.poll_seconds=0.05", f"run.dir={self.directory}/kl", *overrides]
-        return subprocess.Popen(
-            command,
-            cwd=self.directory,
-            env={
-                **os.environ,
-                "PYTHONPATH": f"{ROOT}{os.pathsep}{python_path}",
-                "PYTHONUNBUFFERED": "1",
-                "COLUMNS": "300",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(
+        self, *overrides: str, python_path: str = ""
+    ) -> "AbstractContextManager[subprocess.Popen[str]]":
+        arguments = [sys.executable, "-m", "charactertrain", "-m", *RUN, "hydra/launcher=ray_jobs"]
+        arguments += [
+            "hydra.launcher.poll_seconds=0.05",
+            f"run.dir={self.directory}/kl",
+            *overrides,
+        ]
+        path = f"{ROOT}{os.pathsep}{python_path}"
+        more = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "300"}
+        return command(arguments, cwd=self.directory, env={**os.environ, **more})
 
     def run(self, *overrides: str, python_path: str = "") -> tuple[int, str]:
         with self.start(*overrides, python_path=python_path) as process:
@@ -242,6 +239,7 @@ def test_a_dry_sweep_submits_nothing(sweep: Sweeping) -> None:
 
 
 _CLIMBER = """
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from hydra.core.config_store import ConfigStore
@@ -302,9 +300,9 @@ def test_a_sweeper_of_another_distribution_reads_the_objectives_batch_by_batch(
 
 
 def test_the_basic_launcher_gives_each_point_a_run_directory(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "charactertrain", "-m", "experiment=smoke", "seed=1,2"]
+    arguments = [sys.executable, "-m", "charactertrain", "-m", "experiment=smoke", "seed=1,2"]
     done = subprocess.run(
-        [*command, "run.dry=true"],
+        [*arguments, "run.dry=true"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "300"},
         capture_output=True,

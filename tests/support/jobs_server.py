@@ -5,11 +5,14 @@ tokens.
 """
 
 import asyncio
+import functools
 import importlib.metadata
+import signal
 import ssl
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -229,6 +232,25 @@ def serving(server: JobsServer, context: ssl.SSLContext | None = None) -> Iterat
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout=30)
         loop.close()
+
+
+@contextmanager
+def command(arguments: Sequence[str], **options: Any) -> "Iterator[subprocess.Popen[str]]":
+    """A process that prints to a pipe, that an interrupt reaches, and that does not outlive us."""
+    process = subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # What a shell starts in the background ignores interrupts, and its children too.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
