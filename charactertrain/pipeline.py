@@ -193,7 +193,7 @@ class Share:
 
     directory: Directory
     say: Callable[[str], None]
-    """Shows a line to the one who waits for another run."""
+    """Shows a line: that another run is waited for, or made what is taken."""
     lease_seconds: float = leases.LEASE_SECONDS
     """After which a run that was killed while it made an artifact is overtaken."""
 
@@ -230,6 +230,8 @@ def execute(
         if artifacts.read_manifest(shared) is None:
             work = replace(work, directory=shared)
             _make(work, implementation, code_version, check=lease.check)
+        else:
+            share.say(f"taken from {shared.uri}, where another run made it")
     return artifacts.take(shared, directory, name)
 
 

@@ -43,7 +43,7 @@ def unwanted(work: Work) -> Outcome:
 @pytest.fixture(name="share")
 def empty_share(tmp_path: Path) -> Share:
     """A share that nothing was put into."""
-    return Share(open_directory(str(tmp_path / "share")), pytest.fail, lease_seconds=60)
+    return Share(open_directory(str(tmp_path / "share")), print, lease_seconds=60)
 
 
 @pytest.fixture(name="place")
@@ -53,10 +53,12 @@ def run_directories(tmp_path: Path) -> Callable[[str], Directory]:
 
 
 def test_what_one_run_made_the_next_one_has(
-    share: Share, place: Callable[[str], Directory]
+    share: Share, place: Callable[[str], Directory], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(place("a"), share, writing("first"))
+    assert not capsys.readouterr().out
     run(place("b"), share, unwanted)
+    assert capsys.readouterr().out.count("where another run made it") == len(STAGES)
     for stage in STAGES:
         directory = place("b").child(stage.name)
         manifest = artifacts.require(directory, stage.name)
@@ -171,7 +173,7 @@ def test_what_a_killed_run_began_another_finishes(start: Start, tmp_path: Path, 
     assert killed.stdout.readline() == "staying\n"
     waiting = start("waiting", "none")
     assert waiting.stdout is not None
-    assert f"process {killed.pid} on" in waiting.stdout.readline()
+    assert any(f"process {killed.pid} on" in line for line in iter(waiting.stdout.readline, ""))
     killed.kill()
     output, _ = waiting.communicate(timeout=120)
     assert waiting.returncode == 0, output
