@@ -13,6 +13,8 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +25,8 @@ from charactertrain.config import RunConfig, validate
 from charactertrain.constitution import Constitution
 from charactertrain.exceptions import CharacterTrainError, ConfigError
 from charactertrain.models.sources import model_identity
-from charactertrain.pipeline import Action, Step, Work
+from charactertrain.pipeline import Action, Share, Step, Work
+from charactertrain.points import point_name
 from charactertrain.stages import pair_files, prompt_files
 from charactertrain.stages.definitions import define
 from charactertrain.storage import Directory, open_directory, without_keys
@@ -46,6 +49,11 @@ def _compose_and_run(composed: DictConfig) -> float | None:
     console = Console(soft_wrap=True, highlight=False)
     try:
         values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        job = HydraConfig.get()
+        if job.mode is RunMode.MULTIRUN:
+            console.print(f"[bold]point {job.job.num}[/]: ", end="")
+            console.print(" ".join(job.overrides.task), markup=False)
+            values["run"]["dir"] = point_directory(values["run"]["dir"], job.overrides.task)
         return run(validate(values), console)
     except CharacterTrainError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
@@ -54,6 +62,12 @@ def _compose_and_run(composed: DictConfig) -> float | None:
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from here")
         sys.exit(130)
+
+
+def point_directory(sweep_directory: str, overrides: Sequence[str]) -> str:
+    """The run directory of a point of a sweep: in a multirun, run.dir is the sweep's."""
+    location, mark, options = sweep_directory.partition("?")
+    return f"{location.rstrip('/')}/{point_name(overrides)}{mark}{options}"
 
 
 def run(config: RunConfig, console: Console) -> float | None:
@@ -100,7 +114,11 @@ def _execute(
             if step.action is not Action.SKIP:
                 console.print(f"[bold]{name}[/]")
             manifest = pipeline.execute(
-                step, directory, implementation, code_version=code_version()
+                step,
+                directory,
+                implementation,
+                code_version=code_version(),
+                share=_share(config, name, console),
             )
             session.end_leases()
             if step.action is not Action.SKIP:
@@ -119,6 +137,15 @@ def default_values() -> dict[str, Any]:
     with nullcontext() if is_there else start():
         values: Any = OmegaConf.to_container(hydra.compose("config"), resolve=True)
     return validate(values).model_dump(mode="json")
+
+
+def _share(config: RunConfig, stage: str, console: Console) -> Share | None:
+    """Where the stage's artifact is shared; the report is of one run, which it names."""
+    if config.run.share is None or stage == "report":
+        return None
+    return Share(
+        open_directory(config.run.share), lambda line: console.print(f"  {line}", markup=False)
+    )
 
 
 def _check_files(config: RunConfig, constitution: Constitution, steps: Sequence[Step]) -> None:
@@ -206,6 +233,8 @@ def _print_summary(console: Console, manifest: Manifest, directory: Directory) -
         console.print(f"  {verdict}", markup=False)
     console.print(f"report: {directory.uri}/report/report.html")
     value: float | None = manifest.summary["objective"]
+    # Read by launch.runs from the log of a job whose run directory it cannot see.
+    console.print(f"objective: {value}")
     return value
 
 

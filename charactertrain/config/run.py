@@ -40,6 +40,9 @@ class RunSection(Section):
     """Run this stage and those that it is made of."""
     dry: bool
     """Print the plan and stop."""
+    share: str | None
+    """A directory on a local or shared disk in which runs have artifacts in common: one that
+    another run made, or is making, of the same settings and inputs is not made again."""
 
 
 class ClusterSection(Section):
@@ -212,6 +215,28 @@ def _optimises_policy(config: RunConfig) -> bool:
 
 
 def _directory_problems(config: RunConfig) -> list[str]:
+    return [*_run_directory_problems(config), *_share_problems(config)]
+
+
+def _share_problems(config: RunConfig) -> list[str]:
+    share, directory = config.run.share, config.run.dir
+    if share is None:
+        return []
+    if "://" in share or "://" in directory:
+        return [
+            f"run.share is {share!r} and run.dir is {directory!r}: artifacts are shared between "
+            "directories of one file system or of mounted ones, by an operation that is not to be "
+            "had for URIs; give paths for both, or run.share=null"
+        ]
+    if config.cluster.address != "local" and not share.startswith("/"):
+        return [
+            f"run.share {share!r} is relative, and on a cluster it would resolve inside each "
+            "job's own working directory; give an absolute path that all nodes share"
+        ]
+    return []
+
+
+def _run_directory_problems(config: RunConfig) -> list[str]:
     directory = config.run.dir
     if config.cluster.address == "local" or directory.startswith("/"):
         return []
