@@ -14,13 +14,14 @@ import pytest
 
 from charactertrain import artifacts
 from charactertrain.artifacts import Json, Manifest
+from charactertrain.evaluation_gates import is_shown
 from charactertrain.records import EvaluationSample, Prompt, Ranking, Response
 from charactertrain.stages.definitions import NAMES
 from charactertrain.storage import Directory, open_directory
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.slow]
 
-_TIMEOUT_SECONDS = 420
+_TIMEOUT_SECONDS = 600
 _SETTINGS = (
     "prompts.per_trait=24",
     "preference_model.gold_share=0",
@@ -32,6 +33,9 @@ _SETTINGS = (
     "policy.watch.every=0",
     "policy.resources.checkpoint_every=99",
     "evaluation.length_prompts=0",
+    "evaluation.judge.prompts_per_trait=0",
+    "evaluation.preferences.pairs_per_trait=0",
+    "evaluation.probes.names=[]",
 )
 
 
@@ -110,15 +114,16 @@ def test_the_placebo_is_of_shuffled_labels_and_finds_no_trait(placebo: Path) -> 
     _, manifest = artifact(placebo, "policy")
     assert {row["phase"] for row in manifest.summary["history"]} == {"optimise"}
     # Not the reward, which is the placebo's own and was optimised.
+    traits = results(placebo)["traits"].values()
     effects = [
-        measures[name]
-        for measures in results(placebo)["traits"].values()
+        measures[name]["policy"]
+        for measures in traits
         for name in ("contrast", "detector_rate")
         if name in measures
     ]
-    assert len(effects) > 3
-    # None is ruled out alone, so none is after Holm's correction.
-    assert all(effect["ci_low"] <= 0 <= effect["ci_high"] for effect in effects)
+    assert len(effects) > len(traits)
+    assert min(effect["p_holm"] for effect in effects) > 0.05
+    assert not any(is_shown(measures, "policy") for measures in traits)
 
 
 def test_both_controls_are_asked_the_same_prompts(neutral: Path, placebo: Path) -> None:
