@@ -28,6 +28,7 @@ from charactertrain.models.sources import model_identity
 from charactertrain.pipeline import Action, Share, Step, Work
 from charactertrain.points import point_name
 from charactertrain.stages import pair_files, prompt_files
+from charactertrain.stages.arms import check_finished
 from charactertrain.stages.definitions import define
 from charactertrain.storage import Directory, open_directory, without_keys
 from charactertrain.trait_file import load_constitution
@@ -153,6 +154,8 @@ def _check_files(config: RunConfig, constitution: Constitution, steps: Sequence[
     made = {step.stage.name for step in steps if step.action is not Action.SKIP}
     weights = {trait.id: trait.weight for trait in constitution.traits}
     _check_ablation(config.ablate, weights)
+    if "evaluation" in made:
+        check_finished(config.evaluation.compare)
     if "prompts" in made:
         prompt_files.check(config.prompts, trait_ids=list(weights), seed=config.seed)
     if "pairs" in made:

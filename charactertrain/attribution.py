@@ -39,9 +39,10 @@ def matrix(
 
     Returns:
         `cells`: the effect by row and column, with its p-value corrected over the off-diagonal
-        cells (Holm) where it is one of them. `diagonal_dominance`: the sum of the diagonal over the
-        sum of all cells' sizes, -1 to 1, with its interval; 1 where every trait changed itself
-        alone and upwards. None where a cell is missing, since an arm has no reply to its prompts.
+        cells (Holm) where it is one of them. `diagonal_dominance`: the mean of the diagonal less
+        that of the other cells, in the field's unit, with its interval: how much more a trait
+        changed itself than the others. None where a cell is missing, since an arm has no reply to
+        its prompts, or all arms together share fewer than two prompts of a trait.
     """
     columns = list(dict.fromkeys(sample.trait_id for sample in samples))
     values = _values(samples, field)
@@ -105,28 +106,36 @@ def _dominance(
     *,
     num_resamples: int,
     seed: int,
-) -> Json:
+) -> Json | None:
     """Of the square of the rows' traits; all rows of a column have the same resampled prompts."""
+    # Signed sums, which noise leaves where they are. The diagonal over the sum of all cells' sizes,
+    # which suggests itself, sums up the noise of every cell: of a matrix that is all diagonal it
+    # would be 0.6 with 5 traits of 40 prompts.
     columns = [
         _column(values, rows, trait_id, num_resamples=num_resamples, seed=seed + index)
         for index, trait_id in enumerate(rows)
     ]
-    cells_IJ = np.stack([cells_I for cells_I, _, _ in columns], axis=1)
-    cells_IJR = np.stack([cells_IR for _, cells_IR, _ in columns], axis=1)
-    fewest = min(num_prompts for _, _, num_prompts in columns)
-    low, high = np.quantile(_share(cells_IJR), interval_quantiles(fewest))
+    found = [column for column in columns if column is not None]
+    if len(found) < len(columns):
+        return None
+    cells_IJ = np.stack([cells_I for cells_I, _, _ in found], axis=1)
+    cells_IJR = np.stack([cells_IR for _, cells_IR, _ in found], axis=1)
+    fewest = min(num_prompts for _, _, num_prompts in found)
+    low, high = np.quantile(_excess(cells_IJR), interval_quantiles(fewest))
     return {
-        "estimate": float(_share(cells_IJ[..., None])[0]),
+        "estimate": float(_excess(cells_IJ[..., None])[0]),
         "ci_low": float(low),
         "ci_high": float(high),
     }
 
 
-def _share(cells_IJR: Array) -> Array:
-    sizes_R = np.abs(cells_IJR).sum(axis=(0, 1))
+def _excess(cells_IJR: Array) -> Array:
+    """Mean of the diagonal less that of the other cells: `(R,)`."""
+    num_rows = len(cells_IJR)
     diagonal_R = np.einsum("iir->r", cells_IJR)
-    shares_R: Array = np.divide(diagonal_R, sizes_R, out=np.zeros_like(sizes_R), where=sizes_R > 0)
-    return shares_R
+    others_R = cells_IJR.sum(axis=(0, 1)) - diagonal_R
+    excess_R: Array = diagonal_R / num_rows - others_R / (num_rows * (num_rows - 1))
+    return excess_R
 
 
 def _column(
@@ -136,10 +145,15 @@ def _column(
     *,
     num_resamples: int,
     seed: int,
-) -> tuple[Array, Array, int]:
-    """A column's cells `(I,)`, their resamples `(I, R)`, and how many prompts all arms share."""
+) -> tuple[Array, Array, int] | None:
+    """A column's cells `(I,)`, their resamples `(I, R)`, and how many prompts all arms share.
+
+    None where they share fewer than two.
+    """
     arms = sorted({arm for pair in rows.values() for arm in pair})
     prompts = sorted(set.intersection(*(set(values[arm, trait_id]) for arm in arms)))
+    if len(prompts) < 2:
+        return None
     sums = {arm: np.array([sum(values[arm, trait_id][p]) for p in prompts]) for arm in arms}
     counts = {
         arm: np.array([float(len(values[arm, trait_id][p])) for p in prompts]) for arm in arms

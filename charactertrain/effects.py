@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from charactertrain import attribution, measures, several_runs, win_rates
+from charactertrain.evaluation_gates import OUTCOME_MEASURES
 from charactertrain.records import EvaluationSample, Judgement
 from charactertrain.significance import holm
 from charactertrain.statistics import (
@@ -93,7 +94,8 @@ def _against(samples: Sequence[EvaluationSample], arm: str, bootstrap: Bootstrap
 def over_seeds(samples: Sequence[EvaluationSample], arms: Sequence[str]) -> Json:
     """What training changed over several runs that differ by seed alone, by trait and measure.
 
-    Intervals are over runs and prompts: `several_runs`. Empty where `arms` is one.
+    Intervals are over runs and prompts: `several_runs`. Of prompts that the base and all the runs
+    replied to; `num_left_out` counts the others. Empty where `arms` is one.
     """
     if len(arms) < 2:
         return {}
@@ -104,10 +106,14 @@ def over_seeds(samples: Sequence[EvaluationSample], arms: Sequence[str]) -> Json
         for measure, field in _FIELDS.items():
             having = [sample for sample in own if getattr(sample, field) is not None]
             values = _by_arm(having, partial(_number, field=field))
-            runs = [_paired(values.get("base", {}), values.get(arm, {})) for arm in arms]
-            if all(len(base) >= 2 for base, _ in runs):
-                found = as_json(several_runs.difference_over_runs(runs))
-                traits[trait_id][measure] = {"over_seeds": found}
+            by_arm = [values.get(arm, {}) for arm in ("base", *arms)]
+            shared = sorted(set.intersection(*map(set, by_arm)))
+            if len(shared) < 2:
+                continue
+            base, *others = ({p: by_prompt[p] for p in shared} for by_prompt in by_arm)
+            found = as_json(several_runs.difference_over_runs([(base, own) for own in others]))
+            found["num_left_out"] = len(set.union(*map(set, by_arm))) - len(shared)
+            traits[trait_id][measure] = {"over_seeds": found}
     _correct(traits)
     return {
         "arms": list(arms),
@@ -133,7 +139,7 @@ def attributed(
                 num_resamples=bootstrap.num_resamples,
                 seed=bootstrap.seed,
             )
-            for measure in ("contrast", "detector_rate")
+            for measure in OUTCOME_MEASURES
             if any(getattr(sample, _FIELDS[measure]) is not None for sample in samples)
         }
         for design, rows in designs.items()
@@ -187,15 +193,21 @@ def _paired(
 
 def _compared(
     values: Mapping[str, Mapping[str, list[T]]],
-    difference: Callable[[dict[str, list[T]], dict[str, list[T]]], Difference],
+    difference: Callable[[dict[str, list[T]], dict[str, list[T]]], Difference | str],
 ) -> Json:
-    """The effect of every arm but the base; none where fewer than two prompts are in both."""
+    """The effect of every arm but the base; none where fewer than two prompts are in both.
+
+    `difference` may say in words why there is none.
+    """
     base = values.get("base", {})
     found = {}
     for arm, by_prompt in values.items():
         own, others = _paired(base, by_prompt)
         if arm != "base" and len(own) >= 2:
-            found[arm] = as_json(difference(own, others))
+            effect = difference(own, others)
+            counts = {"num_prompts": len(own), "num_responses": sum(map(len, others.values()))}
+            known = isinstance(effect, Difference)
+            found[arm] = as_json(effect) if known else unknown(effect) | counts
     return found
 
 
@@ -205,6 +217,12 @@ def as_json(found: Difference) -> Json:
     values["num_prompts"] = values.pop("num_clusters")
     values["num_responses"] //= 2
     return values
+
+
+def unknown(note: str) -> Json:
+    """An effect of which nothing can be said, and why."""
+    names = ("base", "arm", "difference", "ci_low", "ci_high", "p_value")
+    return {**dict.fromkeys(names), "note": note}
 
 
 def _overall(
@@ -221,10 +239,8 @@ def _overall(
         }
         found["natural_length"] = _compared(lengths, means)
     texts = _by_arm(samples, _text)
-    found["distinct_2"] = _compared(
-        _by_arm(samples, _words), partial(_jackknife, partial(measures.distinct_n, n=2))
-    )
-    found["opening_share"] = _compared(texts, partial(_jackknife, _opening_share))
+    found["distinct_2"] = _compared(_by_arm(samples, _words), _distinct_2)
+    found["opening_share"] = _compared(texts, _opening_share)
     found["within_prompt_diversity"] = _compared(
         {arm: _diversities(by_prompt) for arm, by_prompt in texts.items()}, means
     )
@@ -239,16 +255,19 @@ def _text(sample: EvaluationSample) -> str:
     return sample.text
 
 
-def _jackknife(
-    statistic: Callable[[list[T]], float],
-    base: dict[str, list[T]],
-    other: dict[str, list[T]],
-) -> Difference:
-    return cluster_jackknife_statistic(base, other, statistic)
+def _distinct_2(
+    base: dict[str, list[tuple[str, ...]]], other: dict[str, list[tuple[str, ...]]]
+) -> Difference | str:
+    """Unknown where an arm is down to single words in all prompts but one."""
+    for by_prompt in (base, other):
+        having = [p for p, texts in by_prompt.items() if any(len(words) > 1 for words in texts)]
+        if len(having) < 2:
+            return f"unknown: replies to {len(having)} prompts have two words or more"
+    return cluster_jackknife_statistic(base, other, partial(measures.distinct_n_without, n=2))
 
 
-def _opening_share(texts: Sequence[str]) -> float:
-    return measures.opening_share(texts).share
+def _opening_share(base: dict[str, list[str]], other: dict[str, list[str]]) -> Difference:
+    return cluster_jackknife_statistic(base, other, measures.opening_share_without)
 
 
 def _diversities(by_prompt: Mapping[str, list[str]]) -> dict[str, list[float]]:
@@ -261,22 +280,27 @@ def _diversities(by_prompt: Mapping[str, list[str]]) -> dict[str, list[float]]:
 
 
 def _judged(judgements: Sequence[Judgement], bootstrap: Bootstrap) -> Json:
-    """Win rates by arm; of an arm without verdicts on two prompts there are none."""
+    """Win rates by arm; of an arm without verdicts on two prompts, that and the counts."""
     settings = {"num_resamples": bootstrap.num_resamples, "seed": bootstrap.seed}
     found: dict[str, Json] = {"win_rate": {}, "win_rate_length_controlled": {}}
     for arm in dict.fromkeys(judgement.arm for judgement in judgements):
         comparisons = [_comparison(j) for j in judgements if j.arm == arm]
         scored = [c for c in comparisons if None not in (c.shown_first, c.shown_second)]
-        if len({comparison.cluster for comparison in scored}) < 2:
+        num_prompts = len({comparison.cluster for comparison in scored})
+        if num_prompts < 2:
+            note = f"unknown: the judge gave verdicts in both orders on {num_prompts} prompts"
+            counts = {"num_prompts": num_prompts, "num_responses": len(scored)}
+            missing = {"unscored": len(comparisons) - len(scored), "ties": 0, "inconsistent": 0}
+            found["win_rate"][arm] = unknown(note) | counts | missing | {"swap_consistency": None}
             continue
         plain = win_rates.win_rate(comparisons, **settings)
-        counts = {
-            "swap_consistency": plain.swap_consistency.estimate,
+        found["win_rate"][arm] = as_json(plain.rate) | {
+            "soft_rate": as_json(plain.soft_rate),
+            "swap_consistency": asdict(plain.swap_consistency),
             "unscored": plain.num_unscored,
             "ties": plain.num_ties,
             "inconsistent": plain.num_inconsistent,
         }
-        found["win_rate"][arm] = as_json(plain.rate) | counts
         lengths = {comparison.length_difference for comparison in scored}
         # Of replies that are all longer by as much, nothing tells the arm from its length.
         if len(lengths) > 1 or lengths == {0}:
@@ -298,13 +322,18 @@ def _comparison(judgement: Judgement) -> win_rates.Comparison:
 
 
 def _correct(traits: Mapping[str, Json]) -> None:
-    """Add to every effect its p-value corrected for there being several traits (Holm)."""
-    columns: dict[tuple[str, str], list[Json]] = {}
+    """Add to every effect its p-value corrected by Holm over the traits of its measure and arm.
+
+    The outcome measures are one family: a trait is shown by either of them.
+    """
+    families: dict[tuple[str, str], list[Json]] = {}
     for by_measure in traits.values():
         for measure, by_arm in by_measure.items():
+            family = "outcome" if measure in OUTCOME_MEASURES else measure
             for arm, effect in by_arm.items():
-                columns.setdefault((measure, arm), []).append(effect)
-    for effects in columns.values():
+                if effect["p_value"] is not None:
+                    families.setdefault((family, arm), []).append(effect)
+    for effects in families.values():
         corrected = holm([effect["p_value"] for effect in effects])
         for effect, p_holm in zip(effects, corrected, strict=True):
             effect["p_holm"] = p_holm

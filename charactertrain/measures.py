@@ -3,6 +3,7 @@
 Words are what white space parts, without regard to case.
 """
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,55 @@ def distinct_n(token_lists: Sequence[Sequence[Hashable]], n: int) -> float:
             f"distinct-{n} of {len(token_lists)} texts is undefined: none has {n} tokens or more"
         )
     return len(set(ngrams)) / len(ngrams)
+
+
+def distinct_n_without(
+    groups: Sequence[Sequence[Sequence[Hashable]]], n: int
+) -> tuple[float, list[float]]:
+    """`distinct_n` of all texts, and of all without each group in turn, in one pass.
+
+    NaN where no text that is left has n tokens.
+    """
+    # The one group that has an n-gram, or none: it goes with that group and with no other.
+    owners: dict[tuple[Hashable, ...], int | None] = {}
+    totals = []
+    for index, texts in enumerate(groups):
+        ngrams = [ngram for tokens in texts for ngram in _ngrams(tokens, n)]
+        totals.append(len(ngrams))
+        for ngram in ngrams:
+            if owners.setdefault(ngram, index) != index:
+                owners[ngram] = None
+    own = Counter(owners.values())
+    total = sum(totals)
+    whole = len(owners) / total if total else math.nan
+    return whole, [
+        (len(owners) - own[index]) / (total - here) if total > here else math.nan
+        for index, here in enumerate(totals)
+    ]
+
+
+def opening_share_without(
+    groups: Sequence[Sequence[str]], num_words: int = 5
+) -> tuple[float, list[float]]:
+    """`opening_share` of all texts, and of all without each group in turn, in one pass.
+
+    NaN where no text is left.
+    """
+    counts = [Counter(tuple(_words(text)[:num_words]) for text in texts) for texts in groups]
+    together = sum(counts, Counter[tuple[str, ...]]())
+    frequent = together.most_common()
+    total = sum(map(len, groups))
+
+    def without(left_out: Counter[tuple[str, ...]]) -> float:
+        num_left = total - left_out.total()
+        best = 0
+        for opening, count in frequent:
+            if count <= best:  # and so are all that follow
+                break
+            best = max(best, count - left_out[opening])
+        return best / num_left if num_left else math.nan
+
+    return without(Counter()), [without(own) for own in counts]
 
 
 def repetition_fraction(token_ids: Sequence[Hashable], n: int) -> float:

@@ -56,7 +56,9 @@ def preference_results(
         },
         "changes": changes,
         "order_agreement": {
-            arm: asdict(order_agreement(chosen["base"], chosen[arm])) for arm in others
+            arm: None if agreement is None else asdict(agreement)
+            for arm in others
+            for agreement in (order_agreement(chosen["base"], chosen[arm]),)
         },
         "reading": {
             arm: _reading([c for c in choices if c.arm == arm], offers, bootstrap) for arm in arms

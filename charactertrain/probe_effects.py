@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from charactertrain.effects import Bootstrap, Json, as_json
+from charactertrain.effects import Bootstrap, Json, as_json, unknown
 from charactertrain.resampling import ROUNDING, resampled
 from charactertrain.statistics import cluster_bootstrap_difference, difference_of_resamples
+
+MIN_RIGHT = 5
+"""Right first answers below which nothing is said of what was lost of them."""
 
 Values = Mapping[str, float]
 Array = NDArray[np.float64]
@@ -63,7 +66,7 @@ def retention(plain: Values, conditions: Mapping[str, Values], bootstrap: Bootst
             "not established: without a condition the effect is "
             f"{whole['difference']:.3f} [{whole['ci_low']:.3f}, {whole['ci_high']:.3f}]"
         )
-        return {**_unknown(note), "base": 1.0, **counts}
+        return {**unknown(note), "base": 1.0, **counts}
     rows = [[values[cluster] for cluster in clusters] for values in conditions.values()]
     sums_CK = np.array([[plain[cluster] for cluster in clusters], *rows])
     shares_C = sums_CK[1:].sum(axis=1) / sums_CK[0].sum()
@@ -97,8 +100,10 @@ def lost_share(
     sums_CK = np.concatenate(columns)
     counts = {"num_prompts": len(clusters), "num_responses": len(clusters)}
     base_lost, base_right, arm_lost, arm_right = sums_CK.sum(axis=1)
-    if min(base_right, arm_right) == 0:
-        return {**_unknown("not established: no first answer of one arm is right"), **counts}
+    fewest = int(min(base_right, arm_right))
+    if fewest < MIN_RIGHT:
+        note = f"not established: one arm has {fewest} first answers that are right"
+        return {**unknown(note), **counts}
     shares = float(base_lost / base_right), float(arm_lost / arm_right)
     base_lost_R, base_right_R, arm_lost_R, arm_right_R = resampled(
         sums_CK, num_resamples=bootstrap.num_resamples, seed=bootstrap.seed
@@ -106,7 +111,8 @@ def lost_share(
     differences_R = arm_lost_R / np.where(arm_right_R > 0, arm_right_R, np.nan) - (
         base_lost_R / np.where(base_right_R > 0, base_right_R, np.nan)
     )
-    return _effect(*shares, differences_R, len(clusters))
+    # The share is of those that were right at first, so they are the sample, and not all.
+    return _effect(*shares, differences_R, fewest)
 
 
 def _lost_and_right(values: Mapping[str, Sequence[float]], clusters: Sequence[str]) -> Array:
@@ -127,8 +133,3 @@ def _effect(base: float, arm: float, differences_R: Array, num_clusters: int) ->
             negligible=ROUNDING,
         )
     )
-
-
-def _unknown(note: str) -> Json:
-    names = ("base", "arm", "difference", "ci_low", "ci_high", "p_value")
-    return {**dict.fromkeys(names), "note": note}

@@ -92,7 +92,9 @@ def filled(text: str, fields: Mapping[str, str]) -> str:
 
 
 def load(names: Sequence[str], locations: Sequence[str]) -> dict[str, ProbeFile]:
-    """The shipped probes among `names`, and those of files, by name.
+    """The shipped probes among `names`, and those of files, by name and in the order of names.
+
+    The order of the locations plays no part: a run goes on whichever it is.
 
     Raises:
         ConfigError: A file is wrong, or its name is taken.
@@ -106,7 +108,7 @@ def load(names: Sequence[str], locations: Sequence[str]) -> dict[str, ProbeFile]
                 "probe is; a probe is called after its file, so rename the file"
             )
         found[name] = probe
-    return found
+    return dict(sorted(found.items()))
 
 
 def fingerprints(names: Sequence[str], locations: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from scipy.stats import t as student
 
-MAX_RESAMPLED = 4096
+MAX_RESAMPLED = 1024
 """Clusters that are resampled one by one; of more, groups of clusters are."""
 _MAX_REMEMBERED = 1024
 """Clusters whose draws are kept for the next measure: 16 MiB of 2,000 resamples."""

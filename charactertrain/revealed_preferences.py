@@ -155,8 +155,10 @@ def change_above_chance(
     return _differences(words, (above[0], above[1]), len(clusters), num_responses)
 
 
-def order_agreement(first: Chosen, second: Chosen) -> Interval:
+def order_agreement(first: Chosen, second: Chosen) -> Interval | None:
     """Spearman's correlation of two models' ratings above chance of the same words, -1 to 1.
+
+    None where one model rates all words alike, with all prompts or without some.
 
     Above chance, since words that are easily played and recognised would come first in any model's
     order, and the two would agree without preferring anything.
@@ -184,6 +186,8 @@ def order_agreement(first: Chosen, second: Chosen) -> Interval:
         float(spearmanr(one_W, other_W).statistic)
         for one_W, other_W in zip(one_GW, other_GW, strict=True)
     ]
+    if not all(map(math.isfinite, correlations)):
+        return None  # a model that rates all words alike has no order
     z, *left_out = np.arctanh(np.clip(correlations, -1 + 1e-9, 1 - 1e-9)).tolist()
     error = math.sqrt((num_groups - 1) * float(np.var(left_out)))
     half_width = float(student.ppf(UPPER_TAIL, num_groups - 1)) * error

@@ -122,10 +122,10 @@ def length_controlled_win_rate(
     """The win rate that is left when length is taken out: sigmoid(theta).
 
     P(arm is better) = sigmoid(theta + phi tanh(d / sd(d))), d the difference in length, fitted to
-    the mean probability of both orders: length-controlled AlpacaEval, Dubois et al. (2024),
-    https://arxiv.org/abs/2404.04475, without its term for how hard an instruction is, which is
-    estimated from many models. The interval is that of a bootstrap over prompts, each resample
-    fitted anew.
+    the verdicts that `win_rate` counts, the mean of both orders: length-controlled AlpacaEval,
+    Dubois et al. (2024), https://arxiv.org/abs/2404.04475, without its term for how hard an
+    instruction is, which is estimated from many models. The interval is that of a bootstrap over
+    prompts, each resample fitted anew.
 
     Raises:
         ValueError: As `win_rate`, or every response of the arm is longer by the same number of
@@ -137,7 +137,7 @@ def length_controlled_win_rate(
     num_clusters = len(clusters)
     if num_clusters < 2:
         raise ValueError(f"{num_clusters} prompt with a verdict: an interval needs two at least")
-    y_N = np.array([(first + second) / 2 for _, (first, second) in scored])
+    y_N = np.array([(_verdict(first) + _verdict(second)) / 2 for _, (first, second) in scored])
     lengths_N = np.array([comparison.length_difference for comparison, _ in scored])
     x_N = _scaled_lengths(lengths_N)
     ((theta, phi),) = _fit(x_N, y_N, np.ones((1, len(x_N))))

@@ -145,14 +145,41 @@ def test_kinds_of_prompts_are_compared_by_themselves() -> None:
     assert (identity["base"], identity["arm"], identity["num_prompts"]) == (0.2, 0.0, 2)
 
 
-def test_p_values_are_corrected_over_traits_for_each_measure_and_arm() -> None:
+def test_p_values_are_corrected_over_traits_and_both_outcome_measures() -> None:
     found = report()["traits"]
-    for measure in ("contrast", "reward"):
-        effects = [found[trait_id][measure]["policy"] for trait_id in ("warm", "curious")]
-        assert [e["p_holm"] for e in effects] == holm([e["p_value"] for e in effects])
-    assert found["warm"]["detector_rate"]["policy"]["p_holm"] == pytest.approx(
-        found["warm"]["detector_rate"]["policy"]["p_value"]
-    )
+    rewards = [found[trait_id]["reward"]["policy"] for trait_id in ("warm", "curious")]
+    assert [e["p_holm"] for e in rewards] == holm([e["p_value"] for e in rewards])
+    outcomes = [
+        found["warm"]["contrast"]["policy"],
+        found["warm"]["detector_rate"]["policy"],
+        found["curious"]["contrast"]["policy"],
+    ]
+    assert [e["p_holm"] for e in outcomes] == holm([e["p_value"] for e in outcomes])
+
+
+def test_an_arm_that_is_down_to_single_words_has_no_distinct_2_and_says_why() -> None:
+    collapsed = [replace(s, text="yes") if s.arm == "policy" else s for s in SAMPLES]
+    found = overall("distinct_2", report(collapsed))
+    assert found["difference"] is None
+    assert found["note"] == "unknown: replies to 0 prompts have two words or more"
+    assert overall("opening_share", report(collapsed))["arm"] == 1.0
+
+
+def test_effects_over_seeds_are_of_prompts_that_all_runs_replied_to() -> None:
+    other = [replace(s, arm="again") for s in SAMPLES if s.arm == "policy"]
+    more = [sample("base", "p7"), sample("policy", "p7", contrast=9.0)]
+    found = over_seeds([*SAMPLES, *other, *more], ["policy", "again"])["traits"]["warm"]["contrast"]
+    assert (found["num_prompts"], found["num_left_out"]) == (2, 1)
+    assert found["difference"] == pytest.approx(0.2)
+
+
+def test_an_arm_without_verdicts_says_so() -> None:
+    judgements = [judgement("p1", None, None), judgement("p2", None, 0.4)]
+    found = results(SAMPLES, judgements, None, Bootstrap(200, 1))["traits"]["warm"]
+    rate = found["win_rate"]["policy"]
+    assert (rate["arm"], rate["unscored"], rate["num_prompts"]) == (None, 2, 0)
+    assert "verdicts in both orders on 0 prompts" in rate["note"]
+    assert "win_rate_length_controlled" not in found
 
 
 def test_a_planted_character_is_measured_back_by_trait_and_arm() -> None:
@@ -196,7 +223,8 @@ def test_win_rates_are_of_verdicts_in_both_orders() -> None:
     assert (rate["base"], rate["arm"]) == (0.5, 0.5)
     assert (rate["num_prompts"], rate["num_responses"]) == (3, 3)
     assert (rate["unscored"], rate["inconsistent"], rate["ties"]) == (1, 1, 0)
-    assert rate["swap_consistency"] == pytest.approx(2 / 3)
+    assert rate["swap_consistency"]["estimate"] == pytest.approx(2 / 3)
+    assert rate["swap_consistency"]["ci_low"] < 2 / 3
     assert "p_holm" in rate
     controlled = found["warm"]["win_rate_length_controlled"]["policy"]
     assert 0.4 < controlled["arm"] < 0.6

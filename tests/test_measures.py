@@ -1,5 +1,8 @@
 """Judge-free measures of texts, by hand."""
 
+import math
+import random
+
 import pytest
 
 from charactertrain.exceptions import ConstitutionError
@@ -8,8 +11,10 @@ from charactertrain.measures import (
     boilerplate,
     detector_matches,
     distinct_n,
+    distinct_n_without,
     drift,
     opening_share,
+    opening_share_without,
     repetition_fraction,
     within_prompt_diversity,
 )
@@ -124,3 +129,31 @@ def test_drift_by_hand() -> None:
 def test_drift_needs_two_turns() -> None:
     with pytest.raises(ValueError, match="1 turn: a slope"):
         drift([1.0])
+
+
+def test_left_out_statistics_are_those_of_the_texts_that_are_left() -> None:
+    draw = random.Random(5)
+    groups = [
+        [
+            [draw.choice("abcde") for _ in range(draw.randint(0, 6))]
+            for _ in range(draw.randint(1, 3))
+        ]
+        for _ in range(7)
+    ]
+    whole, without = distinct_n_without(groups, 2)
+    assert whole == distinct_n([text for group in groups for text in group], 2)
+    for index, found in enumerate(without):
+        left = [text for i, group in enumerate(groups) if i != index for text in group]
+        assert found == pytest.approx(distinct_n(left, 2))
+    texts = [[" ".join(text) for text in group] for group in groups]
+    together, parts = opening_share_without(texts, num_words=1)
+    assert together == opening_share([t for group in texts for t in group], 1).share
+    for index, found in enumerate(parts):
+        left_texts = [t for i, group in enumerate(texts) if i != index for t in group]
+        assert found == pytest.approx(opening_share(left_texts, 1).share)
+
+
+def test_left_out_statistics_are_unknown_where_nothing_is_left() -> None:
+    whole, (first, second) = distinct_n_without([[["a", "b"]], [["a"]]], 2)
+    assert (whole, second) == (1.0, 1.0)
+    assert math.isnan(first)

@@ -82,14 +82,26 @@ def test_interval_of_retention_holds_the_truth() -> None:
 
 
 def test_lost_share_is_of_the_answers_that_were_right() -> None:
-    base = {"a": [1.0, 1.0], "b": [1.0, 0.0], "c": [0.0, 0.0], "d": [0.0, 1.0]}
-    arm = {"a": [1.0, 0.0], "b": [1.0, 0.0], "c": [1.0, 0.0], "d": [1.0, 1.0]}
+    items = {"a": [1.0, 1.0], "b": [1.0, 0.0], "c": [0.0, 0.0], "d": [0.0, 1.0]}
+    others = {"a": [1.0, 0.0], "b": [1.0, 0.0], "c": [1.0, 0.0], "d": [1.0, 1.0]}
+    base = {f"{name}{number}": tries for name, tries in items.items() for number in range(4)}
+    arm = {f"{name}{number}": tries for name, tries in others.items() for number in range(4)}
     found = lost_share(base, arm, BOOTSTRAP)
     assert found is not None
     assert (found["base"], found["arm"]) == (0.5, 0.75)
     assert found["difference"] == 0.25
     assert found["ci_low"] < 0.25 < found["ci_high"]
-    assert (found["num_prompts"], found["num_responses"]) == (4, 4)
+    # The base was right on half of the 16 at first, and the share is of those.
+    assert (found["num_prompts"], found["num_responses"]) == (8, 8)
+
+
+def test_lost_share_says_nothing_of_a_few_right_answers() -> None:
+    tries = {f"{n}": [0.0, 0.0] for n in range(28)}
+    base, arm = tries | {"1": [1.0, 1.0]}, tries | {"2": [1.0, 0.0]}
+    found = lost_share(base, arm, BOOTSTRAP)
+    assert found is not None
+    assert (found["difference"], found["p_value"]) == (None, None)
+    assert found["note"] == "not established: one arm has 1 first answers that are right"
 
 
 def test_lost_share_needs_a_right_answer_in_both_arms() -> None:

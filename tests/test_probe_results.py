@@ -107,7 +107,10 @@ def test_interaction_is_beyond_what_both_conditions_change_alone() -> None:
 def test_losses_are_of_the_turns_of_a_conversation() -> None:
     turns: list[ScriptReply] = []
     for turn, scores in enumerate(
-        ({"base": [1.0, 1.0], "policy": [1.0, 1.0]}, {"base": [1.0, 0.0], "policy": [0.0, 0.0]})
+        (
+            {"base": [1.0] * 6, "policy": [1.0] * 6},
+            {"base": [1.0, 0.0] * 3, "policy": [0.0] * 6},
+        )
     ):
         turns += replies(scores, condition="doubted", measure="correct", turn=turn)
     found = result(turns)

@@ -16,6 +16,7 @@ from charactertrain.statistics import (
     cluster_bootstrap_mean,
     cluster_jackknife_statistic,
     fall_from_best,
+    left_out_in_turn,
     values_by_cluster,
 )
 
@@ -135,7 +136,7 @@ def test_p_value_without_any_spread_is_that_of_the_sign_test(policy: float, p_va
     # Three prompts without a change, or three that rise: of 8 outcomes 2 are as one-sided.
     base, arm = ({prompt: [value] for prompt in "pqr"} for value in (0.0, policy))
     change = cluster_bootstrap_difference(base, arm, num_resamples=100, seed=0)
-    statistic = cluster_jackknife_statistic(base, arm, lambda values: sum(values) / len(values))
+    statistic = cluster_jackknife_statistic(base, arm, left_out_in_turn(mean))
     assert change.p_value == statistic.p_value == p_value
 
 
@@ -147,7 +148,7 @@ def test_p_value_is_that_of_the_t_test_of_prompts() -> None:
     assert 0.01 < expected < 0.5
     found = cluster_bootstrap_difference(base, arm, num_resamples=20_000, seed=0)
     assert found.p_value == pytest.approx(expected, rel=0.05)
-    exact = cluster_jackknife_statistic(base, arm, lambda values: sum(values) / len(values))
+    exact = cluster_jackknife_statistic(base, arm, left_out_in_turn(mean))
     assert exact.p_value == pytest.approx(expected)
 
 
@@ -245,10 +246,14 @@ def test_p_values_of_no_difference_are_near_uniform(study: Study, num_prompts: i
     assert p_values.max() <= 1.0
 
 
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
 def test_jackknife_of_a_mean_is_the_textbook_standard_error() -> None:
     base = {"p": [0.0], "q": [0.0], "r": [0.0], "s": [0.0]}
     policy = {"p": [1.0], "q": [2.0], "r": [3.0], "s": [6.0]}
-    found = cluster_jackknife_statistic(base, policy, lambda values: sum(values) / len(values))
+    found = cluster_jackknife_statistic(base, policy, left_out_in_turn(mean))
     # Mean 3, variance of the sample (4 + 1 + 0 + 9) / 3, standard error sqrt(14 / 3 / 4), Student's
     # t of 3 degrees of freedom.
     half_width = 3.182446 * math.sqrt(14 / 12)
@@ -263,7 +268,7 @@ def test_jackknife_leaves_a_prompt_out_of_both_arms() -> None:
     # Prompts move both arms alike; leaving one out of one arm only would move the difference.
     base = {f"p{i}": [float(i**2)] for i in range(5)}
     policy = {prompt: [values[0] + 1] for prompt, values in base.items()}
-    found = cluster_jackknife_statistic(base, policy, lambda values: sum(values) / len(values))
+    found = cluster_jackknife_statistic(base, policy, left_out_in_turn(mean))
     assert (found.ci_low, found.ci_high) == pytest.approx((1.0, 1.0))
 
 
@@ -275,11 +280,11 @@ def test_jackknife_of_many_prompts_leaves_groups_of_them_out() -> None:
     }
     sizes: list[int] = []
 
-    def mean(values: list[float]) -> float:
+    def counted(values: list[float]) -> float:
         sizes.append(len(values))
-        return sum(values) / len(values)
+        return mean(values)
 
-    found = cluster_jackknife_statistic(base, policy, mean)
+    found = cluster_jackknife_statistic(base, policy, left_out_in_turn(counted))
     # All, and without each of 100 groups, in both arms; every prompt is left out once.
     assert sizes.count(2050) == 2
     assert set(sizes) == {2050, 2029, 2030}
@@ -303,7 +308,9 @@ def test_jackknife_intervals_of_distinct_2_hold_the_truth() -> None:
 
     def difference() -> Difference:
         return cluster_jackknife_statistic(
-            random_texts(rng, 0.1), random_texts(rng, 0.3), lambda texts: distinct_n(texts, 2)
+            random_texts(rng, 0.1),
+            random_texts(rng, 0.3),
+            left_out_in_turn(lambda texts: distinct_n(texts, 2)),
         )
 
     found = [difference() for _ in range(80)]
@@ -335,14 +342,16 @@ def test_statistics_refuse_a_value_that_is_not_finite(value: float) -> None:
             {"p": [1.0], "q": [1.0]}, {"p": [1.0], "q": [value]}, num_resamples=10, seed=0
         )
     with pytest.raises(ValueError, match="statistic"):
-        cluster_jackknife_statistic({"p": [1.0], "q": [value]}, {"p": [1.0], "q": [1.0]}, sum)
+        cluster_jackknife_statistic(
+            {"p": [1.0], "q": [value]}, {"p": [1.0], "q": [1.0]}, left_out_in_turn(sum)
+        )
 
 
 def test_statistics_refuse_a_single_prompt() -> None:
     with pytest.raises(ValueError, match="more prompts"):
         cluster_bootstrap_mean({"p": [1.0, 2.0, 3.0]}, num_resamples=10, seed=0)
     with pytest.raises(ValueError, match="more prompts"):
-        cluster_jackknife_statistic({"p": [1.0]}, {"p": [2.0]}, sum)
+        cluster_jackknife_statistic({"p": [1.0]}, {"p": [2.0]}, left_out_in_turn(sum))
 
 
 def test_fall_from_best_by_hand() -> None:

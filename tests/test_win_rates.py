@@ -68,14 +68,16 @@ def logit(p: float) -> float:
 def test_length_controlled_rate_by_hand() -> None:
     # Lengths of +-1 have the deviation 1. Two rates fit two parameters: logit 0.9 = theta + phi x
     # and logit 0.6 = theta - phi x, with x = tanh(1).
-    found = controlled([Comparison("p", 0.9, 0.9, 1.0), Comparison("q", 0.5, 0.7, -1.0)])
+    longer = [Comparison("p", win, win, 1.0) for win in [0.8] * 9 + [0.2]]
+    shorter = [Comparison("q", win, win, -1.0) for win in [0.9] * 6 + [0.3] * 4]
+    found = controlled([*longer, *shorter])
     theta = (logit(0.9) + logit(0.6)) / 2
     # As near as the prior on the length allows.
     assert found.rate.arm == pytest.approx(1 / (1 + math.exp(-theta)), abs=0.005)
     assert found.length_effect.estimate == pytest.approx(
         (logit(0.9) - logit(0.6)) / 2 / math.tanh(1), rel=0.02
     )
-    assert found.num_longer == 1
+    assert found.num_longer == 10
 
 
 def drawn(
@@ -126,10 +128,10 @@ def test_without_an_effect_of_length_the_rates_are_nearly_the_same() -> None:
     assert found.length_effect.ci_low < 0 < found.length_effect.ci_high
 
 
-def test_equal_lengths_leave_the_soft_rate() -> None:
+def test_equal_lengths_leave_the_win_rate() -> None:
     comparisons = [replace(c, length_difference=0.0) for c in BY_HAND]
     found = controlled(comparisons)
-    assert found.rate.arm == pytest.approx(rated(comparisons).soft_rate.arm, abs=1e-5)
+    assert found.rate.arm == pytest.approx(rated(comparisons).rate.arm, abs=1e-5)
     assert found.length_effect.estimate == 0.0
 
 

@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="where the page goes; the JSON goes beside it (default: comparison.html)",
     )
     chosen = parser.parse_args(arguments)
+    if chosen.out.suffix == ".json":
+        parser.error(f"--out {chosen.out}: expected the name of the page, such as comparison.html")
     try:
         runs = read_runs(chosen.runs)
         numbers, page = comparison.as_json(runs), render(comparison.view(runs))
@@ -33,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     beside = chosen.out.with_suffix(".json")
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(page)
-    beside.write_text(json.dumps(numbers, indent=2))
+    chosen.out.write_text(page, encoding="utf-8")
+    beside.write_text(json.dumps(numbers, indent=2), encoding="utf-8")
     print(f"{chosen.out} and {beside}: {len(runs)} runs")
 
 

@@ -100,12 +100,19 @@ def _read(name: str, run: Directory) -> FinishedRun:
         name=name,
         uri=run.uri,
         results=results,
-        gates=tuple(report.summary["gates"]) if report is not None else (),
+        gates=_gates(report, evaluation),
         settings=settings,
         answers=_answers(directory, evaluation),
         evaluation=evaluation,
         wall_seconds=sum(manifest.wall_seconds for manifest in manifests),
     )
+
+
+def _gates(report: Manifest | None, evaluation: Manifest) -> tuple[Json, ...]:
+    """Of the report that was made of this evaluation; none where there is no such report."""
+    if report is None or report.identity.inputs.get("evaluation") != evaluation.fingerprint:
+        return ()
+    return tuple(report.summary["gates"])
 
 
 def _answers(directory: Directory, manifest: Manifest) -> dict[str, Answer]:

@@ -66,7 +66,7 @@ class Judged:
     """Comparisons without an answer that could be read."""
     num_inconsistent: int
     """Comparisons whose winner changed with the order."""
-    swap_consistency: float | None
+    swap_consistency: Estimate | None
     """Share of pairs with the same winner in both orders, 0 to 1; None where not measured."""
 
 

@@ -1,5 +1,6 @@
 """The arms of an evaluation: whose replies are compared with the base's."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -10,6 +11,9 @@ from charactertrain.artifacts import Json, Manifest, iter_rows
 from charactertrain.exceptions import ConfigError
 from charactertrain.records import Prompt
 from charactertrain.storage import Directory, open_directory
+
+_NAME = re.compile(r"[A-Za-z0-9._-]*[A-Za-z0-9_-]")
+"""Of an arm: it becomes part of file names, and stands in tables."""
 
 ArmKind = Literal[
     "base",
@@ -50,84 +54,100 @@ OWN_ARMS = (Arm("base", "base"), Arm("prompted", "prompted"), Arm("policy", "pol
 """Of every evaluation: the base as it is, the base shown the trait, and the policy."""
 
 
-def compared_policies(directories: Sequence[str]) -> dict[str, str]:
-    """Fingerprint of each other run's policy, by the arm's name.
+def compared_policies(directories: Sequence[str]) -> dict[str, str | None]:
+    """Fingerprint of each other run's policy, by the arm's name; None where it is not finished.
 
     Raises:
-        ArtifactError: One has no finished policy.
-        ConfigError: Two have one name, or a name is that of an arm of this run.
+        ConfigError: Two have one name, or a name is that of an arm of this run or no name.
     """
-    names = [PurePosixPath(directory).name for directory in directories]
-    taken = [*(arm.name for arm in OWN_ARMS), *names]
-    double = sorted({name for name in names if taken.count(name) > 1})
-    if double:
-        raise ConfigError(
-            f"evaluation.compare: the name {double[0]!r} is given twice or is one of "
-            f"{', '.join(arm.name for arm in OWN_ARMS)}; arms are called after their run's "
-            "directory, so give each run another directory name"
-        )
-    return {
-        name: _policy(open_directory(directory)).fingerprint
-        for name, directory in zip(names, directories, strict=True)
-    }
+    found: dict[str, str | None] = {}
+    for directory in directories:
+        run = open_directory(directory)
+        name = _name(run)
+        if name in found or name in (arm.name for arm in OWN_ARMS) or not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"evaluation.compare: {directory} would be the arm {name!r}. Arms are called after "
+                "their run's directory: expected a name of letters, digits, '.', '_' and '-' that "
+                f"is none of {', '.join([*(arm.name for arm in OWN_ARMS), *found])}"
+            )
+        policy = artifacts.read_manifest(run.child("policy"))
+        found[name] = None if policy is None else policy.fingerprint
+    return found
 
 
-def find(directories: Sequence[str], ours: Mapping[str, Manifest]) -> tuple[Arm, ...]:
-    """Our own arms, and one for each other run.
+def check_finished(directories: Sequence[str]) -> None:
+    """Raise ArtifactError if another run has no finished policy."""
+    for directory in directories:
+        _policy(open_directory(directory))
+
+
+def find(directories: Sequence[str], own: Directory) -> tuple[Arm, ...]:
+    """Our own arms, and one for each other run, by name.
 
     Args:
         directories: Of the other runs.
-        ours: Manifests of this run's stages by name, the policy's among them.
+        own: Directory of this run.
 
     Raises:
         ConfigError: A run was made from another base, so that it has no effect on this one.
     """
-    return (*OWN_ARMS, *(_other(open_directory(each), ours) for each in directories))
+    others = sorted((open_directory(each) for each in directories), key=_name)
+    return (*OWN_ARMS, *(_other(run, own) for run in others))
 
 
-def _other(run: Directory, ours: Mapping[str, Manifest]) -> Arm:
-    policy = _policy(run)
-    base = policy.identity.config["model"]["weights"]
-    own_base = ours["policy"].identity.config["model"]["weights"]
+def _name(run: Directory) -> str:
+    return PurePosixPath(run.root).name
+
+
+def _other(run: Directory, own: Directory) -> Arm:
+    policy, ours = _policy(run).identity.config, _policy(own).identity.config
+    base, own_base = policy["model"]["weights"], ours["model"]["weights"]
     if base != own_base:
         raise ConfigError(
             f"evaluation.compare: {run.uri} was trained from another base ({base}) than this run "
             f"({own_base}); compare policies of one base"
         )
-    ablated = tuple(policy.identity.config["ablate"])
-    kind: ArmKind = "seed" if _differs_by_seed(run, ours) else _kind(run, policy)
-    return Arm(PurePosixPath(run.root).name, kind, run, ablated)
+    return Arm(_name(run), _kind(run, own), run, tuple(policy["ablate"]))
 
 
-def _differs_by_seed(run: Directory, ours: Mapping[str, Manifest]) -> bool:
-    """Whether traits, preference model and policy have our settings and another seed.
+def _kind(run: Directory, own: Directory) -> ArmKind:
+    """What the run is to this one: told by what its stages were made with, and not by its name."""
+    theirs, ours = _settings(run), _settings(own)
+    if theirs != ours and _without(theirs, "ablate") == _without(ours, "ablate"):
+        return "ablation"
+    if theirs != ours and _without(theirs, "seed") == _without(ours, "seed"):
+        return "seed"
+    control = _control(theirs)
+    return "run" if control is None or control == _control(ours) else control
 
-    Prompts may differ: they are written anew, or brought along so that all runs have the same.
+
+def _settings(run: Directory) -> dict[str, Json]:
+    """The identity of each stage that decides what the policy is; prompts may be others.
+
+    They are written anew by another seed, or brought along so that several runs have the same.
     """
-    for name in ("traits", "preference_model", "policy"):
-        other = artifacts.read_manifest(run.child(name))
-        if other is None or _without_seed(other) != _without_seed(ours[name]):
-            return False
-    theirs, own = _policy(run).identity, ours["policy"].identity
-    return bool(theirs.config["seed"] != own.config["seed"])
+    names = ("traits", "responses", "rankings", "pairs", "preference_model", "policy")
+    found = {name: artifacts.read_manifest(run.child(name)) for name in names}
+    return {name: manifest.identity.config for name, manifest in found.items() if manifest}
 
 
-def _without_seed(manifest: Manifest) -> Json:
-    return {key: value for key, value in manifest.identity.config.items() if key != "seed"}
+def _without(settings: Mapping[str, Json], key: str) -> dict[str, Json]:
+    return {
+        stage: {name: value for name, value in config.items() if name != key}
+        for stage, config in settings.items()
+    }
 
 
-def _kind(run: Directory, policy: Manifest) -> ArmKind:
-    objective = policy.identity.config["policy"]["objective"]["kind"]
-    if objective in ("dpo", "best_of_n"):
-        kind: ArmKind = objective
-        return kind
-    responses = artifacts.read_manifest(run.child("responses"))
-    if responses is not None and responses.identity.config["model"]["traits_shown"] == "none":
+def _control(settings: Mapping[str, Json]) -> ArmKind | None:
+    objective = settings["policy"]["policy"]["objective"]["kind"]
+    if objective == "dpo":
+        return "dpo"
+    if objective == "best_of_n":
+        return "best_of_n"
+    if settings.get("responses", {}).get("model", {}).get("traits_shown") == "none":
         return "neutral"
-    model = artifacts.read_manifest(run.child("preference_model"))
-    if model is not None and model.identity.config["preference_model"]["labels"] == "shuffled":
-        return "placebo"
-    return "ablation" if policy.identity.config["ablate"] else "run"
+    model = settings.get("preference_model", {}).get("preference_model", {})
+    return "placebo" if model.get("labels") == "shuffled" else None
 
 
 def _policy(run: Directory) -> Manifest:
@@ -139,9 +159,11 @@ def unseen(arm: Arm, prompts: Sequence[Prompt]) -> list[Prompt]:
     if arm.source is None:
         return list(prompts)
     source = arm.source.child("prompts")
+    manifest = artifacts.require(source, "prompts")
     trained = {
         key
-        for batch in iter_rows(source, artifacts.require(source, "prompts"), "prompts", Prompt)
+        for table in ("prompts", "general")
+        for batch in iter_rows(source, manifest, table, Prompt)
         for prompt in batch
         if prompt.split != "test"
         for key in (("text", prompt.text), ("family", prompt.family))
@@ -173,17 +195,27 @@ def ablations(
 
     `leave_one_out`: the run without the trait, and the policy. `one_trait_only`: the base, and the
     run without all the others. A design that no arm is of is left out.
+
+    Raises:
+        ConfigError: Two arms are without the same traits.
     """
     found: dict[str, dict[str, tuple[str, str]]] = {}
+    seen: dict[frozenset[str], str] = {}
     for arm in arms:
         if arm.kind != "ablation":
             continue
+        same = seen.setdefault(frozenset(arm.ablated), arm.name)
+        if same != arm.name:
+            raise ConfigError(
+                f"evaluation.compare: {same} and {arm.name} are both without "
+                f"{', '.join(arm.ablated)}, and a cell of the attribution is one run; name one"
+            )
         kept = sorted(set(traits) - set(arm.ablated))
         if len(arm.ablated) == 1:
             pair = (arm.name, "policy")
-            found.setdefault("leave_one_out", {}).setdefault(arm.ablated[0], pair)
+            found.setdefault("leave_one_out", {})[arm.ablated[0]] = pair
         if len(kept) == 1:
-            found.setdefault("one_trait_only", {}).setdefault(kept[0], ("base", arm.name))
+            found.setdefault("one_trait_only", {})[kept[0]] = ("base", arm.name)
     return found
 
 

@@ -174,6 +174,7 @@ def _evaluation(
             "seed": config.seed,
             "model": asked,
             "judge": judge,
+            # None of one that is not finished; the run says so before the stage is begun.
             "compared policies": compared_policies(config.evaluation.compare),
             "contents of probes": fingerprints(
                 config.evaluation.probes.names, config.evaluation.probes.files

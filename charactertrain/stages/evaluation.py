@@ -1,7 +1,8 @@
 """evaluation: every arm on held-out prompts, measured and compared with the base."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from charactertrain import effects
@@ -12,6 +13,7 @@ from charactertrain.stages import arms as arms_of
 from charactertrain.stages.context import Context
 from charactertrain.stages.evaluation_passes import Passes
 from charactertrain.stages.judge_source import judge_name
+from charactertrain.storage import open_directory
 
 
 def run(work: Work, context: Context) -> Outcome:
@@ -19,18 +21,19 @@ def run(work: Work, context: Context) -> Outcome:
     section = context.config.evaluation
     traits = {t.trait_id: t for t in read_rows(*work.inputs["traits"], "traits", Trait)}
     prompts = _held_out(work, "prompts")
-    ours = {name: manifest for name, (_, manifest) in work.inputs.items()}
-    arms = arms_of.find(section.compare, ours)
+    arms = arms_of.find(section.compare, open_directory(context.config.run.dir))
+    ablations = arms_of.ablations(arms, traits)
     asked = {arm.name: arms_of.unseen(arm, prompts) for arm in arms}
     with ExitStack() as opened:
         passes = Passes(work, context, traits, opened)
         for arm in arms:
             passes.reply(arm, asked[arm.name])
-        natural = passes.natural_lengths([arm for arm in arms if arm.kind != "prompted"], prompts)
+        natural = passes.natural_lengths(arms, asked)
         passes.score()
         passes.reward()
         passes.judge()
-        passes.probe(arms, [*_unseen_by_all(arms, prompts), *_held_out(work, "general")])
+        probed = _unseen_by_all(arms, [*prompts, *_held_out(work, "general")])
+        passes.probe(arms, probed)
         passes.choose([arm for arm in arms if arm.kind != "prompted"])
     samples = passes.rows("samples", EvaluationSample)
     judgements = passes.rows("judgements", Judgement)
@@ -44,9 +47,11 @@ def run(work: Work, context: Context) -> Outcome:
         ),
         "probes": passes.probe_report(),
         "revealed_preferences": passes.choice_report(),
-        "attribution": effects.attributed(samples, arms_of.ablations(arms, traits), bootstrap),
+        "attribution": effects.attributed(samples, ablations, bootstrap),
     }
-    work.directory.write_bytes("report.json", json.dumps(report, indent=2).encode())
+    work.directory.write_bytes(
+        "report.json", json.dumps(report, indent=2, allow_nan=False).encode()
+    )
     return passes.outcome(
         "report.json",
         {
@@ -55,6 +60,8 @@ def run(work: Work, context: Context) -> Outcome:
             "num_resamples": section.num_resamples,
             "judge": judge_name(context, section.judge) if judgements else None,
             "seen_prompts": {arm.name: len(prompts) - len(asked[arm.name]) for arm in arms},
+            "missing_replies": _missing(samples, asked, section.responses_per_prompt),
+            "probe_prompts": len(probed),
         },
     )
 
@@ -69,3 +76,11 @@ def _unseen_by_all(arms: Sequence[arms_of.Arm], prompts: list[Prompt]) -> list[P
     for arm in arms:
         prompts = arms_of.unseen(arm, prompts)
     return prompts
+
+
+def _missing(
+    samples: Sequence[EvaluationSample], asked: Mapping[str, Sequence[Prompt]], count: int
+) -> dict[str, int]:
+    """By arm, the replies that were asked for and are not measured: rejects hold the reasons."""
+    found = Counter(sample.arm for sample in samples)
+    return {arm: count * len(prompts) - found[arm] for arm, prompts in asked.items()}

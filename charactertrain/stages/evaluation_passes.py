@@ -1,6 +1,5 @@
 """The passes of an evaluation over its rows, each resumed by the files that it leaves."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,7 +33,6 @@ from charactertrain.stages.reply_scores import ReplyScorer, RewardColumn, Reward
 
 Row = TypeVar("Row")
 Lengths = dict[str, dict[str, list[float]]]
-_NATURAL_LENGTHS = "natural_lengths.json"
 _PROBES = "probe_replies"
 _CHOICES = "trait_choices"
 
@@ -106,34 +104,46 @@ class Passes:
             self._samplers[arm.name] = self._context.session.sampler(self._base, weights)
         return self._samplers[arm.name]
 
-    def natural_lengths(self, arms: Sequence[Arm], prompts: Sequence[Prompt]) -> Lengths | None:
-        """Tokens by arm and prompt of replies that end by themselves; None if not asked for."""
+    def natural_lengths(
+        self, arms: Sequence[Arm], asked: Mapping[str, Sequence[Prompt]]
+    ) -> Lengths | None:
+        """Tokens by arm and prompt of replies that end by themselves; None if not asked for.
+
+        Of every arm but the one that is shown the trait, on the same prompts as far as it is asked
+        them.
+        """
         if self._section.length_prompts == 0:
             return None
-        directory = self._work.directory
-        if directory.exists(_NATURAL_LENGTHS):
-            found: Lengths = json.loads(directory.read_bytes(_NATURAL_LENGTHS))
-            return found
-        chosen = sorted(prompts, key=lambda p: derive_seed("length", p.prompt_id))
-        chosen = chosen[: self._section.length_prompts]
-        lengths = {arm.name: self._lengths(arm, chosen) for arm in arms}
-        directory.write_bytes(_NATURAL_LENGTHS, json.dumps(lengths).encode())
-        return lengths
+        by_length = sorted(asked["base"], key=lambda p: derive_seed("length", p.prompt_id))
+        chosen = {prompt.prompt_id for prompt in by_length[: self._section.length_prompts]}
+        return {
+            arm.name: self._lengths(arm, [p for p in asked[arm.name] if p.prompt_id in chosen])
+            for arm in arms
+            if arm.kind != "prompted"
+        }
 
     def _lengths(self, arm: Arm, prompts: Sequence[Prompt]) -> dict[str, list[float]]:
-        sampler = self._sampler(arm).open()
-        writer = ReplyWriter(
-            sampler,
-            arm=arm.name,
-            conversing=plain,
-            count=1,
-            settings=response_settings(
-                temperature=1.0, max_tokens=self._section.length_max_tokens, ending="natural"
+        """A reply a prompt; those that are rejected are rejects of the stage."""
+        table = f"natural_{arm.name}"
+        one = _Pass(
+            title=f"{arm.name} natural lengths",
+            table=table,
+            result_type=Reply,
+            make_processor=partial(
+                ReplyWriter,
+                arm=arm.name,
+                conversing=plain,
+                count=1,
+                settings=response_settings(
+                    temperature=1.0, max_tokens=self._section.length_max_tokens, ending="natural"
+                ),
+                seed=self._context.config.seed,
             ),
-            seed=self._context.config.seed,
+            sampler=self._sampler(arm),
+            requests_per_row=1,
         )
-        replies, _ = writer.process(list(prompts))
-        sampler.close()
+        self._run(one, self._written(f"natural_questions_{arm.name}", prompts, Prompt))
+        replies = self.rows(table, Reply)
         return {reply.prompt_id: [float(len(reply.token_ids))] for reply in replies}
 
     def score(self) -> None:

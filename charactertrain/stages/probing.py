@@ -64,7 +64,7 @@ def run_probes(
     if probe_scripts.PREFILL in section.names:
         replies = pass_.plain_replies(drafts)
         given = probe_scripts.prefilled(chosen, replies)
-        more = pass_.sample("base", "probe_drafts_base_prefill", given, samplers["base"])
+        more = pass_.sample("base", "probe_prefill_drafts", given, samplers["base"])
         drafts, rejects = (*drafts, *more[0]), (*rejects, *more[1])
         scripts += given
     for arm, sampler in samplers.items():

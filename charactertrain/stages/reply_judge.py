@@ -13,21 +13,20 @@ from charactertrain.templates import JUDGE_CHOICES, TIE_CHOICE, judge_conversati
 def matchups(samples: Sequence[EvaluationSample], *, prompts_per_trait: int) -> list[Matchup]:
     """The base's first reply to each chosen prompt against every other arm's first reply.
 
-    Prompts are chosen by a hash of their ids, among those that all arms replied to.
+    For each arm and trait the first prompts by a hash of their ids, of those that it and the base
+    replied to: the same for all arms that replied to the same.
     """
     first: dict[tuple[str, str], EvaluationSample] = {}
     for sample in samples:
-        first.setdefault((sample.prompt_id, sample.arm), sample)
-    arms = list(dict.fromkeys(sample.arm for sample in samples if sample.arm != "base"))
-    by_trait: dict[str, list[str]] = defaultdict(list)
-    for prompt_id, arm in first:
-        if arm == "base" and all((prompt_id, other) in first for other in arms):
-            by_trait[first[prompt_id, arm].trait_id].append(prompt_id)
+        first.setdefault((sample.arm, sample.prompt_id), sample)
+    by_arm_and_trait: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for arm, prompt_id in first:
+        if arm != "base" and ("base", prompt_id) in first:
+            by_arm_and_trait[arm, first[arm, prompt_id].trait_id].append(prompt_id)
     return [
-        _matchup(first[prompt_id, "base"], first[prompt_id, arm])
-        for prompt_ids in by_trait.values()
+        _matchup(first["base", prompt_id], first[arm, prompt_id])
+        for (arm, _), prompt_ids in by_arm_and_trait.items()
         for prompt_id in sorted(prompt_ids, key=_place)[:prompts_per_trait]
-        for arm in arms
     ]
 
 
@@ -57,15 +56,16 @@ class ReplyJudge:
         self._choices = (*JUDGE_CHOICES, TIE_CHOICE) if ties else JUDGE_CHOICES
 
     def process(self, rows: list[Matchup]) -> tuple[list[Judgement], list[Reject]]:
-        """A judgement per matchup, and rejects for those without a verdict in either order."""
+        """A judgement per matchup, and rejects for questions without a verdict."""
         answers = iter(self._sampler.choose([r for row in rows for r in self._requests(row)]))
         judgements, rejects = [], []
         for row in rows:
             first, second = next(answers), next(answers)
-            if isinstance(first, Failure) and isinstance(second, Failure):
-                why = ("evaluation", first.reason, first.detail)
-                rejects.append(Reject(row.matchup_id, row.trait_id, *why))
-                continue
+            rejects += [
+                Reject(row.matchup_id, row.trait_id, "evaluation", answer.reason, answer.detail)
+                for answer in (first, second)
+                if isinstance(answer, Failure)
+            ]
             probability = self._first_wins(second)
             judgements.append(
                 Judgement(
@@ -97,5 +97,5 @@ class ReplyJudge:
         if isinstance(answer, Failure):
             return None
         if self._has_ties:
-            return ranking.judge_probability_with_tie(*answer.logprobs)
+            return ranking.judge_verdict_with_tie(*answer.logprobs)
         return ranking.judge_probability(*answer.logprobs)

@@ -47,8 +47,14 @@ def _judged(values: Json) -> Judged:
         num_ties=values["ties"],
         num_unscored=values["unscored"],
         num_inconsistent=values["inconsistent"],
-        swap_consistency=values["swap_consistency"],
+        swap_consistency=_estimate(values["swap_consistency"]),
     )
+
+
+def _estimate(values: Json | None) -> Estimate | None:
+    if values is None:
+        return None
+    return Estimate(value=values["estimate"], ci_low=values["ci_low"], ci_high=values["ci_high"])
 
 
 def by_arm(values: Json) -> ByArm:

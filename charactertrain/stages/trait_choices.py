@@ -189,7 +189,7 @@ class JudgeReader:
                 rejects.append(Reject(row.reply_id, row.trait_id, *why))
                 continue
             first, last = (
-                ranking.judge_probability_with_tie(*answer.logprobs)
+                ranking.judge_verdict_with_tie(*answer.logprobs)
                 for answer in given
                 if isinstance(answer, Choice)
             )

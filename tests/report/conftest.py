@@ -93,7 +93,9 @@ def by_arm(base: float, policy: float, half_width: float, p_holm: float | None =
 
 def judged(rate: float) -> ByArm:
     """A win rate of the policy alone."""
-    found = Judged(num_ties=17, num_unscored=3, num_inconsistent=9, swap_consistency=0.781)
+    found = Judged(
+        num_ties=17, num_unscored=3, num_inconsistent=9, swap_consistency=estimate(0.781, 0.05)
+    )
     return {"policy": replace(effect(0.5, rate, 0.061), judged=found)}
 
 

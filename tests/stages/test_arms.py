@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 from charactertrain import artifacts
-from charactertrain.artifacts import Identity, Manifest, Outcome
+from charactertrain.artifacts import Identity, Outcome
 from charactertrain.exceptions import ArtifactError, ConfigError
 from charactertrain.records import Prompt, to_table
 from charactertrain.stages.arms import (
     OWN_ARMS,
     Arm,
     ablations,
+    check_finished,
     compared_policies,
     described,
     find,
@@ -42,7 +43,8 @@ def commit(run: Directory, stage: str, config: dict[str, Any], files: tuple[str,
 SETTINGS = {
     "kind": "policy_gradient",
     "labels": "ranked",
-    "shown": "one",
+    "shown": "at_stake",
+    "ranker": "judge",
     "ablate": [],
     "weights": WEIGHTS,
     "seed": 1,
@@ -54,26 +56,22 @@ def make_run(path: Path, **changes: Any) -> str:
     """A run directory whose policy was made with `SETTINGS` and changes; its fingerprint."""
     made = SETTINGS | changes
     run = open_directory(str(path))
-    commit(run, "responses", {"model": {"traits_shown": made["shown"]}})
+    seed = {"seed": made["seed"]}
     commit(run, "traits", {})
-    commit(run, "preference_model", {"preference_model": {"labels": made["labels"]}})
+    commit(run, "responses", {**seed, "model": {"traits_shown": made["shown"]}})
+    commit(run, "rankings", {**seed, "rankings": {"ranker": made["ranker"]}})
+    commit(run, "pairs", {**seed, "ablate": list(made["ablate"])})
+    commit(run, "preference_model", {**seed, "preference_model": {"labels": made["labels"]}})
     return commit(
         run,
         "policy",
         {
+            **seed,
             "model": {"weights": made["weights"]},
             "policy": {"objective": {"kind": made["kind"]}, "num_steps": made["steps"]},
             "ablate": list(made["ablate"]),
-            "seed": made["seed"],
         },
     )
-
-
-def manifests(path: Path) -> dict[str, Manifest]:
-    """What an evaluation of the run reads."""
-    run = open_directory(str(path))
-    names = ("traits", "preference_model", "policy")
-    return {name: artifacts.require(run.child(name), name) for name in names}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +84,10 @@ def manifests(path: Path) -> dict[str, Manifest]:
         ({"ablate": ("warm",)}, "ablation"),
         ({"seed": 2}, "seed"),
         ({"seed": 2, "steps": 9}, "run"),
+        ({"seed": 2, "ranker": "contrast"}, "run"),
+        ({"seed": 2, "shown": "none"}, "neutral"),
+        ({"seed": 2, "ablate": ("warm",)}, "run"),
+        ({"kind": "dpo", "ablate": ("warm",)}, "dpo"),
         ({}, "run"),
     ],
 )
@@ -94,7 +96,7 @@ def test_an_arm_is_what_its_run_was_made_with(
 ) -> None:
     make_run(tmp_path / "other", **settings)
     make_run(tmp_path / "ours")
-    arms = find([str(tmp_path / "other")], manifests(tmp_path / "ours"))
+    arms = find([str(tmp_path / "other")], open_directory(str(tmp_path / "ours")))
     assert arms[:3] == OWN_ARMS
     assert (arms[3].name, arms[3].kind) == ("other", kind)
     (_, _, _, listed) = described(arms)
@@ -107,7 +109,7 @@ def test_an_arm_is_what_its_run_was_made_with(
 def test_a_run_of_another_base_is_refused(tmp_path: Path) -> None:
     make_run(tmp_path / "other", weights={"path": "embedded:large"})
     make_run(tmp_path / "ours")
-    ours = manifests(tmp_path / "ours")
+    ours = open_directory(str(tmp_path / "ours"))
     with pytest.raises(ConfigError, match=r"another base .*embedded:large.*one base"):
         find([str(tmp_path / "other")], ours)
 
@@ -120,19 +122,45 @@ def test_compared_policies_are_named_by_their_directories_and_identified(tmp_pat
     assert first != second
 
 
-def test_compared_policies_refuse_names_that_are_taken_and_runs_that_are_not_finished(
+def test_arms_are_in_the_order_of_their_names_however_they_are_given(tmp_path: Path) -> None:
+    for name in ("ours", "b", "a"):
+        make_run(tmp_path / name)
+    ours = open_directory(str(tmp_path / "ours"))
+    for order in (("a", "b"), ("b", "a")):
+        arms = find([str(tmp_path / name) for name in order], ours)
+        assert [arm.name for arm in arms[3:]] == ["a", "b"]
+
+
+def test_a_run_without_traits_is_an_ablation_of_a_run_of_its_own_kind(tmp_path: Path) -> None:
+    make_run(tmp_path / "ours", kind="dpo")
+    make_run(tmp_path / "other", kind="dpo", ablate=("warm",))
+    make_run(tmp_path / "again", kind="dpo", seed=2)
+    directories = [str(tmp_path / name) for name in ("other", "again")]
+    arms = find(directories, open_directory(str(tmp_path / "ours")))
+    assert [(arm.name, arm.kind) for arm in arms[3:]] == [("again", "seed"), ("other", "ablation")]
+
+
+@pytest.mark.parametrize("name", ["policy", "with space", "a:b", "ümlaut", ".."])
+def test_compared_policies_refuse_names_that_are_taken_or_no_names(
+    name: str, tmp_path: Path
+) -> None:
+    if name != "..":
+        make_run(tmp_path / name)
+    with pytest.raises(ConfigError, match=r"would be the arm .*; *|expected a name of letters"):
+        compared_policies([str(tmp_path / name)])
+
+
+def test_compared_policies_refuse_a_name_twice_and_say_what_is_not_finished(
     tmp_path: Path,
 ) -> None:
     for parent in ("a", "b"):
         make_run(tmp_path / parent / "same")
-    both = [str(tmp_path / parent / "same") for parent in ("a", "b")]
-    with pytest.raises(ConfigError, match="'same' is given twice"):
-        compared_policies(both)
-    make_run(tmp_path / "policy")
-    with pytest.raises(ConfigError, match="'policy'"):
-        compared_policies([str(tmp_path / "policy")])
+    with pytest.raises(ConfigError, match="'same'"):
+        compared_policies([str(tmp_path / parent / "same") for parent in ("a", "b")])
+    absent = [str(tmp_path / "absent")]
+    assert compared_policies(absent) == {"absent": None}
     with pytest.raises(ArtifactError, match="absent"):
-        compared_policies([str(tmp_path / "absent")])
+        check_finished(absent)
 
 
 def test_prompts_that_another_run_was_trained_on_are_left_out_of_its_arm(tmp_path: Path) -> None:
@@ -144,11 +172,21 @@ def test_prompts_that_another_run_was_trained_on_are_left_out_of_its_arm(tmp_pat
     ]
     name = "prompts/part-000000.parquet"
     run.child("prompts").write_table(name, to_table(theirs, Prompt))
-    commit(run, "prompts", {}, (name,))
+    general = "general/part-000000.parquet"
+    rows = [Prompt("g1", "general", "f9", "general", "Sums?", "train")]
+    run.child("prompts").write_table(general, to_table(rows, Prompt))
+    commit(run, "prompts", {}, (name, general))
     ours = [
         Prompt(f"p{i}", "warm", family, "trait", text, "test")
         for i, (family, text) in enumerate(
-            [("f4", "Tea?"), ("f5", "Rain?"), ("f3", "Snow?"), ("f1", "Sun?"), ("f6", "Wind?")]
+            [
+                ("f4", "Tea?"),
+                ("f5", "Rain?"),
+                ("f3", "Snow?"),
+                ("f1", "Sun?"),
+                ("f6", "Wind?"),
+                ("f7", "Sums?"),
+            ]
         )
     ]
     kept = unseen(Arm("other", "run", run), ours)
@@ -161,7 +199,6 @@ def test_ablations_are_told_apart_by_what_was_left_out() -> None:
         *OWN_ARMS,
         Arm("no-warm", "ablation", None, ("warm",)),
         Arm("only-warm", "ablation", None, ("calm", "curious")),
-        Arm("again", "ablation", None, ("warm",)),
     ]
     assert ablations(arms, ["warm", "calm", "curious"]) == {
         "leave_one_out": {"warm": ("no-warm", "policy")},
@@ -174,3 +211,6 @@ def test_ablations_are_told_apart_by_what_was_left_out() -> None:
         "one_trait_only": {"calm": ("base", "no-warm")},
     }
     assert ablations(OWN_ARMS, ["warm"]) == {}
+    again = Arm("again", "ablation", None, ("warm",))
+    with pytest.raises(ConfigError, match="no-warm and again are both without warm"):
+        ablations([*arms, again], ["warm", "calm", "curious"])

@@ -141,7 +141,7 @@ def test_no_probes_no_files(smoke_config: RunConfig, tmp_path: Path) -> None:
     assert probing.report(directory, [], config) == {}
 
 
-@pytest.mark.parametrize("table", ["probe_drafts_base_prefill", "probe_replies"])
+@pytest.mark.parametrize("table", ["probe_prefill_drafts", "probe_replies"])
 def test_what_is_lost_is_made_again_and_the_rest_is_not(
     table: str, smoke_config: RunConfig, tmp_path: Path
 ) -> None:

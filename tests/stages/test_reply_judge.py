@@ -24,21 +24,24 @@ def samples(arm: str, prompt_ids: Sequence[str], num_tokens: int = 4) -> list[Ev
     return [replace(sample, num_tokens=num_tokens) for sample in found]
 
 
-def test_matchups_are_of_the_first_replies_of_every_arm_to_the_same_prompts() -> None:
+def test_matchups_are_of_first_replies_to_the_same_prompts_as_far_as_arms_have_them() -> None:
     rows = [*samples("base", "abcd"), *samples("policy", "abcd", 7), *samples("other", "abc")]
     found = matchups(rows, prompts_per_trait=2)
-    assert len(found) == 4
-    assert {match.arm for match in found} == {"policy", "other"}
-    # Not d, which one arm has no reply to.
-    chosen = {match.prompt_id for match in found}
-    assert len(chosen) == 2
-    assert "d" not in chosen
-    (policy,) = [m for m in found if m.arm == "policy" and m.prompt_id == min(chosen)]
-    assert policy.base_text == f"base {min(chosen)} 0"
-    assert policy.arm_text == f"policy {min(chosen)} 0"
-    assert policy.length_difference == 3
-    assert matchups(rows[::-1], prompts_per_trait=9) != []
-    assert {m.prompt_id for m in matchups(rows, prompts_per_trait=9)} == set("abc")
+    by_arm = {
+        arm: [m.prompt_id for m in found if m.arm == arm] for arm in ("policy", "other", "base")
+    }
+    assert (len(by_arm["policy"]), len(by_arm["other"]), by_arm["base"]) == (2, 2, [])
+    assert "d" not in by_arm["other"]
+    one = next(m for m in found if m.arm == "policy")
+    assert one.base_text == f"base {one.prompt_id} 0"
+    assert one.arm_text == f"policy {one.prompt_id} 0"
+    assert one.length_difference == 3
+    every = matchups(rows, prompts_per_trait=9)
+    assert {m.prompt_id for m in every if m.arm == "policy"} == set("abcd")
+    assert {m.prompt_id for m in every if m.arm == "other"} == set("abc")
+    # The arm that has them all is asked about the same prompts, whichever others there are.
+    alone = matchups([r for r in rows if r.arm != "other"], prompts_per_trait=2)
+    assert [m.prompt_id for m in alone] == by_arm["policy"]
 
 
 MATCHUP = Matchup("m1", "p1", "warm", "policy", "Tea?", "A base reply.", "An arm's reply.", 1)
@@ -94,12 +97,21 @@ def test_a_tie_is_half_a_win_for_each() -> None:
     assert found.arm_second == pytest.approx(1 - first)
 
 
-def test_a_matchup_without_any_verdict_is_a_reject() -> None:
-    judgements, (reject,) = ReplyJudge(RefusingSampler(), traits=TRAITS, ties=False).process(
-        [MATCHUP]
-    )
-    assert judgements == []
-    assert (reject.row_id, reject.reason) == ("m1", "too_long")
+def test_a_tie_that_is_likeliest_is_no_verdict_for_either() -> None:
+    class Undecided(FakeSampler):
+        def choose(self, requests: Sequence[ChoiceRequest]) -> list[Choice | Failure]:
+            """P(A) = 0.011, P(B) = 0.009, P(tie) = 0.98."""
+            logprobs = tuple(math.log(p) for p in (0.011, 0.009, 0.98))
+            return [Choice(request.request_id, logprobs, 1, 0) for request in requests]
+
+    (found,), _ = ReplyJudge(Undecided(), traits=TRAITS, ties=True).process([MATCHUP])
+    assert (found.arm_first, found.arm_second) == (0.5, 0.5)
+
+
+def test_a_matchup_without_any_verdict_is_kept_and_its_questions_are_rejects() -> None:
+    (found,), rejects = ReplyJudge(RefusingSampler(), traits=TRAITS, ties=False).process([MATCHUP])
+    assert (found.arm_first, found.arm_second) == (None, None)
+    assert [(reject.row_id, reject.reason) for reject in rejects] == [("m1", "too_long")] * 2
 
 
 class OneOrderSampler(FakeSampler):
@@ -112,5 +124,8 @@ class OneOrderSampler(FakeSampler):
 
 
 def test_a_verdict_in_one_order_alone_is_kept_as_such() -> None:
-    (found,), _ = ReplyJudge(OneOrderSampler(), traits=TRAITS, ties=False).process([MATCHUP])
+    (found,), (reject,) = ReplyJudge(OneOrderSampler(), traits=TRAITS, ties=False).process(
+        [MATCHUP]
+    )
     assert (found.arm_first, found.arm_second) == (0.5, None)
+    assert reject.reason == "long"

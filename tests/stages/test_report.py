@@ -86,7 +86,7 @@ def report_json() -> Json:
                         "ties": 3,
                         "unscored": 2,
                         "inconsistent": 1,
-                        "swap_consistency": 0.75,
+                        "swap_consistency": {"estimate": 0.75, "ci_low": 0.6, "ci_high": 0.9},
                     }
                 },
             },
@@ -607,7 +607,8 @@ def test_view_has_every_arm_and_what_is_missing(make_run: MakeRun, context: Cont
     judged = warm.effects["win_rate"]["policy"].judged
     assert judged is not None
     assert (judged.num_ties, judged.num_unscored, judged.num_inconsistent) == (3, 2, 1)
-    assert judged.swap_consistency == 0.75
+    assert judged.swap_consistency is not None
+    assert (judged.swap_consistency.value, judged.swap_consistency.ci_low) == (0.75, 0.6)
     assert warm.against["contrast"]["prompted"].difference == pytest.approx(-0.35)
     assert curious.against == {}
     assert view.overall["length"]["policy"].p_holm is None
