@@ -11,6 +11,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from charactertrain import evaluation_gates
 from charactertrain.report import (
     arm_plots,
     effect_sections,
@@ -107,8 +108,8 @@ def environment() -> Environment:
         read_probe=reading.read_probe,
         measure_labels=reading.MEASURE_LABELS,
         overall_labels=reading.OVERALL_LABELS,
-        outcome_measures=reading.OUTCOME_MEASURES,
-        max_p=reading.MAX_P,
+        outcome_measures=evaluation_gates.OUTCOME_MEASURES,
+        significance=evaluation_gates.SIGNIFICANCE,
         metric_titles=sections.METRIC_TITLES,
         accuracies=sections.accuracies,
         accuracy_chart=sections.accuracy_chart,

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from charactertrain import evaluation_gates
+from charactertrain.evaluation_gates import OUTCOME_MEASURES
 from charactertrain.report.effects_view import POLICY, Better, Effect, Measure
 from charactertrain.report.text import shorten
 from charactertrain.report.view import ReportView, TraitView
@@ -19,12 +21,6 @@ ProbeReading = Literal[
     "better", "worse", "higher", "lower", "changed", "not established", "not measured"
 ]
 """How a probe's effect reads, by which way is better."""
-
-OUTCOME_MEASURES: tuple[Measure, ...] = ("contrast", "detector_rate")
-"""Measures that decide the outcome. Reward is left out: the policy was trained to raise it."""
-
-MAX_P = 0.05
-"""Largest p after Holm's correction at which an effect counts as established."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,20 +84,11 @@ OVERALL_LABELS: dict[str, tuple[str, str]] = {
 
 
 def read_effect(effect: Effect | None) -> Reading:
-    """What one effect allows one to say; an interval that ends at zero includes zero.
-
-    Where there is a p after Holm's correction, it must be at most `MAX_P` besides: of many traits
-    one has an interval clear of zero by chance.
-    """
+    """What one effect allows one to say, by the rule that the gates go by."""
     if effect is None or not math.isfinite(effect.difference):
         return "not measured"
-    if effect.p_holm is not None and not effect.p_holm <= MAX_P:
-        return "not established"
-    if effect.ci_low > 0:
-        return "higher"
-    if effect.ci_high < 0:
-        return "lower"
-    return "not established"
+    found = evaluation_gates.established(effect.ci_low, effect.ci_high, effect.p_holm)
+    return found or "not established"
 
 
 def read_trait(trait: TraitView, arm: str = POLICY) -> Outcome:
