@@ -7,8 +7,9 @@ from typing import Literal
 
 from charactertrain import evaluation_gates
 from charactertrain.evaluation_gates import OUTCOME_MEASURES
+from charactertrain.report.data_view import Estimate
 from charactertrain.report.effects_view import POLICY, Better, Effect, Measure
-from charactertrain.report.text import shorten
+from charactertrain.report.text import interval, number, shorten
 from charactertrain.report.view import ReportView, TraitView
 
 Reading = Literal["higher", "lower", "not established", "not measured"]
@@ -117,6 +118,23 @@ def read_probe(effect: Effect | None, better: Better | None) -> ProbeReading:
     if reading in {"not established", "not measured"}:
         return "not measured" if reading == "not measured" else "not established"
     return _PROBE_READINGS[better][reading]
+
+
+def read_recognised(recognised: Estimate | None) -> str:
+    """What the changes of revealed preferences are worth, by how well a told word is recognised."""
+    if recognised is None:
+        return (
+            "How well a reply shows the word it took up was not measured: nobody knows what the "
+            "changes below are worth."
+        )
+    share = f"{number(recognised.value)} {interval(recognised.ci_low, recognised.ci_high)}"
+    told = f"Of the base's replies that were told one of the two words, {share} are read as it"
+    if not recognised.ci_low > 0.5:
+        return f"{told}, which is not above the one half of chance: nothing below means anything."
+    return (
+        f"{told}; one half is chance. The nearer to it, the more a preference is lost in reading "
+        "it, and the fewer points are left of a change."
+    )
 
 
 _CLAUSES: dict[Outcome, str] = {
