@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from charactertrain import __version__, pipeline
-from charactertrain.artifacts import Manifest, Outcome
+from charactertrain.artifacts import Json, Manifest, Outcome
 from charactertrain.config import RunConfig, validate
 from charactertrain.constitution import Constitution
 from charactertrain.exceptions import CharacterTrainError, ConfigError
@@ -35,6 +35,12 @@ from charactertrain.trait_file import load_constitution
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTITUTIONS = ROOT / "constitutions"
+SUMMARY_MEASURES = {
+    "contrast": "contrast",
+    "detector_rate": "detector rate",
+    "win_rate_length_controlled": "win rate at equal length",
+}
+"""Measures in the table at the end, and their headings: three fit 80 columns."""
 
 
 def main() -> None:
@@ -224,21 +230,33 @@ def _print_done(console: Console, manifest: Manifest) -> None:
 
 
 def _print_summary(console: Console, manifest: Manifest, directory: Directory) -> float | None:
-    table = Table(title="what each trait changed (arm minus base, 95 % interval)")
-    for column in ("trait", "measure", "arm", "base", "value", "difference"):
-        table.add_column(column)
-    for row in manifest.summary["effects"]:
-        interval = f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
-        means = (f"{row['base']:.3f}", f"{row['value']:.3f}")
-        table.add_row(row["trait"], row["measure"], row["arm"], *means, interval)
+    """The policy's effects in 80 columns, and the verdicts."""
+    table = Table(title="what each trait changed: policy minus base, p after Holm, 95 % interval")
+    for column in ("trait", *SUMMARY_MEASURES.values()):
+        table.add_column(column, overflow="fold")
+    effects = manifest.summary["effects"]
+    found = {(row["trait"], row["measure"]): row for row in effects if row["arm"] == "policy"}
+    for trait in dict.fromkeys(row["trait"] for row in effects):
+        cells = (_in_short(found.get((trait, measure))) for measure in SUMMARY_MEASURES)
+        table.add_row(trait, *cells)
     console.print(table)
     for verdict in manifest.summary["verdicts"]:
         console.print(f"  {verdict}", markup=False)
-    console.print(f"report: {directory.uri}/report/report.html")
+    page = f"{directory.uri}/report/report.html"
+    console.print(f"levels, other arms and measures, and texts: {page}", markup=False)
     value: float | None = manifest.summary["objective"]
     # Read by launch.runs from the log of a job whose run directory it cannot see.
     console.print(f"objective: {value}")
     return value
+
+
+def _in_short(effect: Json | None) -> str:
+    if effect is None:
+        return "not measured"
+    p_holm = effect["p_holm"]
+    p = "no p" if p_holm is None else "p<0.001" if p_holm < 0.001 else f"p={p_holm:.3f}"
+    interval = f"{effect['ci_low']:+.3f}, {effect['ci_high']:+.3f}"
+    return f"{effect['difference']:+.3f} {p}\n{interval}"
 
 
 if __name__ == "__main__":

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 Json = dict[str, Any]
 
 SIGNIFICANCE = 0.05
-"""Of p-values after Holm's correction over traits."""
-OUTCOME_MEASURES = ("contrast", "detector_rate")
+"""Of p-values after Holm's correction over traits, which must be below it."""
+OUTCOME_MEASURES: tuple[Literal["contrast", "detector_rate"], ...] = ("contrast", "detector_rate")
 """Measures of a trait that no model was trained on."""
+
+Direction = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def check(results: Json, thresholds: Thresholds) -> list[Gate]:
         _share(
             "traits_shown",
             "share of traits that show more than in the base, by contrast or detector, and less by "
-            f"neither (p below {SIGNIFICANCE} after Holm)",
+            f"neither (interval clear of zero, and p below {SIGNIFICANCE} after Holm)",
             {trait_id: is_shown(by_measure) for trait_id, by_measure in traits.items()},
             thresholds.traits_shown,
         ),
@@ -75,13 +77,32 @@ def check(results: Json, thresholds: Thresholds) -> list[Gate]:
     ]
 
 
+def established(ci_low: float, ci_high: float, p_holm: float | None) -> Direction | None:
+    """Which way a difference goes for certain; None where it is not certain to go either way.
+
+    Its 95 % interval must be clear of zero, which one that ends there is not, and its p-value after
+    Holm's correction below `SIGNIFICANCE`: of many traits one has an interval clear of zero by
+    chance. The interval is not the p-value's own: a bootstrap's is skewed where its values are.
+
+    Args:
+        ci_low: Lower end of the interval; NaN where there is none.
+        ci_high: Upper end; NaN where there is none.
+        p_holm: None where nothing was corrected for: the interval alone decides.
+    """
+    if p_holm is not None and not p_holm < SIGNIFICANCE:
+        return None
+    if ci_low > 0:
+        return "higher"
+    return "lower" if ci_high < 0 else None
+
+
 def is_shown(by_measure: Mapping[str, Json], arm: str = "policy") -> bool | None:
     """Whether a trait rose by one outcome measure and fell by none; None where none was taken."""
     effects = [by_measure[m][arm] for m in OUTCOME_MEASURES if arm in by_measure.get(m, {})]
     if not effects:
         return None
-    certain = [effect["difference"] for effect in effects if effect["p_holm"] < SIGNIFICANCE]
-    return any(change > 0 for change in certain) and not any(change < 0 for change in certain)
+    found = {established(e["ci_low"], e["ci_high"], e["p_holm"]) for e in effects}
+    return "higher" in found and "lower" not in found
 
 
 def _winning(traits: Mapping[str, Json], threshold: float) -> dict[str, bool | None]:

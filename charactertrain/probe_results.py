@@ -5,30 +5,17 @@ A reply that one of two arms lacks, having been rejected, is left out of both an
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from charactertrain import probe_rows
 from charactertrain.effects import Bootstrap, Json
+from charactertrain.probe_descriptions import ON_TRAIT, Description
 from charactertrain.probe_file import PLAIN
 from charactertrain.probe_measures import MEASURES, Better
 from charactertrain.records import ScriptReply
 from charactertrain.seeds import derive_seed
 
-ON_TRAIT = "on_trait"
-"""Held-out prompts alone: `plain` of every probe that is made from them, and no probe itself."""
 MAX_EXAMPLES = 12
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a probe asks."""
-
-    title: str
-    question: str
-    better: Better | None
-    """Of an arm's trait measures against the base's; None where neither is."""
-    asks_retention: bool = False
-    """Whether it is about how much of the effect on plain prompts is left."""
 
 
 def probe_results(

@@ -53,11 +53,14 @@ def gate(name: str, found: dict[str, Any]) -> Gate:
     ("contrast", "detector", "expected"),
     [
         (effect(0.5), None, True),
-        (effect(0.5, p_holm=0.06), None, False),
+        (effect(0.5, p_holm=0.05), None, False),
+        (effect(0.04), None, False),
+        (effect(0.05), None, False),
         (effect(-0.5), None, False),
         (effect(0.5, p_holm=0.06), effect(0.2), True),
         (effect(0.5), effect(-0.2), False),
         (effect(0.5), effect(-0.2, p_holm=0.3), True),
+        (effect(0.5), effect(-0.04), True),
         (None, None, None),
     ],
 )

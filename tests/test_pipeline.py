@@ -1,5 +1,6 @@
 """Plans: which stages run, go on, are skipped or refused, and what running them leaves."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -379,6 +380,14 @@ def test_until_the_preference_model_of_the_researchers_own_pairs_is_three_stages
     assert "of warm start, " in sizes["policy"]
     joined = {each.name: each.size for each in defined(file=str(path))}
     assert joined["pairs"].endswith(" pairs and those of pairs.file")
+
+
+def test_size_of_the_evaluation_counts_all_its_replies(defined: Define) -> None:
+    size = next(each.size for each in defined() if each.name == "evaluation")
+    total, *parts = (int(number) for number in re.findall(r"(\d+) (?!arms)", size))
+    assert total == sum(parts)
+    for words in ("of 3 arms: ", " on held-out prompts, ", " in probes, ", " to free choices"):
+        assert words in size, size
 
 
 def test_evaluation_is_of_the_contents_of_its_probes(

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from charactertrain.probe_results import ON_TRAIT, Description, probe_results
+from charactertrain.probe_descriptions import ON_TRAIT, Description
+from charactertrain.probe_results import probe_results
 from charactertrain.records import NO_TRAIT, Message, ScriptReply
 
 REPLY = ScriptReply(

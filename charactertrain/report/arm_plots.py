@@ -65,7 +65,9 @@ def looks(arms: Sequence[Arm]) -> dict[str, Look]:
     }
 
 
-def forest_plot(name: str, title: str, groups: Sequence[Group], arms: Mapping[str, Look]) -> str:
+def forest_plot(
+    name: str, title: str, groups: Sequence[Group], arms: Mapping[str, Look], *, digits: int = 3
+) -> str:
     """Differences from the base with their intervals: a line for each arm, under its group.
 
     Args:
@@ -74,6 +76,7 @@ def forest_plot(name: str, title: str, groups: Sequence[Group], arms: Mapping[st
         groups: Traits, kinds of prompt or conditions, from top to bottom.
         arms: What each looks like, from top to bottom within a group. One that was measured in no
             group is left out.
+        digits: Of the differences that stand beside the intervals.
     """
     drawn = {arm: look for arm, look in arms.items() if any(arm in found for _, found in groups)}
     with page_style(name):
@@ -89,14 +92,15 @@ def forest_plot(name: str, title: str, groups: Sequence[Group], arms: Mapping[st
             _write_header(axes, y, label if effects else f"{label}: not measured")
             if effects:
                 for line, (arm, look) in enumerate(drawn.items(), 1):
-                    _draw_arm(axes, y - line, arm, effects.get(arm), look)
+                    _write_arm(axes, y - line, arm, _in_short(effects.get(arm), digits))
+                    _draw_effect(axes, y - line, effects.get(arm), look)
                 y -= len(drawn)
             y -= 1
         axes.set_ylim(0.5 - num_lines, 0.5)
         axes.margins(x=0.06)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
         axes.set_xlabel(printable(title))
-        described = f"{printable(title)}, with 95 % intervals. {_described(groups, drawn)}"
+        described = f"{printable(title)}, with 95 % intervals. {_described(groups, drawn, digits)}"
         return inline_svg(figure, described.replace("\n", " "))
 
 
@@ -111,15 +115,21 @@ def _write_header(axes: Axes, y: float, label: str) -> None:
     axes.plot(*ends, color=GRID, linewidth=0.6, transform=across, clip_on=False)
 
 
-def _draw_arm(axes: Axes, y: float, name: str, effect: Effect | None, look: Look) -> None:
+def _write_arm(axes: Axes, y: float, name: str, note: str) -> None:
     across = axes.get_yaxis_transform()
     start = -_LEFT / (_RIGHT - _LEFT)
     shown = shorten(name, _MAX_NAME_CHARACTERS)
     axes.text(start + 0.02, y, shown, transform=across, va="center", color=MUTED)
-    is_measured = effect is not None and math.isfinite(effect.difference)
-    note = signed(effect.difference) if effect and is_measured else "n/a"
-    axes.text(1.02, y, note, transform=across, va="center", color=INK if is_measured else MUTED)
-    if effect is None or not is_measured:
+    colour = MUTED if note == "n/a" else INK
+    axes.text(1.02, y, note, transform=across, va="center", color=colour)
+
+
+def _in_short(effect: Effect | None, digits: int) -> str:
+    return "n/a" if effect is None else signed(effect.difference, digits)
+
+
+def _draw_effect(axes: Axes, y: float, effect: Effect | None, look: Look) -> None:
+    if effect is None or not math.isfinite(effect.difference):
         return
     if math.isfinite(effect.ci_low) and math.isfinite(effect.ci_high):
         axes.plot([effect.ci_low, effect.ci_high], [y, y], color=look.colour, linewidth=2.2)
@@ -135,19 +145,20 @@ def _draw_arm(axes: Axes, y: float, name: str, effect: Effect | None, look: Look
     )
 
 
-def _described(groups: Sequence[Group], arms: Mapping[str, Look]) -> str:
+def _described(groups: Sequence[Group], arms: Mapping[str, Look], digits: int) -> str:
     lines = [
-        f"{label}, {arm}: {_in_words(effects.get(arm))}"
+        f"{label}, {arm}: {_in_words(effects.get(arm), digits)}"
         for label, effects in groups
         for arm in arms
     ]
     return shorten("; ".join(lines), 4_000)
 
 
-def _in_words(effect: Effect | None) -> str:
+def _in_words(effect: Effect | None, digits: int) -> str:
     if effect is None or not math.isfinite(effect.difference):
         return "not measured"
-    return f"{signed(effect.difference)} {interval(effect.ci_low, effect.ci_high)}"
+    bounds = interval(effect.ci_low, effect.ci_high, digits)
+    return f"{signed(effect.difference, digits)} {bounds}"
 
 
 def arm_key(name: str, look: Look) -> str:

@@ -18,6 +18,7 @@ from charactertrain.report.effects_view import (
     ProbeView,
 )
 from charactertrain.report.reading import MEASURE_LABELS, read_probe
+from charactertrain.report.revealed_view import RevealedPreferences
 from charactertrain.report.sections import Chart
 from charactertrain.report.text import Span, highlight, interval, number, signed
 from charactertrain.report.view import Reply, ReportView, Sample
@@ -158,6 +159,22 @@ def probe_summary(probe: ProbeView) -> tuple[str, ...]:
     if by_trait:
         lines.append(f"Trait by trait, {_counted(by_trait)}")
     return tuple(lines)
+
+
+def revealed_chart(found: RevealedPreferences | None, arms: Mapping[str, Look]) -> Markup | None:
+    """Forest plot over traits of how ratings above chance changed; None where there are none."""
+    if found is None:
+        return None
+    title = "rating above chance, difference from the base\n(Elo points)"
+    return Markup(
+        forest_plot("revealed preferences", title, list(found.changes.items()), arms, digits=0)
+    )
+
+
+def revealed_looks(found: RevealedPreferences | None, arms: Mapping[str, Look]) -> dict[str, Look]:
+    """The looks of the arms that were offered traits."""
+    offered = found.order_agreement if found else {}
+    return {name: look for name, look in arms.items() if name in offered}
 
 
 def _counted(rows: Sequence[ProbeRow]) -> str:

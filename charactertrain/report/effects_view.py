@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from charactertrain import evaluation_gates
 from charactertrain.report.data_view import Estimate
 
 BASE = "base"
@@ -129,9 +130,9 @@ class Cell:
 
     @property
     def is_established(self) -> bool:
-        """Whether the interval is clear of zero, and p at most 0.05 where it is corrected."""
-        is_clear = self.ci_low > 0 or self.ci_high < 0
-        return is_clear and (self.p_holm is None or self.p_holm <= 0.05)
+        """Whether it is certain to be other than 0, by the rule that the gates go by."""
+        found = evaluation_gates.established(self.ci_low, self.ci_high, self.p_holm)
+        return found is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,6 +33,7 @@ def render(view: ReportView) -> str:
         *_results(view),
         *_gates(view),
         *_limits(view),
+        *_over_seeds(view),
     )
     return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -116,9 +117,6 @@ def _traits(view: ReportView) -> list[str]:
 
 
 def _results(view: ReportView) -> list[str]:
-    head = (
-        "| measure | base | policy | difference, 95 % interval | reading |\n|---|---|---|---|---|"
-    )
     rows = [
         _row(f"{_plain(trait.trait_id)}: {MEASURE_LABELS[measure].title.lower()}", by_arm[POLICY])
         for trait in view.traits
@@ -134,12 +132,18 @@ def _results(view: ReportView) -> list[str]:
         "## What changed",
         "Policy and base on the same held-out prompts, of scenarios that no training saw. "
         f"{view.interval_note or 'How the intervals were made was not recorded.'}",
-        "\n".join([head, *rows]) if rows else "Nothing was measured.",
+        "\n".join([_head("policy"), *rows]) if rows else "Nothing was measured.",
         "\n".join(
             f"- {label.title} ({label.unit}): {label.explanation}"
             for label in MEASURE_LABELS.values()
         ),
     ]
+
+
+def _head(value: str) -> str:
+    return (
+        f"| measure | base | {value} | difference, 95 % interval | reading |\n|---|---|---|---|---|"
+    )
 
 
 def _row(name: str, effect: Effect) -> str:
@@ -167,9 +171,37 @@ def _limits(view: ReportView) -> list[str]:
     probed = f"Probes that were run: {probes}." if probes else "No probe was run."
     return [
         "## Limits",
-        "A trait is a tendency, measured on prompts that a model wrote, in one run with one seed: "
-        "an interval is over prompts and says nothing of another seed. Contrast and reward are "
-        "close to what was trained for, and a judge has preferences of its own. Safety, factual "
-        f"accuracy and other languages were not evaluated.{controls} {probed} The run's "
+        f"A trait is a tendency, measured on prompts that a model wrote. {_seeds(view)} Contrast "
+        "and reward are close to what was trained for, and a judge has preferences of its own. "
+        "Safety, factual accuracy and other languages were not evaluated."
+        f"{controls} {probed} The run's "
         "`report.html` has every number, the texts side by side, and what the run was made of.",
+    ]
+
+
+def _seeds(view: ReportView) -> str:
+    """What the numbers say of training again with another seed."""
+    if view.over_seeds is None:
+        return (
+            "All of it is of one run with one seed: an interval is over prompts and says nothing "
+            "of another seed."
+        )
+    return (
+        "The tables above are of these weights, one run with one seed, and their intervals are "
+        f"over prompts. What {len(view.over_seeds.arms)} runs that differ by seed alone have in "
+        "common, with intervals over runs and prompts, is in the table below."
+    )
+
+
+def _over_seeds(view: ReportView) -> list[str]:
+    if view.over_seeds is None:
+        return []
+    rows = [
+        _row(f"{_plain(trait_id)}: {MEASURE_LABELS[measure].title.lower()}", effect)
+        for trait_id, effects in view.over_seeds.traits.items()
+        for measure, effect in effects.items()
+    ]
+    return [
+        f"## Over {len(view.over_seeds.arms)} seeds",
+        "\n".join([_head("mean of runs"), *rows]) if rows else "Nothing was measured.",
     ]

@@ -11,6 +11,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from charactertrain import evaluation_gates
 from charactertrain.report import (
     arm_plots,
     effect_sections,
@@ -27,6 +28,7 @@ NAVIGATION = {
     "outcome": "Outcome",
     "effects": "Effects",
     "probes": "Probes",
+    "free-choice": "Free choice",
     "attribution": "Attribution",
     "texts": "Texts",
     "preference-model": "Preference model",
@@ -67,6 +69,8 @@ def render(view: ReportView) -> str:
             policy_look={name: look for name, look in arms.items() if name == POLICY},
             against_charts=effect_sections.against_charts(view, others),
             kind_charts=effect_sections.kind_charts(view, arms),
+            revealed_chart=effect_sections.revealed_chart(view.revealed_preferences, arms),
+            revealed_looks=effect_sections.revealed_looks(view.revealed_preferences, arms),
             phases=[sections.phase_section(phase, view.policy) for phase in sections.PHASE_TITLES],
             splits=splits,
             prompt_rows=sections.prompt_rows(view.data.prompts, splits),
@@ -105,10 +109,11 @@ def environment() -> Environment:
         read_effect=reading.read_effect,
         read_trait=reading.read_trait,
         read_probe=reading.read_probe,
+        read_recognised=reading.read_recognised,
         measure_labels=reading.MEASURE_LABELS,
         overall_labels=reading.OVERALL_LABELS,
-        outcome_measures=reading.OUTCOME_MEASURES,
-        max_p=reading.MAX_P,
+        outcome_measures=evaluation_gates.OUTCOME_MEASURES,
+        significance=evaluation_gates.SIGNIFICANCE,
         metric_titles=sections.METRIC_TITLES,
         accuracies=sections.accuracies,
         accuracy_chart=sections.accuracy_chart,

@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from charactertrain import evaluation_gates
+from charactertrain.evaluation_gates import OUTCOME_MEASURES
+from charactertrain.report.data_view import Estimate
 from charactertrain.report.effects_view import POLICY, Better, Effect, Measure
-from charactertrain.report.text import shorten
+from charactertrain.report.text import interval, number, shorten
 from charactertrain.report.view import ReportView, TraitView
 
 Reading = Literal["higher", "lower", "not established", "not measured"]
@@ -19,12 +22,6 @@ ProbeReading = Literal[
     "better", "worse", "higher", "lower", "changed", "not established", "not measured"
 ]
 """How a probe's effect reads, by which way is better."""
-
-OUTCOME_MEASURES: tuple[Measure, ...] = ("contrast", "detector_rate")
-"""Measures that decide the outcome. Reward is left out: the policy was trained to raise it."""
-
-MAX_P = 0.05
-"""Largest p after Holm's correction at which an effect counts as established."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,20 +85,11 @@ OVERALL_LABELS: dict[str, tuple[str, str]] = {
 
 
 def read_effect(effect: Effect | None) -> Reading:
-    """What one effect allows one to say; an interval that ends at zero includes zero.
-
-    Where there is a p after Holm's correction, it must be at most `MAX_P` besides: of many traits
-    one has an interval clear of zero by chance.
-    """
+    """What one effect allows one to say, by the rule that the gates go by."""
     if effect is None or not math.isfinite(effect.difference):
         return "not measured"
-    if effect.p_holm is not None and not effect.p_holm <= MAX_P:
-        return "not established"
-    if effect.ci_low > 0:
-        return "higher"
-    if effect.ci_high < 0:
-        return "lower"
-    return "not established"
+    found = evaluation_gates.established(effect.ci_low, effect.ci_high, effect.p_holm)
+    return found or "not established"
 
 
 def read_trait(trait: TraitView, arm: str = POLICY) -> Outcome:
@@ -130,6 +118,23 @@ def read_probe(effect: Effect | None, better: Better | None) -> ProbeReading:
     if reading in {"not established", "not measured"}:
         return "not measured" if reading == "not measured" else "not established"
     return _PROBE_READINGS[better][reading]
+
+
+def read_recognised(recognised: Estimate | None) -> str:
+    """What the changes of revealed preferences are worth, by how well a told word is recognised."""
+    if recognised is None:
+        return (
+            "How well a reply shows the word it took up was not measured: nobody knows what the "
+            "changes below are worth."
+        )
+    share = f"{number(recognised.value)} {interval(recognised.ci_low, recognised.ci_high)}"
+    told = f"Of the base's replies that were told one of the two words, {share} are read as it"
+    if not recognised.ci_low > 0.5:
+        return f"{told}, which is not above the one half of chance: nothing below means anything."
+    return (
+        f"{told}; one half is chance. The nearer to it, the more a preference is lost in reading "
+        "it, and the fewer points are left of a change."
+    )
 
 
 _CLAUSES: dict[Outcome, str] = {

@@ -18,6 +18,7 @@ from charactertrain.report.effects_view import (
     ProbeView,
 )
 from charactertrain.report.preference_view import GateView
+from charactertrain.report.revealed_view import RevealedPreferences
 from charactertrain.report.run_view import CostView, RunView, Setting, StageView
 from charactertrain.report.training_view import (
     PolicyStep,
@@ -119,6 +120,8 @@ class ReportView:
     """Which trait changed which; empty without runs that leave traits out."""
     probes: tuple[ProbeView, ...]
     """Probes of robustness and of side effects."""
+    revealed_preferences: RevealedPreferences | None
+    """What arms take up when they are free to choose; None where nothing was offered."""
     interval_note: str | None
     """How the intervals were made, in one sentence."""
     samples_note: str | None

@@ -14,6 +14,7 @@ from charactertrain.pipeline import Stage
 from charactertrain.probe_file import fingerprints
 from charactertrain.stages import row_files
 from charactertrain.stages.arms import OWN_ARMS, compared_policies
+from charactertrain.stages.evaluation_size import replies_at_most
 
 NAMES = (
     "traits",
@@ -219,8 +220,6 @@ def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
     candidates = config.responses.per_prompt
     pairs = trained * candidates * (candidates - 1) // 2
     steps = config.policy.num_steps
-    num_arms = len(OWN_ARMS) + len(config.evaluation.compare)
-    replies = tested * config.evaluation.responses_per_prompt
     rollouts = f"{config.policy.prompts_per_step * config.policy.group_size} responses"
     if config.policy.objective.kind == "dpo":
         rollouts = f"the pairs of {config.policy.prompts_per_step} prompts"
@@ -232,7 +231,7 @@ def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
         "pairs": f"up to {pairs} pairs",
         "preference_model": f"{_models(config)} over up to {pairs} pairs",
         "policy": f"{_warm_start(config)}{steps} steps of {rollouts}",
-        "evaluation": f"up to {num_arms * replies} replies of {num_arms} arms",
+        "evaluation": _replies(config, constitution, tested),
         "report": "one page",
     }
     if is_replaced:
@@ -241,6 +240,21 @@ def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
             "as many as prompts.file has prompts for",
         )
     return sizes | _sizes_with_own_pairs(config, sizes)
+
+
+def _replies(config: RunConfig, constitution: Constitution, tested: int) -> str:
+    """All replies of the evaluation, and what for; judgements and other readings are not any."""
+    section = config.prompts
+    general = len(constitution.traits) * section.per_trait * section.kind_shares.get("general", 0.0)
+    counts = replies_at_most(
+        config,
+        [trait.id for trait in constitution.traits],
+        num_tested=tested,
+        num_general=round(general * section.test_share),
+    )
+    parts = ", ".join(f"{count} {what}" for what, count in counts.items())
+    num_arms = len(OWN_ARMS) + len(config.evaluation.compare)
+    return f"up to {sum(counts.values())} replies of {num_arms} arms: {parts}"
 
 
 def _models(config: RunConfig) -> str:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from charactertrain.probe_descriptions import ON_TRAIT, Description
 from charactertrain.probe_file import PLAIN, ProbeFile, filled
-from charactertrain.probe_results import ON_TRAIT, Description
 from charactertrain.records import NO_TRAIT, Prompt, Script, Trait
 from charactertrain.seeds import derive_seed, stable_id
 from charactertrain.templates import (

@@ -8,6 +8,7 @@ from charactertrain.artifacts import FileEntry, Json
 from charactertrain.config import RunConfig
 from charactertrain.config.evaluation import ProbesSection
 from charactertrain.pipeline import Work
+from charactertrain.probe_descriptions import ON_TRAIT, Description
 from charactertrain.probe_measures import EVERY_TRAIT
 from charactertrain.records import (
     Prompt,
@@ -109,9 +110,9 @@ def _own_general(section: ProbesSection, prompts: Sequence[Prompt]) -> list[Scri
     return probe_scripts.on_general(own, probe=DOSE, measure=EVERY_TRAIT)
 
 
-def _descriptions(section: ProbesSection) -> dict[str, probe_results.Description]:
+def _descriptions(section: ProbesSection) -> dict[str, Description]:
     files = {
-        name: probe_results.Description(probe.title, probe.question, probe.better)
+        name: Description(probe.title, probe.question, probe.better)
         for name, probe in _files(section).items()
     }
     return probe_scripts.MADE_FROM_PROMPTS | files
@@ -165,7 +166,7 @@ class _ProbePass:
             draft.cluster: draft.text
             for name in names
             for draft in from_table(self._work.directory.read_table(name), ScriptDraft)
-            if draft.probe == probe_results.ON_TRAIT
+            if draft.probe == ON_TRAIT
         }
 
     def score(self, names: Sequence[str], base: SamplerSource) -> list[str]:

@@ -53,6 +53,7 @@ def effect_rows(traits: Sequence[TraitView]) -> list[Json]:
             "difference": effect.difference,
             "ci_low": effect.ci_low,
             "ci_high": effect.ci_high,
+            "p_holm": effect.p_holm,
         }
         for trait in traits
         for measure, effects in trait.effects.items()

@@ -23,6 +23,7 @@ from charactertrain.report.effects_view import (
 )
 from charactertrain.report.preference_view import GateView
 from charactertrain.report.reading import MEASURE_LABELS
+from charactertrain.report.revealed_view import ChoiceReading, RevealedPreferences
 
 
 def effect(values: Json) -> Effect:
@@ -165,13 +166,7 @@ def _matrix(design: str, measure: Measure, values: Json) -> Attribution:
             for row, by_column in cells.items()
             for column, cell in by_column.items()
         },
-        dominance=None
-        if dominance is None
-        else Estimate(
-            value=dominance["estimate"],
-            ci_low=_or_nan(dominance["ci_low"]),
-            ci_high=_or_nan(dominance["ci_high"]),
-        ),
+        dominance=_estimate(dominance),
     )
 
 
@@ -209,6 +204,44 @@ def _probe(name: str, values: Json) -> ProbeView:
             )
             for example in values["examples"]
         ),
+    )
+
+
+def revealed_preferences(results: Json) -> RevealedPreferences | None:
+    """What arms take up when they are free to choose; None where nothing was offered."""
+    values = results.get("revealed_preferences")
+    if not values:
+        return None
+    told = values["reading"]["base"].get("told", {})
+    return RevealedPreferences(
+        words=values["words"],
+        changes={trait_id: by_arm(found) for trait_id, found in values["changes"].items()},
+        order_agreement={arm: _estimate(found) for arm, found in values["order_agreement"].items()},
+        num_words=len(values["arms"]["base"]),
+        recognised=_estimate(told.get("recognised")),
+        readings=tuple(
+            ChoiceReading(
+                arm=arm,
+                condition=condition,
+                num_choices=found["num_choices"],
+                num_unread=found["num_unread"],
+                num_ties=found["num_ties"],
+                first_taken=_estimate(found["first_taken"]),
+                swap_consistency=_estimate(found.get("swap_consistency")),
+            )
+            for arm, by_condition in values["reading"].items()
+            for condition, found in by_condition.items()
+        ),
+    )
+
+
+def _estimate(values: Json | None) -> Estimate | None:
+    if values is None:
+        return None
+    return Estimate(
+        value=values["estimate"],
+        ci_low=_or_nan(values["ci_low"]),
+        ci_high=_or_nan(values["ci_high"]),
     )
 
 

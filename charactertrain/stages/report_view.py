@@ -69,6 +69,7 @@ def assemble(work: Work, context: Context) -> ReportView:
         over_seeds=report_effects.over_seeds(results),
         attribution=report_effects.attribution(results),
         probes=report_effects.probes(results),
+        revealed_preferences=report_effects.revealed_preferences(results),
         interval_note=(
             "Intervals are of 95 %, over prompts as clusters: a bootstrap with "
             f"{evaluation.summary['num_resamples']:,} resamples, and a jackknife for what is "

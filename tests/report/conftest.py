@@ -43,6 +43,7 @@ from charactertrain.report.preference_view import (
     Shortcut,
     StrengthBand,
 )
+from charactertrain.report.revealed_view import ChoiceReading, RevealedPreferences
 from charactertrain.report.run_view import CostView, RunView, Setting, StageView
 from charactertrain.report.training_view import (
     PolicyStep,
@@ -274,6 +275,40 @@ def probes() -> tuple[ProbeView, ...]:
 def estimate(value: float, half_width: float) -> Estimate:
     """An estimate whose interval reaches `half_width` to both sides of it."""
     return Estimate(value=value, ci_low=value - half_width, ci_high=value + half_width)
+
+
+def revealed_preferences() -> RevealedPreferences:
+    """Of two traits one is taken up more, and DPO was not offered any."""
+    return RevealedPreferences(
+        words={"enthusiastic": "enthusiastic", "brief": "short spoken"},
+        changes={
+            "enthusiastic": {"policy": effect(-41.3, 137.2, 61.4, 0.0041)},
+            "brief": {"policy": effect(12.1, -18.6, 88.2, 0.57)},
+        },
+        order_agreement={"policy": estimate(0.427, 0.196)},
+        num_words=12,
+        recognised=estimate(0.713, 0.048),
+        readings=(
+            ChoiceReading(
+                arm="base",
+                condition="told",
+                num_choices=1021,
+                num_unread=14,
+                num_ties=6,
+                first_taken=estimate(0.538, 0.031),
+                swap_consistency=None,
+            ),
+            ChoiceReading(
+                arm="policy",
+                condition="free",
+                num_choices=1033,
+                num_unread=2,
+                num_ties=0,
+                first_taken=None,
+                swap_consistency=estimate(0.866, 0.021),
+            ),
+        ),
+    )
 
 
 def accuracy(value: float, half_width: float, num_pairs: int) -> Accuracy:
@@ -666,6 +701,7 @@ def report_view() -> ReportView:
         over_seeds=over_seeds(),
         attribution=(attribution(),),
         probes=probes(),
+        revealed_preferences=revealed_preferences(),
         judge_note="Judge: SmolLM2 itself.",
         interval_note="Intervals: cluster bootstrap over prompts, 2,000 resamples.",
         samples_note="The first held-out prompts by prompt_id, not picked by result.",

@@ -61,9 +61,19 @@ def test_card_says_what_changed_what_failed_and_what_is_not_known(view: ReportVi
         "- fail: distinct bigrams as a share of the base's, at least 0.9; 0.826 [0.797, 0.856]",
         "- not measured: win rate at equal length",
         "Controls that were not compared: neutral, placebo.",
-        "in one run with one seed",
+        "are of these weights, one run with one seed",
     ):
         assert words in card, words
+
+
+def test_card_says_what_other_seeds_were_tried(view: ReportView) -> None:
+    card, alone = render(view), render(replace(view, over_seeds=None))
+    assert "What 2 runs that differ by seed alone have in common" in card
+    row = "| enthusiastic: contrast | -0.231 | 0.061 | +0.292 [0.175, 0.409] | higher |"
+    assert row in card.partition("## Over 2 seeds")[2]
+    assert "says nothing of another seed" in alone
+    for words in ("says nothing of another seed", "seed alone", "## Over"):
+        assert (words in card) != (words in alone), words
 
 
 def test_text_of_a_model_or_user_stays_text(view: ReportView) -> None:

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from charactertrain.report import sections
-from charactertrain.report.data_view import DataView
+from charactertrain.report.data_view import DataView, Estimate
 from charactertrain.report.effects_view import Cell
 from charactertrain.report.page import render
 from charactertrain.report.run_view import CostView, Setting
@@ -71,6 +71,7 @@ def _without_everything(view: ReportView) -> ReportView:
         over_seeds=None,
         attribution=(),
         probes=(),
+        revealed_preferences=None,
         interval_note=None,
         samples_note=None,
         preference_model=None,
@@ -124,6 +125,14 @@ def _everywhere(view: ReportView, text: str) -> ReportView:
     changed = _with_first_trait(
         view, trait_id=text, statement=text, samples=(sample,), detector="<script>|on"
     )
+    assert view.revealed_preferences
+    revealed = replace(
+        view.revealed_preferences,
+        words={text: text},
+        changes={text: {text: view.probes[0].rows[0].effects["policy"]}},
+        order_agreement={text: None},
+        readings=(replace(view.revealed_preferences.readings[0], arm=text, condition=text),),
+    )
     return replace(
         changed,
         run=run,
@@ -132,6 +141,7 @@ def _everywhere(view: ReportView, text: str) -> ReportView:
         gates=(replace(view.gates[0], measure=text),),
         kinds={text: view.kinds["trait"]},
         probes=(replace(probe, rows=(row,), examples=(example,)),),
+        revealed_preferences=revealed,
         settings=(Setting(key=text, default=text, value=text),),
         verdicts=(replace(view.verdicts[0], text=text),),
         ranker_checks=(replace((view.ranker_checks or ())[0], reason=text),),
@@ -313,6 +323,45 @@ def test_probes_by_trait_are_of_the_policy_and_counted(light_view: ReportView) -
     assert "demo-dpo" not in by_trait
 
 
+def test_free_choices_are_in_points_with_what_the_reading_is_worth(page: _Page) -> None:
+    rose = _row(page, "enthusiastic, \u201centhusiastic\u201d")
+    assert rose[1:] == [
+        *("-41", "137", "+178 [117, 240]", "0.004", "192 / 64", "\u25b2 higher"),
+    ]
+    assert _row(page, "brief, \u201cshort spoken\u201d")[-1] == "\u25cb not established"
+    told = ["1,021", "14", "6", "0.538 [0.507, 0.569]", "no judge"]
+    assert _row(page, "base, told") == told
+    free = ["1,033", "2", "0", "not measured", "0.866 [0.845, 0.887]"]
+    assert _row(page, "policy, free") == free
+    text = " ".join(page.text.partition("What it takes up when it is free")[2].split())
+    for given in (
+        "0.713 [0.665, 0.761] are read as it; one half is chance",
+        "all 12 words in the base's order",
+        "policy: 0.427 [0.231, 0.623]",
+        "demo-dpo: not measured",
+    ):
+        assert given in text, given
+    figure = page.html.partition('<h2 id="free-choice">')[2].partition("</svg>")[0]
+    assert "enthusiastic, policy: +178 [117, 240]" in figure
+    assert "demo-dpo" not in figure
+
+
+@pytest.mark.parametrize(
+    ("recognised", "words"),
+    [
+        (Estimate(value=0.56, ci_low=0.5, ci_high=0.62), "nothing below means anything"),
+        (None, "nobody knows what the changes below are worth"),
+    ],
+)
+def test_free_choices_that_cannot_be_read_are_said_to_mean_nothing(
+    page: _Page, light_view: ReportView, recognised: Estimate | None, words: str
+) -> None:
+    assert light_view.revealed_preferences
+    found = replace(light_view.revealed_preferences, recognised=recognised)
+    assert words in _Page(render(replace(light_view, revealed_preferences=found))).text
+    assert words not in page.text
+
+
 def test_attribution_marks_what_moved_and_what_was_not_measured(page: _Page) -> None:
     matrix = page.html.partition('<table class="matrix">')[2].partition("</table>")[0]
     assert re.findall(r'<td class="([^"]*)"', matrix) == [
@@ -388,6 +437,7 @@ def test_colours_of_arms_stand_out_from_the_paper(page: _Page, theme: int) -> No
         "nothing was measured over all responses together",
         "effects by kind of prompt were not measured",
         "no probe was run",
+        "Missing: what arms take up when they are free to choose",
         "Missing: which trait changed which measure.",
         "Missing: other seeds.",
         "the defaults are not known here",

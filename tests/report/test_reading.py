@@ -1,10 +1,12 @@
 """What the numbers of a report allow one to say."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import product
 
 import pytest
 
+from charactertrain.evaluation_gates import is_shown
 from charactertrain.report.effects_view import Better, ByArm, Effect, Measure
 from charactertrain.report.reading import answer, headline, read_effect, read_probe, read_trait
 from charactertrain.report.view import ReportView
@@ -72,6 +74,24 @@ def test_outcome_of_a_trait_follows_both_measures(
     assert read_trait(trait) == outcome
 
 
+def test_the_page_and_the_gates_show_the_same_traits(view: ReportView) -> None:
+    bounds = ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.2), (0.0, 0.2))
+    effects = [_effect(*found, p_holm) for found in bounds for p_holm in (0.049, 0.05)]
+    outcomes = []
+    for contrast, detector_rate in product(effects, effects):
+        measured: dict[Measure, ByArm] = {
+            "contrast": {"policy": contrast},
+            "detector_rate": {"policy": detector_rate},
+        }
+        outcomes.append(read_trait(replace(view.traits[0], effects=measured)))
+        gated = is_shown(
+            {name: {"policy": asdict(found["policy"])} for name, found in measured.items()}
+        )
+        assert (outcomes[-1] == "shown") is gated
+    # One of eight rises and one falls for certain.
+    assert (outcomes.count("shown"), outcomes.count("mixed")) == (13, 2)
+
+
 def test_reward_alone_establishes_nothing(view: ReportView) -> None:
     trait = replace(view.traits[0], effects={"reward": {"policy": _effect(0.5, 0.9)}})
     assert read_trait(trait) == "not measured"
@@ -100,7 +120,7 @@ def test_headline_says_so_when_nothing_is_established(view: ReportView) -> None:
     )
 
 
-@pytest.mark.parametrize(("p_holm", "reading"), [(0.05, "higher"), (0.051, "not established")])
+@pytest.mark.parametrize(("p_holm", "reading"), [(0.049, "higher"), (0.05, "not established")])
 def test_an_effect_must_pass_holms_correction_too(p_holm: float, reading: str) -> None:
     assert read_effect(_effect(0.1, 0.2, p_holm)) == reading
 

@@ -15,13 +15,17 @@ from charactertrain.artifacts import Identity, Manifest, Outcome, require
 from charactertrain.config import RunConfig, validate
 from charactertrain.constitution import Constitution
 from charactertrain.pipeline import Action, Stage, Step, Work, execute
+from charactertrain.preference_results import preference_results
 from charactertrain.records import (
     EvaluationSample,
     Judgement,
     Message,
+    Offer,
+    OfferCondition,
     PreferencePair,
     Prompt,
     Trait,
+    TraitChoice,
     to_table,
 )
 from charactertrain.report import page
@@ -44,6 +48,13 @@ TRAITS = (
     Trait("curious", "I ask how things come to be.", ("tea", "rain", "bees"), None, 1.0, "small"),
     Trait("brief", "I use few words.", ("tea", "rain", "bees"), r"\A.{1,9}\Z", 1.0, "small"),
 )
+CONDITIONS: tuple[OfferCondition, ...] = ("free", "random", "told")
+OFFERS = [
+    Offer(f"{condition}-{first}-{number}", "warm", condition, f"Hi {number}?", first, second)
+    for condition in CONDITIONS
+    for number in range(4)
+    for first, second in (("warm", "odd"), ("odd", "brief"), ("warm", "brief"))
+]
 FAMILIES = ("tea", "rain", "bees")
 PROMPTS_PER_FAMILY = 5
 
@@ -656,6 +667,53 @@ def test_probes_are_shown_with_their_worst_rows(make_run: MakeRun, context: Cont
     html = page.render(view)
     assert "Worse: plain, refused 0.200 against 0.000, +0.200 [0.100, 0.300]." in html
     assert "I &lt;would&gt; rather not." in html
+
+
+def choices(arm: str, chances: dict[OfferCondition, float]) -> list[TraitChoice]:
+    """One reading of every offer by its condition."""
+    return [
+        TraitChoice(
+            reply_id=f"{arm}-{offer.offer_id}",
+            trait_id=offer.trait_id,
+            arm=arm,
+            offer=offer,
+            text="Hello.",
+            num_tokens=2,
+            finish_reason="stop",
+            readings=(chances[offer.condition],),
+        )
+        for offer in OFFERS
+        if offer.condition in chances
+    ]
+
+
+def test_free_choices_are_read_as_the_evaluation_writes_them(
+    make_run: MakeRun, context: Context
+) -> None:
+    taken = choices("base", {"free": 0.625, "random": 0.5, "told": 0.75})
+    taken += choices("policy", {"free": 0.75, "random": 0.5})[1:]
+    words = {"warm": "warm", "brief": "brief"}
+    written = preference_results(taken, OFFERS, words, effects.Bootstrap(200, 1))
+    results = {**report_json(), "revealed_preferences": json.loads(json.dumps(written))}
+    view = make_view(make_run(results), context)
+    found = view.revealed_preferences
+    assert found is not None
+    assert list(found.changes) == ["warm", "brief"]
+    warm, brief = (found.changes[trait_id]["policy"] for trait_id in words)
+    # Warm comes first in every pair, brief second, odd in between.
+    assert warm.difference > 0 > brief.difference
+    assert warm.p_holm is not None
+    assert found.num_words == 3
+    assert found.recognised is not None
+    assert found.recognised.value == 1.0
+    unread = {(r.arm, r.condition): (r.num_choices, r.num_unread) for r in found.readings}
+    assert unread["base", "free"] == (12, 0)
+    assert unread["policy", "free"] == (11, 1)
+    agreement = found.order_agreement["policy"]
+    assert agreement is not None
+    assert agreement.value == written["order_agreement"]["policy"]["estimate"]
+    assert "are read as it; one half is chance" in page.render(view)
+    assert make_view(make_run(), context).revealed_preferences is None
 
 
 def test_parts_that_the_evaluation_has_not_are_missing_in_words(

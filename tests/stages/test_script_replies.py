@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from charactertrain.probe_results import Description, probe_results
+from charactertrain.probe_descriptions import Description
+from charactertrain.probe_results import probe_results
 from charactertrain.records import NO_TRAIT, Message, Prompt, Reject, Script, ScriptDraft, Trait
 from charactertrain.runtime.fake_sampler import (
     PLANTED_SHIFT,
