@@ -206,8 +206,7 @@ def _compared(
         if arm != "base" and len(own) >= 2:
             effect = difference(own, others)
             counts = {"num_prompts": len(own), "num_responses": sum(map(len, others.values()))}
-            known = isinstance(effect, Difference)
-            found[arm] = as_json(effect) if known else unknown(effect) | counts
+            found[arm] = unknown(effect) | counts if isinstance(effect, str) else as_json(effect)
     return found
 
 

@@ -52,12 +52,6 @@ def _judged(values: Json) -> Judged:
     )
 
 
-def _estimate(values: Json | None) -> Estimate | None:
-    if values is None:
-        return None
-    return Estimate(value=values["estimate"], ci_low=values["ci_low"], ci_high=values["ci_high"])
-
-
 def by_arm(values: Json) -> ByArm:
     """The effects of one measure, in the order of report.json."""
     return {arm: effect(found) for arm, found in values.items()}
