@@ -139,6 +139,7 @@ def test_a_refusal_is_not_tried_again_and_other_points_go_on(sweep: Sweeping) ->
     assert "1 failed, 1 finished" in page
 
 
+@pytest.mark.slow
 def test_a_longer_sweep_runs_only_what_is_new(sweep: Sweeping) -> None:
     sweep.run("seed=1,2")
     status, output = sweep.run("seed=3,1,2", "policy.kl.coef=0.3")
@@ -149,6 +150,7 @@ def test_a_longer_sweep_runs_only_what_is_new(sweep: Sweeping) -> None:
     assert len(sweep.server.jobs) == 6
 
 
+@pytest.mark.slow
 def test_a_point_whose_run_is_finished_is_not_submitted(sweep: Sweeping) -> None:
     """Also where the cluster has forgotten its job: the run directory remembers."""
     sweep.run("seed=1", "run.until=traits")
@@ -178,6 +180,7 @@ def identity_of_traits() -> Identity:
     return Identity("traits", {"constitution": constitution.model_dump(mode="json")}, {})
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_cut_off_follows_its_jobs(sweep: Sweeping) -> None:
     sweep.server.step = run_on
     with sweep.start("seed=1,2,3", "hydra.launcher.max_concurrent=2") as process:
