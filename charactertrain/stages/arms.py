@@ -12,7 +12,7 @@ from charactertrain.exceptions import ConfigError
 from charactertrain.records import Prompt
 from charactertrain.storage import Directory, open_directory
 
-_NAME = re.compile(r"[A-Za-z0-9._-]*[A-Za-z0-9_-]")
+_NAME = re.compile(r"[\w.=,+-]*[\w=,+-]", re.ASCII)
 """Of an arm: it becomes part of file names, and stands in tables."""
 
 ArmKind = Literal[
@@ -67,7 +67,7 @@ def compared_policies(directories: Sequence[str]) -> dict[str, str | None]:
         if name in found or name in (arm.name for arm in OWN_ARMS) or not _NAME.fullmatch(name):
             raise ConfigError(
                 f"evaluation.compare: {directory} would be the arm {name!r}. Arms are called after "
-                "their run's directory: expected a name of letters, digits, '.', '_' and '-' that "
+                "their run's directory: expected a name of letters, digits and '._=,+-' that "
                 f"is none of {', '.join([*(arm.name for arm in OWN_ARMS), *found])}"
             )
         policy = artifacts.read_manifest(run.child("policy"))
