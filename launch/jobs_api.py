@@ -5,6 +5,7 @@ address that it is given, and has one error for everything; the API that it spea
 """
 
 import importlib.metadata
+import io
 import json
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -116,7 +117,7 @@ class JobsApi:
 
     async def upload_package(self, name: str, data: bytes) -> None:
         """Put a package on the cluster."""
-        async with self._request("PUT", f"/api/packages/gcs/{name}", data=data):
+        async with self._request("PUT", f"/api/packages/gcs/{name}", data=io.BytesIO(data)):
             return
 
     async def submit(self, request: JobRequest) -> None:

@@ -99,7 +99,7 @@ def run_directory_maker(tmp_path: Path) -> MakeRun:
         ]
         directory.write_table("samples/part-000000.parquet", to_table(rows, EvaluationSample))
         directory.write_bytes("report.json", json.dumps(found).encode())
-        artifacts.commit(
+        evaluation = artifacts.commit(
             directory,
             Identity("evaluation", {}, {}),
             Outcome(("report.json", "samples/part-000000.parquet")),
@@ -111,7 +111,7 @@ def run_directory_maker(tmp_path: Path) -> MakeRun:
         if contrast is not None:
             artifacts.commit(
                 run.child("report"),
-                Identity("report", {}, {}),
+                Identity("report", {}, {"evaluation": evaluation.fingerprint}),
                 Outcome((), {}, {"gates": gates(contrast["policy"]["arm"])}),
                 resolved_config={},
                 code_version="0.1.0+test",
@@ -210,3 +210,19 @@ def test_command_says_what_is_missing_and_fails(
 )
 def test_runs_are_named_by_the_end_that_tells_them_apart(uris: list[str], names: list[str]) -> None:
     assert short_names(uris) == names
+
+
+def test_gates_of_a_report_of_another_evaluation_are_not_shown(two_runs: list[str]) -> None:
+    report = open_directory(two_runs[0]).child("report")
+    report.delete("manifest.json")
+    artifacts.commit(
+        report,
+        Identity("report", {}, {"evaluation": "0" * 32}),
+        Outcome((), {}, {"gates": gates(0.3)}),
+        resolved_config={},
+        code_version="0.1.0+test",
+        wall_seconds=1.0,
+    )
+    first, second = read_runs(two_runs)
+    assert first.gates == ()
+    assert second.gates != ()
