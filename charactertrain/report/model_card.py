@@ -102,11 +102,8 @@ def _method(view: ReportView) -> list[str]:
     return [
         "## How it was made",
         f"Base model: `{(view.run.model_path or view.run.model_name).replace('`', '')}`, whose "
-        "licence holds for these weights too. The model wrote messages for which each trait "
-        "matters, wrote several responses to each while it was shown the traits, and ranked its "
-        "own responses by how well they fit. A preference model was trained on those rankings, "
-        "without human labels, and the policy was optimised against it with no trait in its "
-        "prompt. No system prompt is needed. Made by charactertrain "
+        f"licence holds for these weights too. {_plain(view.run.method)} No system prompt is "
+        "needed. Made by charactertrain "
         f"{_plain(view.run.code_version or '(version not recorded)')}.",
     ]
 

@@ -22,6 +22,8 @@ class RunView:
     """Name of the constitution."""
     constitution_description: str | None
     """What the constitution says of itself."""
+    method: str
+    """How the policy was made, in words."""
     created: str
     """When the report was made, ISO 8601."""
     code_version: str | None

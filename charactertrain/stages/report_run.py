@@ -12,6 +12,7 @@ from charactertrain.artifacts import Json, Manifest
 from charactertrain.config import RunConfig
 from charactertrain.pipeline import Work
 from charactertrain.report.run_view import CostView, RunView
+from charactertrain.stages.report_method import method
 from charactertrain.storage import without_keys
 
 _TRAINING = ("preference_model", "policy")
@@ -29,6 +30,7 @@ def provenance(work: Work, config: RunConfig) -> RunView:
         model_path=config.model.path,
         constitution_name=constitution["name"],
         constitution_description=constitution["description"],
+        method=method(config),
         # Not the clock: the same artifacts give the same page.
         created=manifests["evaluation"].created_at,
         code_version=", ".join(versions),

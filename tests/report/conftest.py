@@ -652,6 +652,7 @@ def report_view() -> ReportView:
             model_path="/root/.cache/charactertrain/smollm2-135m",
             constitution_name="demo",
             constitution_description="Four traits that a very small model can show.",
+            method="It was made by tests.",
             created="2026-11-23T19:45:34+00:00",
             code_version="0.1.0+g1a2b3c4",
             hardware="2 CPU cores, 9.6 GiB used, no accelerator",

@@ -562,8 +562,9 @@ def test_report_verdicts_are_the_gates_then_the_preference_models(
         *("retention", "refusals", "placebo"),
     ]
     marks = [line.partition(": ")[0] for line in lines]
+    # Of three traits two are shown: the intervals of `brief` cross zero, whatever its p-values.
     assert marks == [
-        "ok",
+        "NOT",
         *["unmeasured"],
         "ok",
         "unmeasured",
