@@ -21,7 +21,7 @@ from charactertrain.storage import Directory, open_directory
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.slow]
 
-_TIMEOUT_SECONDS = 600
+_TIMEOUT_SECONDS = 1200
 _SETTINGS = (
     "prompts.per_trait=24",
     "preference_model.gold_share=0",

@@ -77,7 +77,15 @@ def against(results: Json, trait_id: str) -> dict[Measure, ByArm]:
 
 def arms(results: Json, unasked: Mapping[str, int]) -> tuple[Arm, ...]:
     """Base, then the others; `unasked` counts each one's prompts that its run trained on."""
-    return tuple(Arm(**arm, num_unasked=unasked.get(arm["name"], 0)) for arm in results["arms"])
+    return tuple(
+        Arm(
+            name=arm["name"],
+            kind=arm["kind"],
+            source=arm["source"],
+            num_unasked=unasked.get(arm["name"], 0),
+        )
+        for arm in results["arms"]
+    )
 
 
 def gates(results: Json, thresholds: Thresholds) -> tuple[GateView, ...]:

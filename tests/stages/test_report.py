@@ -78,9 +78,9 @@ def report_json() -> Json:
     """Warm rose by the detector, curious by contrast, brief by neither: both intervals cross."""
     return {
         "arms": [
-            {"name": "base", "kind": "base", "source": None},
-            {"name": "prompted", "kind": "prompted", "source": None},
-            {"name": "policy", "kind": "policy", "source": None},
+            {"name": "base", "kind": "base", "source": None, "ablated": []},
+            {"name": "prompted", "kind": "prompted", "source": None, "ablated": []},
+            {"name": "policy", "kind": "policy", "source": None, "ablated": []},
         ],
         "missing_arms": {"dpo": "make one with objective=dpo"},
         "traits": {
