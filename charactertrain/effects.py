@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from charactertrain import attribution, measures, several_runs, win_rates
 from charactertrain.evaluation_gates import OUTCOME_MEASURES
 from charactertrain.records import EvaluationSample, Judgement
-from charactertrain.significance import holm
+from charactertrain.significance import holm, prompts_needed
 from charactertrain.statistics import (
     Difference,
     cluster_bootstrap_difference,
@@ -211,10 +211,15 @@ def _compared(
 
 
 def as_json(found: Difference) -> Json:
-    """A difference as the results hold it; responses are counted per arm."""
+    """A difference as the results hold it; responses are counted per arm.
+
+    `prompts_needed` is how many would show an effect of this size; None where there is none.
+    """
     values = asdict(found)
     values["num_prompts"] = values.pop("num_clusters")
     values["num_responses"] //= 2
+    size = abs(found.difference)
+    values["prompts_needed"] = prompts_needed(found, half_width=size) if size > 0 else None
     return values
 
 

@@ -253,3 +253,20 @@ def test_effects_over_seeds_have_intervals_over_runs_and_prompts() -> None:
     assert contrast["difference"] == pytest.approx(0.25)
     assert "p_holm" in contrast
     assert set(found["traits"]["curious"]) == {"contrast", "reward"}
+
+
+def test_effects_say_how_many_prompts_would_show_them() -> None:
+    draw = random.Random(2)
+    samples = [
+        sample(arm, f"p{prompt}", contrast=draw.gauss(0.1 if arm == "policy" else 0.0, 1.0))
+        for arm in ("base", "policy")
+        for prompt in range(50)
+    ]
+    contrast = results(samples, [], None, Bootstrap(500, 1))["traits"]["warm"]["contrast"]["policy"]
+    half_width = (contrast["ci_high"] - contrast["ci_low"]) / 2
+    # The half width falls with the square root of the number.
+    expected = 50 * (half_width / abs(contrast["difference"])) ** 2
+    assert contrast["prompts_needed"] == pytest.approx(expected, rel=0.1)
+    even = [replace(s, contrast=0.5) for s in samples]
+    found = results(even, [], None, Bootstrap(500, 1))["traits"]["warm"]["contrast"]["policy"]
+    assert found["prompts_needed"] is None

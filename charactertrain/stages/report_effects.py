@@ -25,6 +25,8 @@ from charactertrain.report.preference_view import GateView
 from charactertrain.report.reading import MEASURE_LABELS
 from charactertrain.report.revealed_view import ChoiceReading, RevealedPreferences
 
+_MAX_PROMPTS_NAMED = 100_000
+
 
 def effect(values: Json) -> Effect:
     """One measure of one arm."""
@@ -39,8 +41,18 @@ def effect(values: Json) -> Effect:
         num_responses=values["num_responses"],
         num_prompts=values["num_prompts"],
         judged=_judged(values) if "unscored" in values else None,
-        note=values.get("note") or values.get("condition"),
+        note=values.get("note") or values.get("condition") or _power(values),
     )
+
+
+def _power(values: Json) -> str | None:
+    """Of an effect that is not clear of zero: how many prompts would show it, were it real."""
+    needed = values.get("prompts_needed")
+    if needed is None or not values["ci_low"] <= 0 <= values["ci_high"]:
+        return None
+    if needed > _MAX_PROMPTS_NAMED:
+        return f"over {_MAX_PROMPTS_NAMED:,} prompts would show so small an effect"
+    return f"some {needed:,} prompts would show an effect of this size"
 
 
 def _judged(values: Json) -> Judged:

@@ -1128,3 +1128,19 @@ def test_effect_without_an_interval_has_none() -> None:
     found = report_effects.effect(values)
     assert math.isnan(found.ci_low)
     assert math.isnan(found.ci_high)
+
+
+@pytest.mark.parametrize(
+    ("low", "needed", "note"),
+    [
+        (-0.5, 400, "some 400 prompts would show an effect of this size"),
+        (-0.5, 10**7, "over 100,000 prompts would show so small an effect"),
+        (0.5, 7, None),
+        (-0.5, None, None),
+    ],
+)
+def test_effect_that_is_not_clear_of_zero_says_what_it_would_take(
+    low: float, needed: int | None, note: str | None
+) -> None:
+    values = {**effect(1.0, 2.0, 0.5), "ci_low": low, "ci_high": 2.5, "prompts_needed": needed}
+    assert report_effects.effect(values).note == note
