@@ -212,7 +212,7 @@ def test_numbers_appear_as_given(page: _Page) -> None:
         *("-0.231", "0.083", "+0.314", "[0.280, 0.348]", "192 / 64", "0.004", "+0.157"),
         *("0.954", "[0.893, 1.021]", "at most 1.2", "0.64", "19 min 8 s", "41,312", "118,245"),
         *(
-            "17 tied, 9 turned by the order, 3 unscored, 0.78 alike in both orders",
+            "17 tied, 9 turned by the order, 3 unscored, 0.78 [0.73, 0.83] alike in both orders",
             "policy.num_steps",
             "/runs/demo-dpo",
         ),
