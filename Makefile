@@ -36,7 +36,7 @@ chaos: $(VENV)/.dev ## Engines, drivers and nodes killed at random moments, in t
 check: $(VENV)/.dev ## Format, lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy --strict charactertrain benchmarks
+	$(BIN)/mypy --strict charactertrain launch hydra_plugins benchmarks
 	$(BIN)/lint-imports
 
 format: $(VENV)/.dev ## Format, and mend what the linter can mend

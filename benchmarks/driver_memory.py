@@ -54,7 +54,7 @@ def main() -> None:
     config = simulated_config(
         arguments.workers,
         # The fewest to a prompt, and all of one length.
-        "responses.variants={none: 0, mild: 0, strong: 2}",
+        "responses={per_prompt: 2, variants: {none: 0, mild: 0, strong: 1}}",
         "responses.ending=fixed",
         "policy.ending=fixed",
         max_tokens=24,

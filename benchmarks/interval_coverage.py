@@ -6,7 +6,11 @@ known: normal scores, detections (yes or no) and values with a long tail. Ours: 
 quantiles. Of a 95 % interval the share should be 0.95. Prints one JSON line; `ratio`: the share of
 studies that ours holds, by the peer's, with the fewest prompts of the values in which it is least.
 
-python benchmarks/interval_coverage.py [--studies 4000] [--prompts 10 20 43 200]
+`by_runs` are studies of several training runs of 40 prompts, whose true changes differ from run to
+run by a standard deviation of 0, 0.15 or 0.5 (a prompt's own change by 0.5). Ours: the interval of
+`several_runs.difference_over_runs`. Peer: that of the first run's prompts alone.
+
+python benchmarks/interval_coverage.py [--studies 4000] [--prompts 10 20 43 200] [--runs 2 3 5]
 """
 
 import argparse
@@ -17,11 +21,15 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from charactertrain.statistics import cluster_bootstrap_difference, resampled
+from charactertrain.resampling import resampled
+from charactertrain.several_runs import difference_over_runs
+from charactertrain.statistics import cluster_bootstrap_difference
 
 Array = NDArray[np.float64]
 NUM_RESPONSES = 3
 NUM_RESAMPLES = 1000
+RUN_DEVIATIONS = (0.0, 0.15, 0.5)
+RUN_PROMPTS = 40
 
 
 def main() -> None:
@@ -29,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--studies", type=int, default=4000)
     parser.add_argument("--prompts", nargs="+", type=int, default=[10, 20, 43, 200])
+    parser.add_argument("--runs", nargs="*", type=int, default=[2, 3, 5])
     arguments = parser.parse_args()
     by_values = {
         name: {
@@ -39,6 +48,13 @@ def main() -> None:
     }
     fewest = min(arguments.prompts)
     ours, peer = min((found[fewest] for found in by_values.values()), key=lambda pair: pair[0])
+    by_runs = {
+        num_runs: {
+            deviation: _coverage_of_runs(num_runs, deviation, arguments.studies)
+            for deviation in RUN_DEVIATIONS
+        }
+        for num_runs in arguments.runs
+    }
     line = {
         "name": "interval_coverage",
         "ours": ours,
@@ -49,6 +65,10 @@ def main() -> None:
         "by_values": {
             name: {n: {"ours": o, "peer": p} for n, (o, p) in found.items()}
             for name, found in by_values.items()
+        },
+        "by_runs": {
+            n: {deviation: {"ours": o, "peer": p} for deviation, (o, p) in found.items()}
+            for n, found in by_runs.items()
         },
         "studies": arguments.studies,
         "device": platform.processor() or platform.machine(),
@@ -106,6 +126,26 @@ def _coverage(
         held += [found.ci_low <= truth <= found.ci_high, low <= truth <= high]
     ours, peer = (held / num_studies).round(3).tolist()
     return ours, peer
+
+
+def _coverage_of_runs(num_runs: int, deviation: float, num_studies: int) -> tuple[float, float]:
+    """Shares of studies of several runs that ours and the peer's intervals hold."""
+    rng = np.random.default_rng(num_runs)
+    held = np.zeros(2)
+    for number in range(num_studies):
+        levels = rng.normal(size=(RUN_PROMPTS, 1))
+        changes = 0.5 + rng.normal(0, 0.5, (RUN_PROMPTS, 1))
+        shape = (RUN_PROMPTS, 2)
+        base = _by_cluster(levels + rng.normal(0, 0.7, shape))
+        runs = [
+            (base, _by_cluster(levels + changes + shift + rng.normal(0, 0.7, shape)))
+            for shift in rng.normal(0, deviation, num_runs)
+        ]
+        ours = difference_over_runs(runs)
+        peer = cluster_bootstrap_difference(*runs[0], num_resamples=NUM_RESAMPLES, seed=number)
+        held += [found.ci_low <= 0.5 <= found.ci_high for found in (ours, peer)]
+    ours_share, peer_share = (held / num_studies).round(3).tolist()
+    return ours_share, peer_share
 
 
 def _by_cluster(values: Array) -> dict[str, list[float]]:

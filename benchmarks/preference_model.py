@@ -74,7 +74,9 @@ def sample(arguments: argparse.Namespace) -> None:
     from charactertrain.storage import open_directory
     from charactertrain.templates import CHECK_MESSAGES
 
-    overrides = [f"responses.variants={{none: {CANDIDATES + 2}}}", "responses.max_tokens=256"]
+    # Some to spare, as many of them without the character as are kept and two more.
+    counts = f"{{per_prompt: {CANDIDATES + 7}, variants: {{none: {CANDIDATES + 2}}}}}"
+    overrides = [f"responses={counts}", "responses.max_tokens=256"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         values: Any = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
     config = validate(values)

@@ -171,6 +171,7 @@ def _engine(directory: Path) -> Iterator[Any]:
         eager=True,
         num_cpus=1.0,
         num_gpus=0.0,
+        node_group=None,
         threads=os.cpu_count() or 1,
         latency=None,
     )

@@ -5,29 +5,42 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from charactertrain import __version__, pipeline
-from charactertrain.artifacts import Manifest, Outcome
+from charactertrain.artifacts import Json, Manifest, Outcome
 from charactertrain.config import RunConfig, validate
 from charactertrain.constitution import Constitution
-from charactertrain.exceptions import CharacterTrainError
+from charactertrain.exceptions import CharacterTrainError, ConfigError
 from charactertrain.models.sources import model_identity
-from charactertrain.pipeline import Action, Step, Work
+from charactertrain.pipeline import Action, Share, Step, Work
+from charactertrain.points import point_name
 from charactertrain.stages import pair_files, prompt_files
+from charactertrain.stages.arms import check_finished
 from charactertrain.stages.definitions import define
 from charactertrain.storage import Directory, open_directory, without_keys
 from charactertrain.trait_file import load_constitution
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTITUTIONS = ROOT / "constitutions"
+SUMMARY_MEASURES = {
+    "contrast": "contrast",
+    "detector_rate": "detector rate",
+    "win_rate_length_controlled": "win rate at equal length",
+}
+"""Measures in the table at the end, and their headings: three fit 80 columns."""
 
 
 def main() -> None:
@@ -43,6 +56,11 @@ def _compose_and_run(composed: DictConfig) -> float | None:
     console = Console(soft_wrap=True, highlight=False)
     try:
         values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        job = HydraConfig.get()
+        if job.mode is RunMode.MULTIRUN:
+            console.print(f"[bold]point {job.job.num}[/]: ", end="")
+            console.print(" ".join(job.overrides.task), markup=False)
+            values["run"]["dir"] = point_directory(values["run"]["dir"], job.overrides.task)
         return run(validate(values), console)
     except CharacterTrainError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
@@ -51,6 +69,12 @@ def _compose_and_run(composed: DictConfig) -> float | None:
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from here")
         sys.exit(130)
+
+
+def point_directory(sweep_directory: str, overrides: Sequence[str]) -> str:
+    """The run directory of a point of a sweep: in a multirun, run.dir is the sweep's."""
+    location, mark, options = sweep_directory.partition("?")
+    return f"{location.rstrip('/')}/{point_name(overrides)}{mark}{options}"
 
 
 def run(config: RunConfig, console: Console) -> float | None:
@@ -85,7 +109,7 @@ def _execute(
     started = time.monotonic()
     effect: float | None = None
     with open_session(config, directory, console) as session:
-        context = Context(config, constitution, session)
+        context = Context(config, constitution, session, default_values())
         for step in steps:
             name = step.stage.name
 
@@ -97,7 +121,11 @@ def _execute(
             if step.action is not Action.SKIP:
                 console.print(f"[bold]{name}[/]")
             manifest = pipeline.execute(
-                step, directory, implementation, code_version=code_version()
+                step,
+                directory,
+                implementation,
+                code_version=code_version(),
+                share=_share(config, name, console),
             )
             session.end_leases()
             if step.action is not Action.SKIP:
@@ -108,14 +136,45 @@ def _execute(
     return effect
 
 
+def default_values() -> dict[str, Any]:
+    """The config without experiment and overrides, as the report holds a run's against it."""
+    # Under Hydra's own decorator it is there, and cannot be made a second time.
+    is_there = GlobalHydra.instance().is_initialized()
+    start = partial(hydra.initialize_config_dir, str(ROOT / "conf"), version_base="1.3")
+    with nullcontext() if is_there else start():
+        values: Any = OmegaConf.to_container(hydra.compose("config"), resolve=True)
+    return validate(values).model_dump(mode="json")
+
+
+def _share(config: RunConfig, stage: str, console: Console) -> Share | None:
+    """Where the stage's artifact is shared; the report is of one run, which it names."""
+    if config.run.share is None or stage == "report":
+        return None
+    return Share(
+        open_directory(config.run.share), lambda line: console.print(f"  {line}", markup=False)
+    )
+
+
 def _check_files(config: RunConfig, constitution: Constitution, steps: Sequence[Step]) -> None:
     """Raise ConfigError before anything is started if a file of the researcher's own is wrong."""
     made = {step.stage.name for step in steps if step.action is not Action.SKIP}
     weights = {trait.id: trait.weight for trait in constitution.traits}
+    _check_ablation(config.ablate, weights)
+    if "evaluation" in made:
+        check_finished(config.evaluation.compare)
     if "prompts" in made:
         prompt_files.check(config.prompts, trait_ids=list(weights), seed=config.seed)
     if "pairs" in made:
         pair_files.check(config.pairs, trait_weights=weights, seed=config.seed)
+
+
+def _check_ablation(ablate: Sequence[str], traits: Collection[str]) -> None:
+    unknown = sorted(set(ablate) - set(traits))
+    if unknown or set(ablate) == set(traits):
+        problem = f"no trait {unknown[0]!r}" if unknown else "nothing is left to be trained on"
+        raise ConfigError(
+            f"ablate: {problem}; expected some of {', '.join(traits)}, and not all of them"
+        )
 
 
 def _check_model(config: RunConfig) -> None:
@@ -125,9 +184,9 @@ def _check_model(config: RunConfig) -> None:
     model = sources.resolve(config.model.path)
     loading.check_context(model, config.model.context_tokens)
     loading.load_tokenizer(model)
-    if config.rankings.judge_model is not None:
-        judge = sources.resolve(config.rankings.judge_model)
-        loading.check_context(judge, config.model.context_tokens)
+    for judge in (config.rankings.judge_model, config.evaluation.judge.judge_model):
+        if judge is not None:
+            loading.check_context(sources.resolve(judge), config.model.context_tokens)
 
 
 def _resolved_yaml(config: RunConfig) -> bytes:
@@ -171,20 +230,33 @@ def _print_done(console: Console, manifest: Manifest) -> None:
 
 
 def _print_summary(console: Console, manifest: Manifest, directory: Directory) -> float | None:
-    table = Table(title="what each trait changed (policy minus base, 95 % interval)")
-    for column in ("trait", "measure", "base", "policy", "difference"):
-        table.add_column(column)
-    for row in manifest.summary["effects"]:
-        interval = f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
-        table.add_row(
-            row["trait"], row["measure"], f"{row['base']:.3f}", f"{row['policy']:.3f}", interval
-        )
+    """The policy's effects in 80 columns, and the verdicts."""
+    table = Table(title="what each trait changed: policy minus base, p after Holm, 95 % interval")
+    for column in ("trait", *SUMMARY_MEASURES.values()):
+        table.add_column(column, overflow="fold")
+    effects = manifest.summary["effects"]
+    found = {(row["trait"], row["measure"]): row for row in effects if row["arm"] == "policy"}
+    for trait in dict.fromkeys(row["trait"] for row in effects):
+        cells = (_in_short(found.get((trait, measure))) for measure in SUMMARY_MEASURES)
+        table.add_row(trait, *cells)
     console.print(table)
     for verdict in manifest.summary["verdicts"]:
         console.print(f"  {verdict}", markup=False)
-    console.print(f"report: {directory.uri}/report/report.html")
+    page = f"{directory.uri}/report/report.html"
+    console.print(f"levels, other arms and measures, and texts: {page}", markup=False)
     value: float | None = manifest.summary["objective"]
+    # Read by launch.runs from the log of a job whose run directory it cannot see.
+    console.print(f"objective: {value}")
     return value
+
+
+def _in_short(effect: Json | None) -> str:
+    if effect is None:
+        return "not measured"
+    p_holm = effect["p_holm"]
+    p = "no p" if p_holm is None else "p<0.001" if p_holm < 0.001 else f"p={p_holm:.3f}"
+    interval = f"{effect['ci_low']:+.3f}, {effect['ci_high']:+.3f}"
+    return f"{effect['difference']:+.3f} {p}\n{interval}"
 
 
 if __name__ == "__main__":

@@ -217,6 +217,15 @@ def require(directory: Directory, stage: str) -> Manifest:
     return manifest
 
 
+def take(source: Directory, target: Directory, stage: str) -> Manifest:
+    """Make the artifact in `source` one of `target` too; its manifest. Both are local."""
+    manifest = require(source, stage)
+    for entry in manifest.files:
+        target.take(source, entry.name)
+    target.write_bytes(MANIFEST_NAME, source.read_bytes(MANIFEST_NAME))
+    return manifest
+
+
 def _size(directory: Directory, name: str) -> int | None:
     return directory.size(name) if directory.exists(name) else None
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from charactertrain.statistics import interval_quantiles, resampled
+from charactertrain.resampling import interval_quantiles, resampled
 
 MIN_TEMPERATURE = 0.01
 MAX_TEMPERATURE = 100.0

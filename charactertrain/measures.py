@@ -1,6 +1,14 @@
-"""Measures of a text that need no judge."""
+"""Measures of texts that need no judge.
 
-from collections.abc import Hashable, Iterator, Sequence
+Words are what white space parts, without regard to case.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean, linear_regression
 
 import regex
 
@@ -8,6 +16,16 @@ from charactertrain.exceptions import ConstitutionError
 
 MAX_DETECTOR_SECONDS = 1.0
 """For one text; a sound pattern takes microseconds."""
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """Words that responses share."""
+
+    words: tuple[str, ...]
+    """In lower case; empty where no response has as many words as were asked for."""
+    share: float
+    """Of the responses that have them, 0 to 1."""
 
 
 def detector_matches(pattern: str, text: str) -> bool:
@@ -52,6 +70,55 @@ def distinct_n(token_lists: Sequence[Sequence[Hashable]], n: int) -> float:
     return len(set(ngrams)) / len(ngrams)
 
 
+def distinct_n_without(
+    groups: Sequence[Sequence[Sequence[Hashable]]], n: int
+) -> tuple[float, list[float]]:
+    """`distinct_n` of all texts, and of all without each group in turn, in one pass.
+
+    NaN where no text that is left has n tokens.
+    """
+    # The one group that has an n-gram, or none: it goes with that group and with no other.
+    owners: dict[tuple[Hashable, ...], int | None] = {}
+    totals = []
+    for index, texts in enumerate(groups):
+        ngrams = [ngram for tokens in texts for ngram in _ngrams(tokens, n)]
+        totals.append(len(ngrams))
+        for ngram in ngrams:
+            if owners.setdefault(ngram, index) != index:
+                owners[ngram] = None
+    own = Counter(owners.values())
+    total = sum(totals)
+    whole = len(owners) / total if total else math.nan
+    return whole, [
+        (len(owners) - own[index]) / (total - here) if total > here else math.nan
+        for index, here in enumerate(totals)
+    ]
+
+
+def opening_share_without(
+    groups: Sequence[Sequence[str]], num_words: int = 5
+) -> tuple[float, list[float]]:
+    """`opening_share` of all texts, and of all without each group in turn, in one pass.
+
+    NaN where no text is left.
+    """
+    counts = [Counter(tuple(_words(text)[:num_words]) for text in texts) for texts in groups]
+    together = sum(counts, Counter[tuple[str, ...]]())
+    frequent = together.most_common()
+    total = sum(map(len, groups))
+
+    def without(left_out: Counter[tuple[str, ...]]) -> float:
+        num_left = total - left_out.total()
+        best = 0
+        for opening, count in frequent:
+            if count <= best:  # and so are all that follow
+                break
+            best = max(best, count - left_out[opening])
+        return best / num_left if num_left else math.nan
+
+    return without(Counter()), [without(own) for own in counts]
+
+
 def repetition_fraction(token_ids: Sequence[Hashable], n: int) -> float:
     """Share of a text's n-grams that repeat an earlier one, in [0, 1); 0 below n tokens.
 
@@ -59,6 +126,79 @@ def repetition_fraction(token_ids: Sequence[Hashable], n: int) -> float:
     """
     ngrams = list(_ngrams(token_ids, n))
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def within_prompt_diversity(texts: Sequence[str]) -> float:
+    """How different the responses to one prompt are, 0 (the same words) to 1 (no bigram in common).
+
+    The mean over pairs of the Jaccard distance between their sets of word bigrams. Averages over
+    pairs of one input's outputs are what Tevet and Berant (2021),
+    https://arxiv.org/abs/2004.02990, measure diversity by, and Kirk et al. (2024),
+    https://arxiv.org/abs/2310.06452, call it per-input diversity. Shorter texts share fewer
+    bigrams by chance: compare arms of similar lengths.
+
+    Raises:
+        ValueError: There are fewer than two texts.
+    """
+    if len(texts) < 2:
+        raise ValueError(f"{len(texts)} text: diversity needs two responses to a prompt at least")
+    return fmean(_jaccard_distance(_words(a), _words(b)) for a, b in combinations(texts, 2))
+
+
+def opening_share(texts: Sequence[str], num_words: int = 5) -> Phrase:
+    """The words that most responses begin with; of equally frequent ones the first met.
+
+    A response of fewer words opens with all that it has, so that every response counts.
+
+    Raises:
+        ValueError: There is no text.
+    """
+    return _most_frequent([[tuple(_words(text)[:num_words])] for text in texts])
+
+
+def boilerplate(texts: Sequence[str], num_words: int = 5) -> Phrase:
+    """The run of words, anywhere, that most responses have; of equally frequent ones the first met.
+
+    A response counts once however often it repeats the phrase, and one of fewer words counts as
+    one that has none.
+
+    Raises:
+        ValueError: There is no text.
+    """
+    return _most_frequent([_ngrams(_words(text), num_words) for text in texts])
+
+
+def drift(values_by_turn: Sequence[float]) -> float:
+    """By how much a measure rises per turn of a conversation: the least-squares slope.
+
+    Raises:
+        ValueError: There are fewer than two turns.
+    """
+    if len(values_by_turn) < 2:
+        raise ValueError(f"{len(values_by_turn)} turn: a slope needs two turns at least")
+    return linear_regression(range(len(values_by_turn)), values_by_turn).slope
+
+
+def _most_frequent(phrases: Sequence[Iterable[tuple[Hashable, ...]]]) -> Phrase:
+    if not phrases:
+        raise ValueError("no text: a share needs one response at least")
+    # Not sets, whose order differs from one process to the next.
+    counts = Counter(phrase for found in phrases for phrase in dict.fromkeys(found))
+    if not counts:
+        return Phrase(words=(), share=0.0)
+    words, count = counts.most_common(1)[0]
+    return Phrase(words=tuple(str(word) for word in words), share=count / len(phrases))
+
+
+def _jaccard_distance(first: Sequence[str], second: Sequence[str]) -> float:
+    one, other = set(_ngrams(first, 2)), set(_ngrams(second, 2))
+    if not one | other:  # texts of a word or none
+        return float(first != second)
+    return 1 - len(one & other) / len(one | other)
+
+
+def _words(text: str) -> list[str]:
+    return text.casefold().split()
 
 
 def _ngrams(tokens: Sequence[Hashable], n: int) -> Iterator[tuple[Hashable, ...]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from charactertrain import artifacts
+from charactertrain import artifacts, leases
 from charactertrain.artifacts import Identity, Json, Manifest, Outcome
 from charactertrain.exceptions import ArtifactError, ConfigError
 from charactertrain.storage import Directory
@@ -72,15 +72,13 @@ def make_plan(
     its fingerprint fits, but what is made again may come out otherwise, as on other hardware.
     """
     selected = select(stages, only=only, until=until)
-    fingerprints: dict[str, str] = {}
+    chained = identities(stages)
     made_again: set[str] = set()
     steps = []
     for stage in stages:
-        inputs = {name: fingerprints[name] for name in stage.inputs}
-        identity = Identity(stage.name, stage.identity_config, inputs)
-        fingerprints[stage.name] = identity.fingerprint
         if stage.name not in selected:
             continue
+        identity = chained[stage.name]
         step = _step(stage, identity, run_directory.child(stage.name))
         if step.action is Action.SKIP and made_again.intersection(stage.inputs):
             reasons = tuple(_made_again(name) for name in stage.inputs if name in made_again)
@@ -89,6 +87,15 @@ def make_plan(
             made_again.add(stage.name)
         steps.append(step)
     return steps
+
+
+def identities(stages: Sequence[Stage]) -> dict[str, Identity]:
+    """The identity of each stage, by its name; a stage's covers those of its inputs."""
+    chained: dict[str, Identity] = {}
+    for stage in stages:
+        inputs = {name: chained[name].fingerprint for name in stage.inputs}
+        chained[stage.name] = Identity(stage.name, stage.identity_config, inputs)
+    return chained
 
 
 def _made_again(name: str) -> str:
@@ -180,32 +187,86 @@ def check_inputs(steps: Sequence[Step], run_directory: Directory) -> None:
         made.add(step.stage.name)
 
 
+@dataclass(frozen=True)
+class Share:
+    """Where runs have artifacts in common, each made once: `<stage>/<fingerprint>/`."""
+
+    directory: Directory
+    say: Callable[[str], None]
+    """Shows a line: that another run is waited for, or made what is taken."""
+    lease_seconds: float = leases.LEASE_SECONDS
+    """After which a run that was killed while it made an artifact is overtaken."""
+
+    def place(self, name: str, fingerprint: str) -> Directory:
+        """The directory of one artifact."""
+        return self.directory.child(name).child(fingerprint)
+
+
 def execute(
     step: Step,
     run_directory: Directory,
     implementation: Callable[[Work], Outcome],
     *,
     code_version: str,
+    share: Share | None = None,
 ) -> Manifest:
     """Run one step and commit its artifact; the manifest, also of a stage that is skipped.
 
     What is there now counts and not what was there when the plan was made, hours ago perhaps.
     """
-    directory = run_directory.child(step.stage.name)
+    name = step.stage.name
+    directory = run_directory.child(name)
     if step.action is Action.SKIP or artifacts.read_manifest(directory) is not None:
         return _finished(step, directory)
     inputs = {}
-    for name in step.stage.inputs:
-        source = run_directory.child(name)
-        inputs[name] = (source, artifacts.require(source, name))
-    artifacts.begin(directory, step.identity)
+    for source in step.stage.inputs:
+        place = run_directory.child(source)
+        inputs[source] = (place, artifacts.require(place, source))
+    work = Work(step.stage, step.identity, directory, inputs)
+    if share is None or not _can_share(share, work):
+        return _make(work, implementation, code_version, check=lambda: None)
+    shared = share.place(name, step.identity.fingerprint)
+    with leases.hold(shared, say=share.say, seconds=share.lease_seconds) as lease:
+        if artifacts.read_manifest(shared) is None:
+            work = replace(work, directory=shared)
+            _make(work, implementation, code_version, check=lease.check)
+        else:
+            share.say(f"taken from {shared.uri}, where another run made it")
+    return artifacts.take(shared, directory, name)
+
+
+def _can_share(share: Share, work: Work) -> bool:
+    """Whether what is made in the share would be of this run's inputs, and is not begun here.
+
+    Equal fingerprints ask for the same, and other hardware may write other rows: so each input
+    must be the share's own.
+    """
+    if artifacts.unfinished(work.directory) is not None:
+        return False
+    for name, (_, manifest) in work.inputs.items():
+        shared = artifacts.read_manifest(share.place(name, manifest.fingerprint))
+        if shared is None or shared.files != manifest.files:
+            return False
+    return True
+
+
+def _make(
+    work: Work,
+    implementation: Callable[[Work], Outcome],
+    code_version: str,
+    *,
+    check: Callable[[], None],
+) -> Manifest:
+    """Make an artifact; `check` is called before it is committed, and may refuse."""
+    artifacts.begin(work.directory, work.identity)
     started = time.monotonic()
-    outcome = implementation(Work(step.stage, step.identity, directory, inputs))
+    outcome = implementation(work)
+    check()
     return artifacts.commit(
-        directory,
-        step.identity,
+        work.directory,
+        work.identity,
         outcome,
-        resolved_config=step.stage.resolved_config,
+        resolved_config=work.stage.resolved_config,
         code_version=code_version,
         wall_seconds=time.monotonic() - started,
     )

@@ -83,6 +83,17 @@ def judge_probability_with_tie(logprob_a: float, logprob_b: float, logprob_tie: 
     return p_a + p_tie / 2
 
 
+def judge_verdict_with_tie(logprob_a: float, logprob_b: float, logprob_tie: float) -> float:
+    """The probability that A is better, but exactly 0.5 where the likeliest letter is the tie.
+
+    For verdicts, which a hair's breadth between two unlikely letters is not. Arguments as in
+    `judge_probability_with_tie`.
+    """
+    if logprob_tie >= max(logprob_a, logprob_b):
+        return 0.5
+    return judge_probability_with_tie(logprob_a, logprob_b, logprob_tie)
+
+
 def luce_probabilities(shares: Sequence[float]) -> list[list[float]]:
     """Pair probabilities from how likely each candidate is to be named best: s_i / (s_i + s_j).
 

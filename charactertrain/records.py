@@ -229,11 +229,13 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class Reply:
-    """A response of one arm to a held-out prompt, the trait not shown."""
+    """A response of one arm to a held-out prompt."""
 
     sample_id: str
     prompt_id: str
     trait_id: str
+    kind: PromptKind
+    """The prompt's."""
     arm: str
     prompt: str
     text: str
@@ -250,6 +252,8 @@ class EvaluationSample:
     sample_id: str
     prompt_id: str
     trait_id: str
+    kind: PromptKind
+    """The prompt's."""
     arm: str
     prompt: str
     text: str
@@ -261,11 +265,151 @@ class EvaluationSample:
     """Whether the trait's detector matched; None where the trait has none."""
     reward: float
     """The preference model's scalar."""
+    gold_reward: float | None
+    """The gold model's; None where the run has none."""
     kl: float
     """(1/T) [log pi(y|x) - log pi_base(y|x)] in nats per token: k1 estimate.
 
     For the base: by how much drawing and scoring differ, near 0.
     """
+
+
+@dataclass(frozen=True)
+class Script:
+    """One conversation that an arm is put through: a probe in one of its conditions."""
+
+    script_id: str
+    probe: str
+    condition: str
+    """`plain` is the one that the probe's others are compared with."""
+    cluster: str
+    """What is resampled: the prompt or item that conditions share."""
+    trait_id: str
+    """`NO_TRAIT` where no trait is at stake."""
+    system: str
+    """Empty for none."""
+    turns: tuple[str, ...]
+    """The user's, in order."""
+    given_replies: tuple[str, ...]
+    """In place of the arm's own to the first turns."""
+    measures: tuple[str, ...]
+    """Of each reply's text: names of `probe_measures.MEASURES`."""
+    accepted: tuple[str, ...]
+    """Right answers, where there is a truth."""
+    mistaken: tuple[str, ...]
+    """A wrong one that the user names."""
+
+
+@dataclass(frozen=True)
+class ScriptReply:
+    """A reply of one arm to one turn of a script, by one measure of its text."""
+
+    sample_id: str
+    script_id: str
+    probe: str
+    condition: str
+    cluster: str
+    trait_id: str
+    """That is measured; `NO_TRAIT` where none is at stake."""
+    arm: str
+    turn: int
+    """0 for the first; replies that were given count."""
+    messages: tuple[Message, ...]
+    """The conversation before it."""
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason
+    contrast: float | None
+    """Under the frozen base, nats per token; None where no trait is at stake."""
+    detected: bool | None
+    """Whether the trait's detector matched; None where there is none."""
+    measure: str
+    """What `score` is; empty where the text itself is not measured."""
+    score: float | None
+    """0 to 1."""
+
+
+@dataclass(frozen=True)
+class ScriptDraft(ScriptReply):
+    """A reply that was written and is not yet scored under the base."""
+
+    token_ids: tuple[Int32, ...]
+
+
+@dataclass(frozen=True)
+class Matchup:
+    """The base's reply and another arm's to one prompt, to be judged blind to whose is which."""
+
+    matchup_id: str
+    prompt_id: str
+    trait_id: str
+    arm: str
+    prompt: str
+    base_text: str
+    arm_text: str
+    length_difference: int
+    """Tokens of the arm's reply less those of the base's."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How likely it is that the arm's reply fits the trait better, by what was shown first."""
+
+    matchup_id: str
+    prompt_id: str
+    trait_id: str
+    arm: str
+    arm_first: float | None
+    """With the arm's reply shown first; None where the judge gave no verdict."""
+    arm_second: float | None
+    """With the base's shown first."""
+    length_difference: int
+
+
+OfferCondition = Literal["free", "random", "told"]
+"""How a trait is taken up: as the model would rather, by chance, or as it is told (the first)."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Two words for traits that a model may take up one of, and the message that it answers."""
+
+    offer_id: str
+    trait_id: str
+    """Whose word is one of the two; `NO_TRAIT` where neither is a trait of the constitution."""
+    condition: OfferCondition
+    prompt: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
+class OfferReply:
+    """What one arm replied to an offer."""
+
+    reply_id: str
+    trait_id: str
+    arm: str
+    offer: Offer
+    text: str
+    token_ids: tuple[Int32, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class TraitChoice:
+    """Which of the two words a reply to an offer took up."""
+
+    reply_id: str
+    trait_id: str
+    arm: str
+    offer: Offer
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason
+    readings: tuple[float, ...]
+    """How likely it is that it was the first: one number by likelihood; two by a judge, which is
+    given the first word first and then last."""
 
 
 @dataclass(frozen=True)
@@ -277,6 +421,49 @@ class Reject:
     stage: str
     reason: str
     detail: str
+
+
+ReviewKind = Literal[
+    "verdict",
+    "naming",
+    "drop_response",
+    "restore_response",
+    "drop_prompt",
+    "restore_prompt",
+    "wording",
+]
+
+
+@dataclass(frozen=True)
+class ReviewEvent:
+    """What a person said in the review page. Never changed: a later one may stand against it."""
+
+    event_id: str
+    at: str
+    """UTC, ISO 8601."""
+    reviewer: str
+    kind: ReviewKind
+    trait_id: str
+    prompt_id: str
+    """Empty where a trait's wording is edited."""
+    first_id: str
+    """Of a verdict's two responses the one with the lesser id; else the response, if any."""
+    second_id: str
+    """Of a verdict; empty otherwise."""
+    first_checksum: str
+    """`reviews.text_checksum` of the response that was seen; of the prompt, where it is dropped."""
+    second_checksum: str
+    answer: str
+    """verdict: `first`, `second`, `tie`, `neither`, `unsure` or `withdrawn`. naming: a trait's id,
+    `none` or `unsure`. wording: the new statement. Empty otherwise."""
+    note: str
+    """In the reviewer's words; the reason of what is dropped."""
+    left_id: str
+    """The response that stood on the left of a blind comparison; empty where it was not blind."""
+    picked_by: str
+    """How the item was chosen: a name of `review.picking.WAYS`, or `browsing`."""
+    variant: str
+    """Of a naming: how the response was written. Empty otherwise."""
 
 
 Row = TypeVar("Row")

@@ -11,13 +11,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from charactertrain.statistics import (
-    Interval,
-    cluster_bootstrap_mean,
-    interval_quantiles,
-    resampled,
-    values_by_cluster,
-)
+from charactertrain.resampling import interval_quantiles, resampled
+from charactertrain.statistics import Interval, cluster_bootstrap_mean, values_by_cluster
 
 Array = NDArray[np.float64]
 

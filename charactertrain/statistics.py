@@ -4,7 +4,8 @@ Responses to one prompt resemble each other, so it is prompts (clusters) that ar
 reasons, for evaluations of language models: Miller (2024), https://arxiv.org/abs/2411.00640.
 
 Every function takes the values by cluster: prompt id -> the values of its responses. Shapes:
-K clusters, R resamples, J measurements one after the other, E those before the last.
+K clusters, G groups of them, R resamples, J measurements one after the other, E those before the
+last.
 """
 
 import math
@@ -15,15 +16,25 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 from scipy.stats import t as student
 
-MAX_RESAMPLED = 4096
-"""Clusters that are resampled one by one; of more, groups of clusters are."""
-UPPER_TAIL = 0.975
-"""Below the upper end of a 95 % interval."""
+from charactertrain.resampling import (
+    ROUNDING,
+    UPPER_TAIL,
+    bootstrap_standard_error,
+    interval_quantiles,
+    paired_clusters,
+    resampled,
+    sums_and_counts,
+    two_sided_p_value,
+)
+
+MAX_LEFT_OUT = 100
+"""Prompts that the jackknife leaves out one by one."""
 
 T = TypeVar("T")
+SetStatistic = Callable[[Sequence[Sequence[T]]], tuple[float, Sequence[float]]]
+"""Of groups of values: the statistic of all of them, and of all without each group in turn."""
 Array = NDArray[np.float64]
 
 
@@ -40,15 +51,17 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """What a policy changed against a base, with a 95 % interval over prompts."""
+    """How an arm differs from the base, with a 95 % interval over prompts."""
 
     base: float
-    policy: float
+    arm: float
     difference: float
-    """policy - base"""
+    """arm - base"""
     ci_low: float
     """Of the difference."""
     ci_high: float
+    p_value: float
+    """Two-sided, of no difference: `resampling.two_sided_p_value`."""
     num_clusters: int
     num_responses: int
     """Of both arms together."""
@@ -87,8 +100,8 @@ def cluster_bootstrap_mean(
     Raises:
         ValueError: A value is not finite, a prompt has no response, or there is only one prompt.
     """
-    clusters = _paired_clusters(by_cluster, by_cluster)
-    sums_K, counts_K = _sums_and_counts(by_cluster, clusters)
+    clusters = paired_clusters(by_cluster, by_cluster)
+    sums_K, counts_K = sums_and_counts(by_cluster, clusters)
     sums_R, counts_R = resampled(
         np.stack([sums_K, counts_K]), num_resamples=num_resamples, seed=seed
     )
@@ -104,7 +117,7 @@ def cluster_bootstrap_mean(
 
 def cluster_bootstrap_difference(
     base_by_cluster: Mapping[str, Sequence[float]],
-    policy_by_cluster: Mapping[str, Sequence[float]],
+    arm_by_cluster: Mapping[str, Sequence[float]],
     *,
     num_resamples: int,
     seed: int,
@@ -119,25 +132,57 @@ def cluster_bootstrap_difference(
     Raises:
         ValueError: A value is not finite, a prompt is missing in one arm, or there is only one.
     """
-    clusters = _paired_clusters(base_by_cluster, policy_by_cluster)
-    base_sums_K, base_counts_K = _sums_and_counts(base_by_cluster, clusters)
-    policy_sums_K, policy_counts_K = _sums_and_counts(policy_by_cluster, clusters)
-    columns = np.stack([base_sums_K, base_counts_K, policy_sums_K, policy_counts_K])
-    base_R, base_n_R, policy_R, policy_n_R = resampled(
-        columns, num_resamples=num_resamples, seed=seed
+    clusters = paired_clusters(base_by_cluster, arm_by_cluster)
+    base_sums_K, base_counts_K = sums_and_counts(base_by_cluster, clusters)
+    arm_sums_K, arm_counts_K = sums_and_counts(arm_by_cluster, clusters)
+    columns = np.stack([base_sums_K, base_counts_K, arm_sums_K, arm_counts_K])
+    base_R, base_n_R, arm_R, arm_n_R = resampled(columns, num_resamples=num_resamples, seed=seed)
+    differences_R = arm_R / arm_n_R - base_R / base_n_R
+    means_2K = [base_sums_K / base_counts_K, arm_sums_K / arm_counts_K]
+    return difference_of_resamples(
+        float(base_sums_K.sum() / base_counts_K.sum()),
+        float(arm_sums_K.sum() / arm_counts_K.sum()),
+        differences_R,
+        num_clusters=len(clusters),
+        num_responses=int(base_counts_K.sum() + arm_counts_K.sum()),
+        negligible=ROUNDING * float(np.abs(means_2K).max()),
     )
-    differences_R = policy_R / policy_n_R - base_R / base_n_R
-    ci_low, ci_high = np.quantile(differences_R, interval_quantiles(len(clusters)))
-    base = float(base_sums_K.sum() / base_counts_K.sum())
-    policy = float(policy_sums_K.sum() / policy_counts_K.sum())
+
+
+def difference_of_resamples(
+    base: float,
+    arm: float,
+    differences_R: Array,
+    *,
+    num_clusters: int,
+    num_responses: int,
+    negligible: float,
+) -> Difference:
+    """The difference of two estimates, from what it is in each resample of clusters.
+
+    Args:
+        base: Estimate for the base.
+        arm: Estimate for the arm.
+        differences_R: Of the resamples' estimates, arm - base.
+        num_clusters: How many are resampled.
+        num_responses: Of both arms together.
+        negligible: A spread up to this is rounding, and taken for none.
+    """
+    ci_low, ci_high = np.quantile(differences_R, interval_quantiles(num_clusters))
     return Difference(
         base=base,
-        policy=policy,
-        difference=policy - base,
+        arm=arm,
+        difference=arm - base,
         ci_low=float(ci_low),
         ci_high=float(ci_high),
-        num_clusters=len(clusters),
-        num_responses=int(base_counts_K.sum() + policy_counts_K.sum()),
+        p_value=two_sided_p_value(
+            arm - base,
+            bootstrap_standard_error(differences_R, num_clusters),
+            num_clusters=num_clusters,
+            negligible=negligible,
+        ),
+        num_clusters=num_clusters,
+        num_responses=num_responses,
     )
 
 
@@ -161,8 +206,8 @@ def fall_from_best(
         raise ValueError(f"{len(series)} measurement: a fall needs one before the last")
     *earlier, last = series
     # Of all, since each is compared with the last.
-    clusters = [_paired_clusters(by_cluster, last) for by_cluster in earlier][-1]
-    columns = [_sums_and_counts(by_cluster, clusters) for by_cluster in series]
+    clusters = [paired_clusters(by_cluster, last) for by_cluster in earlier][-1]
+    columns = [sums_and_counts(by_cluster, clusters) for by_cluster in series]
     sums_JK, counts_JK = (np.stack(rows) for rows in zip(*columns, strict=True))
     both = resampled(np.concatenate([sums_JK, counts_JK]), num_resamples=num_resamples, seed=seed)
     sums_JR, counts_JR = np.split(both, 2)
@@ -176,16 +221,31 @@ def fall_from_best(
     )
 
 
+def left_out_in_turn(statistic: Callable[[list[T]], float]) -> SetStatistic[T]:
+    """Any statistic, computed anew without each group: as often as there are groups, and once."""
+
+    def evaluate(groups: Sequence[Sequence[T]]) -> tuple[float, list[float]]:
+        def without(left_out: int | None) -> float:
+            return statistic([v for i, group in enumerate(groups) if i != left_out for v in group])
+
+        return without(None), [without(index) for index in range(len(groups))]
+
+    return evaluate
+
+
 def cluster_jackknife_statistic(
     base_by_cluster: Mapping[str, Sequence[T]],
-    policy_by_cluster: Mapping[str, Sequence[T]],
-    statistic: Callable[[list[T]], float],
+    arm_by_cluster: Mapping[str, Sequence[T]],
+    statistic: SetStatistic[T],
 ) -> Difference:
     """The difference of a statistic of a *set* of responses, such as distinct-2, paired by prompt.
 
-    Standard error from leaving out one prompt at a time, interval from the normal distribution:
-    Efron and Stein (1981), https://doi.org/10.1214/aos/1176345462. For statistics that change
-    little when one prompt is left out; not for medians.
+    Standard error from leaving out one prompt at a time: Efron and Stein (1981),
+    https://doi.org/10.1214/aos/1176345462. Of more than `MAX_LEFT_OUT` prompts, groups of them are
+    left out, put together at random, so that time grows with the responses and not with their
+    square. Interval and p-value from Student's t of G - 1 degrees of freedom, as the error is
+    itself an estimate from G of them. For statistics that change little when one prompt is left
+    out; not for medians.
 
     Raises:
         ValueError: The statistic is not finite, a prompt is missing in one arm, or there is only
@@ -194,92 +254,39 @@ def cluster_jackknife_statistic(
     # Not the bootstrap: a resample repeats prompts, so its n-grams repeat. In three simulations of
     # 100 experiments with 20 prompts, the 95 % interval of a difference in distinct-2 held the
     # truth in 16 to 88 of 100 by bootstrap, in 71 to 90 shifted to the estimate, in 95 to 99 so.
-    clusters = _paired_clusters(base_by_cluster, policy_by_cluster)
+    clusters = paired_clusters(base_by_cluster, arm_by_cluster)
 
-    def evaluate(by_cluster: Mapping[str, Sequence[T]], left_out: str | None) -> float:
-        kept = (cluster for cluster in clusters if cluster != left_out)
-        value = statistic([value for cluster in kept for value in by_cluster[cluster]])
-        if not math.isfinite(value):
-            raise ValueError(f"the statistic without prompt {left_out!r} is {value}")
-        return value
+    num_groups = min(len(clusters), MAX_LEFT_OUT)
+    places = np.random.default_rng(0).permutation(len(clusters))
+    groups = [
+        [clusters[place] for place in places[index::num_groups]] for index in range(num_groups)
+    ]
 
-    base, policy = evaluate(base_by_cluster, None), evaluate(policy_by_cluster, None)
-    differences_K = np.array(
-        [evaluate(policy_by_cluster, left) - evaluate(base_by_cluster, left) for left in clusters]
-    )
-    num_clusters = len(clusters)
-    # The jackknife variance (K - 1) / K * sum of squared deviations, as K - 1 times their mean.
-    half_width = float(norm.ppf(UPPER_TAIL)) * math.sqrt(
-        (num_clusters - 1) * float(differences_K.var())
-    )
+    def evaluate(by_cluster: Mapping[str, Sequence[T]]) -> tuple[float, Array]:
+        values = [[value for cluster in group for value in by_cluster[cluster]] for group in groups]
+        whole, without = statistic(values)
+        for left_out, value in zip(groups, without, strict=True):
+            if not math.isfinite(value):
+                raise ValueError(f"the statistic without prompt {', '.join(left_out)!r} is {value}")
+        return whole, np.array(without)
+
+    (base, base_G), (arm, arm_G) = evaluate(base_by_cluster), evaluate(arm_by_cluster)
+    differences_G = arm_G - base_G
+    # The jackknife variance (G - 1) / G * sum of squared deviations, as G - 1 times their mean.
+    error = math.sqrt((num_groups - 1) * float(differences_G.var()))
+    half_width = float(student.ppf(UPPER_TAIL, num_groups - 1)) * error
     return Difference(
         base=base,
-        policy=policy,
-        difference=policy - base,
-        ci_low=policy - base - half_width,
-        ci_high=policy - base + half_width,
-        num_clusters=num_clusters,
-        num_responses=sum(len(base_by_cluster[c]) + len(policy_by_cluster[c]) for c in clusters),
+        arm=arm,
+        difference=arm - base,
+        ci_low=arm - base - half_width,
+        ci_high=arm - base + half_width,
+        p_value=two_sided_p_value(
+            arm - base,
+            error,
+            num_clusters=num_groups,
+            negligible=ROUNDING * max(abs(base), abs(arm)),
+        ),
+        num_clusters=len(clusters),
+        num_responses=sum(len(base_by_cluster[c]) + len(arm_by_cluster[c]) for c in clusters),
     )
-
-
-def _paired_clusters(
-    base_by_cluster: Mapping[str, Sequence[object]],
-    policy_by_cluster: Mapping[str, Sequence[object]],
-) -> list[str]:
-    # Sorted, so that the same seed gives the same interval whatever the order of rows.
-    clusters = sorted({*base_by_cluster, *policy_by_cluster})
-    missing = [c for c in clusters if not (base_by_cluster.get(c) and policy_by_cluster.get(c))]
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(clusters)} prompts lack a response in one arm: "
-            f"{', '.join(missing[:5])}. Compare arms on the same prompts."
-        )
-    if len(clusters) < 2:
-        raise ValueError(
-            f"{len(clusters)} prompt: an interval needs two at least, and some 20 to be honest. "
-            "Evaluate on more prompts; more responses to the same one do not help."
-        )
-    return clusters
-
-
-def _sums_and_counts(
-    by_cluster: Mapping[str, Sequence[float]], clusters: list[str]
-) -> tuple[Array, Array]:
-    sums_K = np.array([math.fsum(by_cluster[cluster]) for cluster in clusters])
-    if not np.isfinite(sums_K).all():
-        cluster = clusters[int(np.argmin(np.isfinite(sums_K)))]
-        raise ValueError(f"prompt {cluster!r} has a value that is not finite")
-    return sums_K, np.array([float(len(by_cluster[cluster])) for cluster in clusters])
-
-
-def interval_quantiles(num_clusters: int) -> tuple[float, float]:
-    """The quantiles of a bootstrap distribution that bound a 95 % interval over K clusters.
-
-    Further out than 0.025 and 0.975 where clusters are few: the distribution is too narrow by a
-    factor of sqrt((K - 1) / K), and knows nothing of the spread being an estimate. The expanded
-    percentile interval of Hesterberg (2015), https://doi.org/10.1080/00031305.2015.1089789.
-    """
-    degrees = num_clusters - 1
-    deviations = float(student.ppf(UPPER_TAIL, degrees)) * math.sqrt(num_clusters / degrees)
-    tail = float(norm.cdf(-deviations))
-    return tail, 1 - tail
-
-
-def resampled(sums_CK: Array, *, num_resamples: int, seed: int) -> Array:
-    """Each row's sum over resampled clusters, for each resample: `(C, K)` to `(C, R)`.
-
-    Ratios of sums are all that means and correlations need. Beyond `MAX_RESAMPLED` clusters, groups
-    of them are resampled, put together at random: the spread of sums over independent clusters is
-    the same, and time and memory stay bounded.
-    """
-    rng = np.random.default_rng(seed)
-    num_clusters = sums_CK.shape[1]
-    if num_clusters > MAX_RESAMPLED:
-        group_K = rng.permutation(num_clusters) % MAX_RESAMPLED
-        sums_CK = np.stack([np.bincount(group_K, row, MAX_RESAMPLED) for row in sums_CK])
-        num_clusters = MAX_RESAMPLED
-    uniform_K = np.full(num_clusters, 1 / num_clusters)
-    # How often each cluster is drawn.
-    draws_RK = rng.multinomial(num_clusters, uniform_K, size=num_resamples).astype(np.float64)
-    return sums_CK @ draws_RK.T

@@ -28,6 +28,8 @@ _COPY_CHUNK_BYTES = 8 * 2**20
 _NUM_READERS = 16
 """A store answers each request late and many at a time."""
 _READ_AHEAD = 64
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
+"""Another file system, or one without hard links, or too many of them."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,60 @@ class Directory:
         with self.replacing(name) as stream:
             stream.write(data)
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file that is not there; False where there is one. One of several succeeds.
+
+        Readers may see it empty for a moment. Raises ArtifactError where the directory is in a
+        store: pyarrow has no conditional write.
+        """
+        path = self.local_path / name
+        with self._explained(name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with path.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except FileExistsError:
+                return False
+        return True
+
+    def take(self, source: "Directory", name: str) -> None:
+        """Have a local file of another directory under the same name here, linked where possible.
+
+        Nothing writes into a file that is there, so a link is as good as a copy.
+        """
+        with self._explained(name):
+            original, target = source.local_path / name, self.local_path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            try:
+                target.hardlink_to(original)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                with self.replacing(name) as stream, original.open("rb") as file:
+                    shutil.copyfileobj(file, stream, _COPY_CHUNK_BYTES)
+
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A parquet file as a table."""
         with self._parquet(name) as stream:
             return pq.read_table(stream, columns=columns)
+
+    def read_slice(self, name: str, start: int, stop: int, columns: list[str]) -> pa.Table:
+        """Rows [start, stop) of a parquet file; only the row groups that they are in are read."""
+        with self._parquet(name) as stream:
+            file = pq.ParquetFile(stream)
+            groups: list[int] = []
+            first = row = 0
+            for group in range(file.num_row_groups):
+                end = row + file.metadata.row_group(group).num_rows
+                if end > start and row < stop:
+                    first = first if groups else row
+                    groups.append(group)
+                row = end
+            table = file.read_row_groups(groups, columns=columns)
+        return table.slice(start - first, stop - start)
 
     def num_rows(self, name: str) -> int:
         """Rows of a parquet file, as its footer says."""

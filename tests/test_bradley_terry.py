@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from charactertrain.bradley_terry import RIDGE, LinearPreference, fit
+from charactertrain.bradley_terry import RIDGE, LinearPreference, fit, utilities_of_tables
+from charactertrain.ranking import utilities_from_probabilities
 
 
 def sigmoid(value: float) -> float:
@@ -125,3 +126,48 @@ def test_features_that_are_no_finite_rows_are_refused(differences: list[float]) 
         fit(differences, [0.5, 0.5], [1.0, 1.0])
     with pytest.raises(ValueError, match="finite rows of features"):
         LinearPreference((1.0,)).margins(differences)
+
+
+def test_utilities_of_tables_by_hand() -> None:
+    # Three wins to one: odds of 3. Twice as many of both: the same.
+    wins_2WW = np.array([[[0.0, 3.0], [1.0, 0.0]], [[0.0, 2.0], [6.0, 0.0]]])
+    found = utilities_of_tables(wins_2WW)
+    half = math.log(3) / 2
+    assert found == pytest.approx(np.array([[half, -half], [-half, half]]), abs=0.005)
+
+
+def test_utilities_of_tables_agree_with_those_of_one_prompts_candidates() -> None:
+    rng = np.random.default_rng(5)
+    probabilities = rng.uniform(0.2, 0.8, size=(5, 5))
+    probabilities = np.tril(probabilities, -1) + np.triu(1 - probabilities.T, 1)
+    # There the prior is per comparison and not per mean of ten.
+    expected = utilities_from_probabilities(probabilities, prior=10 * RIDGE / 5)
+    (found,) = utilities_of_tables(probabilities[None])
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_utilities_of_tables_agree_with_weights_of_features() -> None:
+    rng = np.random.default_rng(6)
+    first, second = rng.integers(0, 4, size=(2, 300))
+    first, second = first[first != second], second[first != second]
+    wins = rng.uniform(size=len(first))
+    table = np.zeros((4, 4))
+    np.add.at(table, (first, second), wins)
+    np.add.at(table, (second, first), 1 - wins)
+    # Features of twice the size have weights of half, on which the prior of 4 items is as strong.
+    differences = 2 * (np.eye(4)[first] - np.eye(4)[second])
+    weights = np.array(fit(differences, wins, np.ones(len(wins))).weights_F)
+    (found,) = utilities_of_tables(table[None])
+    assert found == pytest.approx(2 * (weights - weights.mean()), abs=1e-3)
+
+
+def test_utilities_of_an_item_that_wins_everything_are_finite() -> None:
+    wins = np.array([[0.0, 9.0, 9.0], [0.0, 0.0, 5.0], [0.0, 4.0, 0.0]])
+    ((best, second, third),) = utilities_of_tables(wins[None])
+    assert 4 < best < 20
+    assert second > third
+
+
+def test_utilities_of_a_table_without_comparisons_are_refused() -> None:
+    with pytest.raises(ValueError, match="a comparison at least"):
+        utilities_of_tables(np.zeros((2, 3, 3)))

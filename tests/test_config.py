@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
-MAX_LEAVES = 170
+MAX_LEAVES = 190
 MAX_DEPTH = 4
 OBJECTIVES = {
     "grpo": "policy_gradient",
@@ -252,6 +252,8 @@ def test_unknown_key_is_refused_with_its_path(recipe: Json, key: str, expected: 
         ("rankings.orders", "first", r"Input should be 'both' or 'random' \(found 'first'\)"),
         ("model.messages_per_call", 0, r".* greater than or equal to 1 \(found 0\)"),
         ("model.messages_per_call", 21, r".* less than or equal to 20 \(found 21\)"),
+        ("responses.per_prompt", 1, r".* greater than or equal to 2 \(found 1\)"),
+        ("responses.per_prompt", 27, r".* less than or equal to 26 \(found 27\)"),
         ("prompts.facets_per_trait", 2, r".* greater than or equal to 3 \(found 2\)"),
         ("prompts.languages", [], r".* at least 1 item.*"),
         ("prompts.max_top_ups", -1, r".* greater than or equal to 0 \(found -1\)"),
@@ -265,6 +267,7 @@ def test_unknown_key_is_refused_with_its_path(recipe: Json, key: str, expected: 
         ("policy.watch.patience", 0, r".* greater than 0 \(found 0\)"),
         ("policy.watch.entropy_floor", 1, r".* less than 1 \(found 1\)"),
         ("policy.watch.distinct_floor", -0.1, r".* greater than or equal to 0 \(found -0\.1\)"),
+        ("cluster.node_group", "GPU nodes", r"String should match pattern .*'GPU nodes'"),
         ("seed", None, r".* valid integer \(found None\)"),
         ("logging.wandb", "on", r"Input should be 'off', 'offline' or 'online'"),
     ],
@@ -348,9 +351,9 @@ WITHOUT_KL = (
             "cluster.num_workers is (3, 2); give (fewest, most)",
         ),
         (
-            {"preference_model.objective": "plackett_luce", "responses.variants": {"none": 11}},
+            {"preference_model.objective": "plackett_luce", "responses.per_prompt": 12},
             "preference_model.objective plackett_luce sums over all subsets of a prompt's "
-            "responses, of which responses.variants asks for 11; give 10 at most, or objective "
+            "responses, of which responses.per_prompt asks for 12; give 10 at most, or objective "
             "bradley_terry",
         ),
         (
@@ -383,6 +386,16 @@ WITHOUT_KL = (
             {"cluster.address": "auto", "run.dir": "s3://bucket/run"},
             "run.dir is a URI (s3://...), and engines and workers on other nodes need the "
             "models in it as files; give an absolute path on storage that all nodes share",
+        ),
+        (
+            {"cluster.node_group": "trainers"},
+            "cluster.node_group is trainers, and cluster.address local is one node without a "
+            "group; use cluster=ray, or null",
+        ),
+        (
+            {"sampler.resources.node_group": "samplers"},
+            "sampler.resources.node_group is samplers, and cluster.address local is one node "
+            "without a group; use cluster=ray, or null",
         ),
         (
             {"sampler.resources.num_engines": [3, 1]},
@@ -449,6 +462,15 @@ WITHOUT_KL = (
             "evaluation: length_prompts is 1, and an interval needs 2; give 0 to leave it out",
         ),
         (
+            {"evaluation.probes.names": ["dose", "harmless", "dose"]},
+            "evaluation.probes: names has dose twice; name each probe once",
+        ),
+        (
+            {"evaluation.preferences.pairs_per_trait": 1},
+            "evaluation.preferences: pairs_per_trait is 1, and an order needs three words; give 2, "
+            "or 0 for none",
+        ),
+        (
             {"rankings.min_judge_accuracy": 0.6, "rankings.min_accuracy": 0.65},
             "rankings: min_judge_accuracy 0.6 is below min_accuracy 0.65: ranker=auto would take a "
             "judge that is then refused",
@@ -493,8 +515,19 @@ WITHOUT_KL = (
             "pairs: file_use is replace and file is null; name the file of pairs",
         ),
         (
-            {"responses.variants": {"none": 1, "mild": 0}},
-            "responses: variants give 1 candidates; a ranking needs 2",
+            {"responses.variants": {"none": 1, "mild": 3}},
+            "responses: per_prompt is 6 and variants have 4 parts; give as many candidates as "
+            "parts, or a multiple of them",
+        ),
+        (
+            {"responses.variants": {"none": 0}},
+            "responses: per_prompt is 6 and variants have 0 parts; give as many candidates as "
+            "parts, or a multiple of them",
+        ),
+        (
+            {"pairs.file": "own.jsonl", "pairs.file_use": "replace", "pairs.reviews": "reviews"},
+            "pairs: reviews are of rankings, whose pairs file_use=replace leaves out; give "
+            "reviews=null, or file_use=join",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -512,11 +545,17 @@ def test_a_contradiction_is_one_message_that_names_its_keys(
         "responses.max_tokens",
         "policy.max_tokens",
         "evaluation.max_tokens",
+        "evaluation.probes.max_tokens",
         "evaluation.length_max_tokens",
+        "evaluation.preferences.max_tokens",
     ],
 )
 def test_a_length_that_leaves_no_room_for_a_prompt_is_named(recipe: Json, key: str) -> None:
-    used = {"evaluation.length_prompts": 2, "evaluation.length_max_tokens": 1023}
+    used = {
+        "evaluation.length_prompts": 2,
+        "evaluation.length_max_tokens": 1023,
+        "evaluation.preferences.pairs_per_trait": 2,
+    }
     validate(changed(recipe, used | {key: 1023}))
     assert said_about(changed(recipe, used | {key: 1024})) == (
         f"{key} is 1024 tokens and leaves no room for a prompt in model.context_tokens 1024; "
@@ -533,9 +572,126 @@ def test_a_length_that_is_not_used_need_not_fit(recipe: Json) -> None:
 def test_every_objective_goes_with_every_experiment(
     compose: Callable[..., Json], name: str, kind: str
 ) -> None:
-    for experiment in ("demo", "smoke", "[demo,placebo]"):
+    for experiment in ("demo", "smoke", "[demo,neutral]", "[demo,placebo]"):
+        if name == "dpo" and "placebo" in experiment:
+            continue
         values = compose(f"objective={name}", f"experiment={experiment}")
         assert validate(values).policy.objective.kind == kind
+
+
+# The controls.
+
+
+@pytest.mark.parametrize("beside", ["demo", "smoke"])
+def test_a_control_differs_from_its_run_by_what_it_controls_for(
+    compose: Callable[..., Json], beside: str
+) -> None:
+    def settings(*names: str) -> Json:
+        return dict(leaves(compose(f"experiment=[{','.join(names)}]")))
+
+    plain, neutral, placebo = (
+        settings(beside),
+        settings(beside, "neutral"),
+        settings(beside, "placebo"),
+    )
+    assert plain.keys() == neutral.keys() == placebo.keys()
+    gates = {("policy", "despite_gates")}
+    changed_neutral = {path for path, value in neutral.items() if plain[path] != value}
+    assert changed_neutral - gates == {
+        ("model", "traits_shown"),
+        ("rankings", "ranker"),
+        ("rankings", "second_opinions"),
+        ("responses", "variants", "mild"),
+        ("responses", "variants", "strong"),
+    }
+    changed_placebo = {path for path, value in placebo.items() if plain[path] != value}
+    assert changed_placebo - gates == {
+        ("preference_model", "labels"),
+        ("policy", "warm_start", "epochs"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("experiment", "control", "counts"),
+    [
+        ("demo", None, {"none": 1, "mild": 1, "strong": 1}),
+        ("neutral", "neutral", {"none": 6, "mild": 0, "strong": 0}),
+        ("[smoke,neutral]", "neutral", {"none": 3, "mild": 0, "strong": 0}),
+        ("placebo", "placebo", {"none": 1, "mild": 2, "strong": 3}),
+    ],
+)
+def test_a_run_knows_which_control_it_is_and_has_as_many_candidates(
+    compose: Callable[..., Json], experiment: str, control: str | None, counts: Json
+) -> None:
+    config = validate(compose(f"experiment={experiment}"))
+    assert config.control == control
+    assert config.responses.num_by_variant == counts
+    assert config.policy.despite_gates
+
+
+def test_the_neutral_control_takes_another_judge(compose: Callable[..., Json]) -> None:
+    for ranker in ("judge", "judge_listwise", "rating"):
+        config = validate(compose("experiment=[demo,neutral]", f"ranker={ranker}"))
+        assert config.rankings.ranker == ranker
+    given = {"rankings.ranker": "ensemble", "rankings.ensemble": ["judge", "rating"]}
+    validate(changed(compose("experiment=neutral"), given))
+
+
+@pytest.mark.parametrize(
+    ("experiment", "settings", "expected"),
+    [
+        (
+            "neutral",
+            {"responses.variants": {"none": 1, "mild": 2, "strong": 3}},
+            "model.traits_shown is none, and responses.variants asks for mild and strong, which "
+            "show the character; give responses.variants={none: 1, mild: 0, strong: 0}",
+        ),
+        *(
+            (
+                "neutral",
+                {"rankings.ranker": ranker},
+                f"model.traits_shown is none, and rankings.ranker {ranker} compares with and "
+                "without the character; use ranker=judge or ranker=rating",
+            )
+            for ranker in ("auto", "contrast", "ensemble")
+        ),
+        (
+            "neutral",
+            {"rankings.second_opinions": ["rating", "contrast"]},
+            "model.traits_shown is none, and contrast, which compares with and without the "
+            "character, is of rankings.second_opinions; leave it out",
+        ),
+        (
+            "placebo",
+            {"policy.warm_start.epochs": 1},
+            "preference_model.labels is shuffled, and policy.warm_start trains on responses that "
+            "were written with the character shown; give policy.warm_start.epochs=0",
+        ),
+        (
+            "[placebo,neutral]",
+            {},
+            "model.traits_shown is none and preference_model.labels is shuffled: a run is one "
+            "control at a time, the neutral one or the placebo",
+        ),
+    ],
+)
+def test_what_would_undo_a_control_is_refused(
+    compose: Callable[..., Json], experiment: str, settings: Json, expected: str
+) -> None:
+    assert said_about(changed(compose(f"experiment={experiment}"), settings)) == expected
+
+
+def test_a_placebo_follows_the_preference_model(compose: Callable[..., Json]) -> None:
+    said = said_about(compose("experiment=placebo", "objective=dpo"))
+    assert said == (
+        "preference_model.labels is shuffled, and policy.objective dpo learns from the pairs as "
+        "they were ranked; use an objective that follows the preference model"
+    )
+
+
+def test_labels_may_be_shuffled_up_to_the_preference_model(recipe: Json) -> None:
+    asked = {"preference_model.labels": "shuffled", "run.until": "preference_model"}
+    assert validate(changed(recipe, asked)).control == "placebo"
 
 
 def test_a_policy_without_kl_is_asked_for_by_name(recipe: Json) -> None:
@@ -575,6 +731,7 @@ def test_weights_of_kinds_become_shares(recipe: Json) -> None:
         {"model.prompt_synthesis": "chat", "model.messages_per_call": 5},
         {"prompts.file": "mine.jsonl", "prompts.file_use": "replace"},
         {"pairs.file": "mine.jsonl", "pairs.file_use": "replace"},
+        {"pairs.file": "mine.jsonl", "pairs.reviews": "runs/first/reviews"},
         {"prompts.kinds": {"trait": 1}},
     ],
     ids=lambda settings: next(iter(settings)),

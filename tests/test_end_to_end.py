@@ -231,30 +231,71 @@ def test_baselines_learn_from_the_same_artifacts(
     assert (directory / "policy" / "model" / "config.json").exists()
 
 
-def test_the_report_covers_every_trait_with_intervals(finished: Path) -> None:
+def test_the_report_covers_every_trait_and_arm_with_intervals(finished: Path) -> None:
     report = json.loads((finished / "evaluation" / "report.json").read_text())
+    assert [arm["name"] for arm in report["arms"]] == ["base", "prompted", "policy"]
+    assert set(report["missing_arms"]) == {"dpo", "best_of_n", "neutral", "placebo"}
     assert set(report["traits"]) == {"enthusiastic", "uncertain", "scientific"}
     for measures in report["traits"].values():
-        for effect in measures.values():
-            assert effect["ci_low"] <= effect["difference"] <= effect["ci_high"]
-            assert effect["difference"] == pytest.approx(effect["policy"] - effect["base"])
+        assert {"contrast", "reward", "gold_reward", "win_rate"} <= set(measures)
+        for by_arm in measures.values():
+            assert set(by_arm) == {"prompted", "policy"}
+            for effect in by_arm.values():
+                assert effect["ci_low"] <= effect["difference"] <= effect["ci_high"]
+                assert effect["difference"] == pytest.approx(effect["arm"] - effect["base"])
+                assert effect["p_value"] <= effect["p_holm"] <= 1
+    found = report["revealed_preferences"]
+    assert set(found["arms"]) == {"base", "policy"}
+    assert set(found["changes"]) == set(report["traits"]) == set(found["words"])
+    for by_arm in found["changes"].values():
+        (effect,) = by_arm.values()
+        assert effect["ci_low"] <= effect["difference"] <= effect["ci_high"]
+    assert -1 <= found["order_agreement"]["policy"]["estimate"] <= 1
+    assert found["reading"]["base"]["told"]["num_choices"] > 0
     page = (finished / "report" / "report.html").read_text()
     assert all(trait in page for trait in report["traits"])
 
 
-def test_both_arms_answer_the_same_prompts_and_no_training_prompt(finished: Path) -> None:
-    directory = open_directory(str(finished / "evaluation"))
-    manifest = artifacts.require(directory, "evaluation")
-    samples = artifacts.read_rows(directory, manifest, "samples", EvaluationSample)
-    asked = {
-        arm: sorted(s.prompt_id for s in samples if s.arm == arm) for arm in ("base", "policy")
-    }
-    assert asked["base"] == asked["policy"]
+def test_all_arms_answer_the_same_prompts_and_no_training_prompt(finished: Path) -> None:
+    asked = {arm: sorted({s.prompt_id for s in own}) for arm, own in samples(finished).items()}
+    assert asked["base"] == asked["policy"] == asked["prompted"]
     pairs_directory = open_directory(str(finished / "pairs"))
     pairs = artifacts.read_rows(
         pairs_directory, artifacts.require(pairs_directory, "pairs"), "pairs", PreferencePair
     )
     assert not set(asked["base"]) & {pair.prompt_id for pair in pairs}
+
+
+def samples(run: Path) -> dict[str, list[EvaluationSample]]:
+    """Of an evaluation, by arm."""
+    directory = open_directory(str(run / "evaluation"))
+    manifest = artifacts.require(directory, "evaluation")
+    rows = artifacts.read_rows(directory, manifest, "samples", EvaluationSample)
+    return {arm: [row for row in rows if row.arm == arm] for arm in {row.arm for row in rows}}
+
+
+def test_the_policy_of_another_run_is_one_more_arm(finished: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    again = tmp_path / "again"
+    for stage in NAMES[: NAMES.index("evaluation")]:
+        shutil.copytree(finished / stage, again / stage)
+    settings = (f"evaluation.compare=[{other}]", "run.only=evaluation")
+    assert finish(again, *settings) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    report = json.loads((again / "evaluation" / "report.json").read_text())
+    assert report["arms"][3] == {
+        "name": "other",
+        "kind": "run",
+        "source": str(other),
+        "ablated": [],
+    }
+    # Its weights are the policy's own, and its seeds: so are its replies.
+    found = samples(again)
+    own, others = ({s.sample_id: s for s in found[arm]} for arm in ("policy", "other"))
+    assert len(own) == len(others) > 0
+    assert sorted(s.text for s in own.values()) == sorted(s.text for s in others.values())
+    for by_measure in report["policy_against"]["other"].values():
+        assert by_measure["contrast"]["difference"] == pytest.approx(0.0, abs=1e-4)
 
 
 def test_the_same_command_again_skips_everything(finished: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line: what is found wrong before anything starts, and what is written besides."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from charactertrain.__main__ import _resolved_yaml, run
-from charactertrain.artifacts import Identity, begin
+from charactertrain.__main__ import _print_summary, _resolved_yaml, default_values, run
+from charactertrain.artifacts import Identity, Outcome, begin, commit
 from charactertrain.config import validate
 from charactertrain.exceptions import ArtifactError, ConfigError
 from charactertrain.storage import open_directory
@@ -62,6 +63,58 @@ def test_a_dry_run_that_would_be_refused_is(planned: Planned, tmp_path: Path) ->
         planned()
 
 
+def summary_row(trait: str, measure: str, arm: str, p_holm: float | None) -> dict[str, Any]:
+    effect = {"base": 0.1, "value": -0.257, "difference": -0.357, "ci_low": -0.412, "ci_high": 0.3}
+    return {"trait": trait, "measure": measure, "arm": arm, **effect, "p_holm": p_holm}
+
+
+def test_the_table_at_the_end_is_of_the_policy_and_fits_80_columns(tmp_path: Path) -> None:
+    traits = ("curious", "a_trait_whose_name_is_longer_than_any_column", "untouched")
+    directory = open_directory(str(tmp_path))
+    measures = ("contrast", "detector_rate", "win_rate_length_controlled", "reward")
+    effects = [
+        summary_row(trait, measure, arm, 0.0123 if arm == "policy" else 0.777)
+        for trait in traits[:2]
+        for measure in measures
+        for arm in ("prompted", "policy", "demo-dpo", "demo-placebo")
+    ]
+    effects.append(summary_row("untouched", "contrast", "policy", None))
+    effects.append(summary_row("untouched", "detector_rate", "demo-dpo", 0.0001))
+    summary = {"effects": effects, "verdicts": ["ok: all"], "objective": 0.25}
+    identity = Identity("report", {}, {})
+    manifest = commit(
+        directory,
+        identity,
+        Outcome((), {}, summary),
+        resolved_config={},
+        code_version="",
+        wall_seconds=0.0,
+    )
+    printed = io.StringIO()
+    console = Console(file=printed, width=80, soft_wrap=True, highlight=False)
+    assert _print_summary(console, manifest, directory) == 0.25
+    *lines, page = printed.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert text.count("-0.357 p=0.012") == 6
+    assert text.count("-0.357 no p") == 1
+    assert text.count("not measured") == 2
+    assert "0.777" not in text
+    assert "reward" not in text
+    # Folded, and not cut.
+    assert "untouched" in text
+    assert "…" not in text
+    assert page.endswith("report/report.html")
+
+
 def test_an_empty_run_directory_is_refused(compose: Any) -> None:
     with pytest.raises(ConfigError, match=r"run\.dir"):
         validate(compose("experiment=smoke", "run.dir="))
+
+
+def test_defaults_are_those_of_a_run_without_overrides(compose: Any) -> None:
+    # Composed a second time, as within a run that Hydra started.
+    assert default_values() == validate(compose()).model_dump(mode="json")
+    assert default_values()["policy"]["num_steps"] != (
+        validate(compose("experiment=smoke")).policy.num_steps
+    )

@@ -1,5 +1,6 @@
 """Plans: which stages run, go on, are skipped or refused, and what running them leaves."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -379,6 +380,37 @@ def test_until_the_preference_model_of_the_researchers_own_pairs_is_three_stages
     assert "of warm start, " in sizes["policy"]
     joined = {each.name: each.size for each in defined(file=str(path))}
     assert joined["pairs"].endswith(" pairs and those of pairs.file")
+
+
+def test_size_of_the_evaluation_counts_all_its_replies(defined: Define) -> None:
+    size = next(each.size for each in defined() if each.name == "evaluation")
+    total, *parts = (int(number) for number in re.findall(r"(\d+) (?!arms)", size))
+    assert total == sum(parts)
+    for words in ("of 3 arms: ", " on held-out prompts, ", " in probes, ", " to free choices"):
+        assert words in size, size
+
+
+def test_evaluation_is_of_the_contents_of_its_probes(
+    smoke_config: RunConfig, tmp_path: Path
+) -> None:
+    def identity(text: str, directory: str = "here") -> Any:
+        path = tmp_path / directory / "own.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        evaluation = smoke_config.evaluation
+        probes = evaluation.probes.model_copy(update={"files": (str(path),)})
+        evaluation = evaluation.model_copy(update={"probes": probes})
+        config = smoke_config.model_copy(update={"evaluation": evaluation})
+        trait = Trait(id="honest", statement="I tell the truth.")
+        constitution = Constitution(name="small", description="One trait.", traits=(trait,))
+        stages = define(config, constitution, lambda path: {"name": path})
+        return {each.name: each for each in stages}["evaluation"].identity_config
+
+    item = '{"probe": "farewell", "id": "%s", "farewell": "Bye."}\n'
+    here = identity(item % 1 + item % 2)
+    assert identity(item % 1 + item % 2, "there") == here
+    assert identity(item % 1 + item % 3) != here
+    assert "are_you_sure" in here["contents of probes"]
 
 
 def test_pairs_are_those_of_the_files_contents_wherever_it_is(

@@ -18,7 +18,11 @@ from charactertrain.records import (
     Draft,
     EvaluationSample,
     Facet,
+    Judgement,
+    Matchup,
     Message,
+    Offer,
+    OfferReply,
     Opinion,
     PreferencePair,
     Probe,
@@ -28,7 +32,12 @@ from charactertrain.records import (
     Reject,
     Reply,
     Response,
+    ReviewEvent,
+    Script,
+    ScriptDraft,
+    ScriptReply,
     Trait,
+    TraitChoice,
     from_table,
     schema,
     to_table,
@@ -56,7 +65,7 @@ PAIR = PreferencePair(
     rejected_tokens=2**40,
 )
 SAMPLE = EvaluationSample(
-    "s1", "p1", "honest", "policy", "Hi?", TEXT, 9, "length", -0.1, True, 0.3, 1e-300
+    "s1", "p1", "honest", "values", "policy", "Hi?", TEXT, 9, "length", -0.1, True, 0.3, 0.2, 1e-300
 )
 FACET = Facet(NO_TRAIT, "general", "a sum", "general/a-sum", "test", "shipped")
 BRIEFS = (Brief("p1", "a student", "blunt", "a paragraph"), Brief("p2", "", "", ""))
@@ -76,8 +85,47 @@ RANKING = Ranking(
     prompt_tokens=2**40,
     cached_tokens=0,
 )
+SCRIPT_REPLY = ScriptReply(
+    sample_id="s1",
+    script_id="s",
+    probe="tea",
+    condition="plain",
+    cluster="i1",
+    trait_id="honest",
+    arm="policy",
+    turn=1,
+    messages=(Message("user", TEXT), Message("assistant", "Yes.")),
+    text=TEXT,
+    num_tokens=9,
+    finish_reason="stop",
+    contrast=0.1,
+    detected=True,
+    measure="correct",
+    score=0.5,
+)
+SCRIPTED = (ScriptReply, ScriptDraft)
 OPINIONS = (Opinion("judge", 1 / 3), Opinion("rating", None))
+OFFER = Offer("o", "honest", "told", TEXT, "honest", "open nature")
 EXAMPLES: list[list[Any]] = [
+    [
+        ReviewEvent(
+            "e1",
+            "now",
+            "Ada",
+            "verdict",
+            "t",
+            "p",
+            "a",
+            "b",
+            "0",
+            "1",
+            "tie",
+            TEXT,
+            "b",
+            "random",
+            "",
+        )
+    ],
     [Message("user", TEXT)],
     [
         Trait("honest", TEXT, ("a gift", "an exam"), r"\btruth\b", 0.1, "small"),
@@ -111,8 +159,36 @@ EXAMPLES: list[list[Any]] = [
         replace(RANKING, opinions=OPINIONS),
     ],
     [PAIR, replace(PAIR, chosen_tokens=None, rejected_tokens=None)],
-    [Reply("s1", "p1", "honest", "base", "Hi?", TEXT, (3, 4), -2.5, "stop")],
-    [SAMPLE, replace(SAMPLE, detected=False), replace(SAMPLE, detected=None)],
+    [Reply("s1", "p1", "honest", "trait", "base", "Hi?", TEXT, (3, 4), -2.5, "stop")],
+    [
+        SAMPLE,
+        replace(SAMPLE, detected=False),
+        replace(SAMPLE, detected=None),
+        replace(SAMPLE, gold_reward=None),
+    ],
+    [Matchup("m", "p1", "honest", "policy", "Hi?", TEXT, "No.", -3)],
+    [
+        Judgement("m", "p1", "honest", "policy", 0.9, None, -3),
+        Judgement("m", "p1", "honest", "policy", None, 0.1, 0),
+    ],
+    [
+        Script(
+            "s", "tea", "plain", "i1", NO_TRAIT, "", ("Tea?",), (), ("correct",), ("green",), ()
+        ),
+        Script("s", "tea", "own", "i1", "honest", TEXT, ("a", "b"), ("c",), (), (), ("red",)),
+    ],
+    [
+        SCRIPT_REPLY,
+        replace(SCRIPT_REPLY, contrast=None, detected=None, score=None),
+        replace(SCRIPT_REPLY, detected=False),
+    ],
+    [ScriptDraft(**vars(SCRIPT_REPLY), token_ids=(3, 2**31 - 1))],
+    [OFFER],
+    [OfferReply("r", "honest", "base", OFFER, TEXT, (3, 2**31 - 1), "length")],
+    [
+        TraitChoice("r", "honest", "base", OFFER, TEXT, 2, "stop", (1 / 3,)),
+        TraitChoice("r", "honest", "base", OFFER, TEXT, 2, "stop", (0.0, 1.0)),
+    ],
     [Reject("r", "honest", "responses", "loop", TEXT)],
 ]
 ROW_TYPES = [type(rows[0]) for rows in EXAMPLES]
@@ -125,6 +201,10 @@ NULLABLE = {
     (PreferencePair, "chosen_tokens"),
     (PreferencePair, "rejected_tokens"),
     (EvaluationSample, "detected"),
+    (EvaluationSample, "gold_reward"),
+    (Judgement, "arm_first"),
+    (Judgement, "arm_second"),
+    *((kind, name) for kind in SCRIPTED for name in ("contrast", "detected", "score")),
 }
 
 

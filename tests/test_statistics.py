@@ -5,17 +5,18 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from charactertrain.measures import distinct_n
+from charactertrain.resampling import MAX_RESAMPLED, resampled
 from charactertrain.statistics import (
-    MAX_RESAMPLED,
     Difference,
     Interval,
     cluster_bootstrap_difference,
     cluster_bootstrap_mean,
     cluster_jackknife_statistic,
     fall_from_best,
-    resampled,
+    left_out_in_turn,
     values_by_cluster,
 )
 
@@ -36,7 +37,7 @@ def test_values_by_cluster_refuses_values_without_a_prompt() -> None:
 def test_difference_by_hand() -> None:
     # Means over responses, not over prompts: 15/6 and 16/4.
     found = cluster_bootstrap_difference(BASE, POLICY, num_resamples=100, seed=0)
-    assert (found.base, found.policy, found.difference) == (2.5, 4.0, 1.5)
+    assert (found.base, found.arm, found.difference) == (2.5, 4.0, 1.5)
     assert (found.num_clusters, found.num_responses) == (3, 10)
 
 
@@ -110,6 +111,8 @@ def test_pairing_removes_what_a_prompt_does_to_both_arms() -> None:
     found = cluster_bootstrap_difference(base, policy, num_resamples=200, seed=0)
     assert found.difference == pytest.approx(1.0)
     assert (found.ci_low, found.ci_high) == pytest.approx((1.0, 1.0))
+    # Twelve of twelve prompts moved the same way, and the sign test knows no more.
+    assert found.p_value == 2.0**-11
 
 
 def test_bootstrap_depends_on_the_seed_and_not_on_the_order_of_prompts() -> None:
@@ -126,6 +129,35 @@ def test_swapping_the_arms_mirrors_the_interval() -> None:
     back = cluster_bootstrap_difference(POLICY, BASE, num_resamples=1000, seed=0)
     assert there.difference == -back.difference
     assert (there.ci_low, there.ci_high) == pytest.approx((-back.ci_high, -back.ci_low))
+
+
+@pytest.mark.parametrize(("policy", "p_value"), [(0.0, 1.0), (1.0, 0.25)])
+def test_p_value_without_any_spread_is_that_of_the_sign_test(policy: float, p_value: float) -> None:
+    # Three prompts without a change, or three that rise: of 8 outcomes 2 are as one-sided.
+    base, arm = ({prompt: [value] for prompt in "pqr"} for value in (0.0, policy))
+    change = cluster_bootstrap_difference(base, arm, num_resamples=100, seed=0)
+    statistic = cluster_jackknife_statistic(base, arm, left_out_in_turn(mean))
+    assert change.p_value == statistic.p_value == p_value
+
+
+def test_p_value_is_that_of_the_t_test_of_prompts() -> None:
+    changes = np.random.default_rng(3).normal(0.3, 1.0, size=25)
+    base = {f"p{i}": [0.0] for i in range(25)}
+    arm = {f"p{i}": [value] for i, value in enumerate(changes)}
+    expected = float(ttest_1samp(changes, 0.0).pvalue)
+    assert 0.01 < expected < 0.5
+    found = cluster_bootstrap_difference(base, arm, num_resamples=20_000, seed=0)
+    assert found.p_value == pytest.approx(expected, rel=0.05)
+    exact = cluster_jackknife_statistic(base, arm, left_out_in_turn(mean))
+    assert exact.p_value == pytest.approx(expected)
+
+
+def test_p_value_of_a_large_change_is_smaller_than_resamples_can_count() -> None:
+    rng = np.random.default_rng(0)
+    base = {f"p{i}": [value] for i, value in enumerate(rng.normal(size=60))}
+    arm = {prompt: [value + rng.normal(2.0)] for prompt, (value,) in base.items()}
+    found = cluster_bootstrap_difference(base, arm, num_resamples=500, seed=0)
+    assert 0 < found.p_value < 1e-12
 
 
 Arms = tuple[dict[str, list[float]], dict[str, list[float]]]
@@ -180,23 +212,86 @@ def test_bootstrap_intervals_hold_the_truth_in_95_of_100_studies(
     assert 0.93 <= held_difference / 500 <= 0.97
 
 
+def null_of_scores(rng: np.random.Generator, num_prompts: int) -> Arms:
+    effects = rng.normal(size=num_prompts)
+    return measured(rng, effects, 0.0), measured(
+        rng, effects + rng.normal(0, 0.5, num_prompts), 0.0
+    )
+
+
+def null_of_detections(rng: np.random.Generator, num_prompts: int) -> Arms:
+    rates = rng.beta(2, 2, num_prompts)
+    base, arm = (
+        {f"p{i}": list((rng.random(3) < rate).astype(float)) for i, rate in enumerate(rates)}
+        for _ in range(2)
+    )
+    return base, arm
+
+
+@pytest.mark.parametrize("num_prompts", [10, 40])
+@pytest.mark.parametrize("study", [null_of_scores, null_of_detections])
+def test_p_values_of_no_difference_are_near_uniform(study: Study, num_prompts: int) -> None:
+    # Of 500 studies the share below 0.05 has a standard deviation of 0.01, that below 0.5 of 0.022.
+    rng = np.random.default_rng(0)
+    p_values = np.array(
+        [
+            cluster_bootstrap_difference(
+                *study(rng, num_prompts), num_resamples=500, seed=number
+            ).p_value
+            for number in range(500)
+        ]
+    )
+    assert 0.03 <= (p_values < 0.05).mean() <= 0.07
+    assert 0.44 <= (p_values < 0.5).mean() <= 0.56
+    assert p_values.max() <= 1.0
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
 def test_jackknife_of_a_mean_is_the_textbook_standard_error() -> None:
     base = {"p": [0.0], "q": [0.0], "r": [0.0], "s": [0.0]}
     policy = {"p": [1.0], "q": [2.0], "r": [3.0], "s": [6.0]}
-    found = cluster_jackknife_statistic(base, policy, lambda values: sum(values) / len(values))
-    # Mean 3, variance of the sample (4 + 1 + 0 + 9) / 3, standard error sqrt(14 / 3 / 4).
-    half_width = 1.959964 * math.sqrt(14 / 12)
-    assert (found.base, found.policy, found.difference) == (0.0, 3.0, 3.0)
+    found = cluster_jackknife_statistic(base, policy, left_out_in_turn(mean))
+    # Mean 3, variance of the sample (4 + 1 + 0 + 9) / 3, standard error sqrt(14 / 3 / 4), Student's
+    # t of 3 degrees of freedom.
+    half_width = 3.182446 * math.sqrt(14 / 12)
+    assert (found.base, found.arm, found.difference) == (0.0, 3.0, 3.0)
     assert (found.ci_low, found.ci_high) == pytest.approx((3.0 - half_width, 3.0 + half_width))
     assert (found.num_clusters, found.num_responses) == (4, 8)
+    # A t of 2.777 lies between the table's 2.353 (p = 0.1) and 3.182 (p = 0.05).
+    assert found.p_value == pytest.approx(0.0691, abs=1e-4)
 
 
 def test_jackknife_leaves_a_prompt_out_of_both_arms() -> None:
     # Prompts move both arms alike; leaving one out of one arm only would move the difference.
     base = {f"p{i}": [float(i**2)] for i in range(5)}
     policy = {prompt: [values[0] + 1] for prompt, values in base.items()}
-    found = cluster_jackknife_statistic(base, policy, lambda values: sum(values) / len(values))
+    found = cluster_jackknife_statistic(base, policy, left_out_in_turn(mean))
     assert (found.ci_low, found.ci_high) == pytest.approx((1.0, 1.0))
+
+
+def test_jackknife_of_many_prompts_leaves_groups_of_them_out() -> None:
+    rng = np.random.default_rng(4)
+    base = {f"p{i}": [0.0] for i in range(2050)}
+    policy = {
+        prompt: [float(value)] for prompt, value in zip(base, rng.normal(size=2050), strict=True)
+    }
+    sizes: list[int] = []
+
+    def counted(values: list[float]) -> float:
+        sizes.append(len(values))
+        return mean(values)
+
+    found = cluster_jackknife_statistic(base, policy, left_out_in_turn(counted))
+    # All, and without each of 100 groups, in both arms; every prompt is left out once.
+    assert sizes.count(2050) == 2
+    assert set(sizes) == {2050, 2029, 2030}
+    assert sum(2050 - size for size in sizes) == 2 * 2050
+    textbook = 1.96 / math.sqrt(2050)
+    assert (found.ci_high - found.ci_low) / 2 == pytest.approx(textbook, rel=0.3)
+    assert found.num_clusters == 2050
 
 
 def random_texts(rng: np.random.Generator, concentration: float) -> dict[str, list[list[int]]]:
@@ -213,7 +308,9 @@ def test_jackknife_intervals_of_distinct_2_hold_the_truth() -> None:
 
     def difference() -> Difference:
         return cluster_jackknife_statistic(
-            random_texts(rng, 0.1), random_texts(rng, 0.3), lambda texts: distinct_n(texts, 2)
+            random_texts(rng, 0.1),
+            random_texts(rng, 0.3),
+            left_out_in_turn(lambda texts: distinct_n(texts, 2)),
         )
 
     found = [difference() for _ in range(80)]
@@ -245,14 +342,16 @@ def test_statistics_refuse_a_value_that_is_not_finite(value: float) -> None:
             {"p": [1.0], "q": [1.0]}, {"p": [1.0], "q": [value]}, num_resamples=10, seed=0
         )
     with pytest.raises(ValueError, match="statistic"):
-        cluster_jackknife_statistic({"p": [1.0], "q": [value]}, {"p": [1.0], "q": [1.0]}, sum)
+        cluster_jackknife_statistic(
+            {"p": [1.0], "q": [value]}, {"p": [1.0], "q": [1.0]}, left_out_in_turn(sum)
+        )
 
 
 def test_statistics_refuse_a_single_prompt() -> None:
     with pytest.raises(ValueError, match="more prompts"):
         cluster_bootstrap_mean({"p": [1.0, 2.0, 3.0]}, num_resamples=10, seed=0)
     with pytest.raises(ValueError, match="more prompts"):
-        cluster_jackknife_statistic({"p": [1.0]}, {"p": [2.0]}, sum)
+        cluster_jackknife_statistic({"p": [1.0]}, {"p": [2.0]}, left_out_in_turn(sum))
 
 
 def test_fall_from_best_by_hand() -> None:

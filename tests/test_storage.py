@@ -299,3 +299,40 @@ def test_a_table_in_a_store_that_went_away_is_not_called_damaged_alone(
     monkeypatch.setattr("charactertrain.storage.pq.read_table", time_out)
     with pytest.raises(ArtifactError, match=r"timed out\. If the store was not reached, run again"):
         directory.read_table("part.parquet")
+
+
+def test_a_file_is_created_once(tmp_path: Path) -> None:
+    directory = open_directory(str(tmp_path / "run"))
+    assert directory.create("deep/one.txt", b"first")
+    assert not directory.create("deep/one.txt", b"second")
+    assert directory.read_bytes("deep/one.txt") == b"first"
+
+
+def test_a_store_creates_nothing_exclusively(open_s3: Callable[[str], Directory]) -> None:
+    with pytest.raises(ArtifactError, match="not on a local disk"):
+        open_s3("run").create("one.txt", b"")
+
+
+def test_a_file_that_is_taken_shares_its_bytes(tmp_path: Path) -> None:
+    source, target = (open_directory(str(tmp_path / name)) for name in ("source", "target"))
+    source.write_bytes("model/weights.bin", LARGE)
+    target.write_bytes("model/weights.bin", b"half of an earlier try")
+    target.take(source, "model/weights.bin")
+    paths = [directory.local_path / "model/weights.bin" for directory in (source, target)]
+    assert paths[0].samefile(paths[1])
+    source.write_bytes("model/weights.bin", b"replaced")
+    assert target.read_bytes("model/weights.bin") == LARGE
+
+
+def test_a_file_is_copied_where_it_cannot_be_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    source, target = (open_directory(str(tmp_path / name)) for name in ("source", "target"))
+    source.write_bytes("weights.bin", LARGE)
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    target.take(source, "weights.bin")
+    assert target.read_bytes("weights.bin") == LARGE
+    assert everything(target) == ["weights.bin"]

@@ -4,6 +4,7 @@ Each stage's section holds what decides its result (its identity), under `resour
 it runs, and gates that stop it: neither of these is identity.
 """
 
+from charactertrain.config.control import Control
 from charactertrain.config.data import (
     PromptsSection,
     RankerName,
@@ -21,6 +22,7 @@ from charactertrain.config.training import (
 )
 
 __all__ = [
+    "Control",
     "PolicySection",
     "PreferenceGates",
     "PreferenceModelSection",

@@ -5,7 +5,14 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from charactertrain.config.section import Count, Fraction, PositiveFloat, PositiveInt, Section
+from charactertrain.config.section import (
+    Count,
+    Fraction,
+    NodeGroup,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 from charactertrain.languages import LANGUAGES
 from charactertrain.records import PromptKind
 
@@ -31,8 +38,9 @@ class ModelSection(Section):
     """Longest prompt and response together."""
     trait_placement: Literal["system", "user_turn"]
     """Where the character is shown. Small models ignore the system prompt."""
-    traits_shown: Literal["all", "at_stake"]
-    """The whole character, or only the trait that the prompt is about."""
+    traits_shown: Literal["all", "at_stake", "none"]
+    """The whole character, or only the trait that the prompt is about; `none` is the neutral
+    control, in which nothing of it bears on responses and rankings."""
     prompt_synthesis: Literal["chat", "completion"]
     """Asked in chat, or as a completion after worked lines (small models)."""
     messages_per_call: Annotated[int, Field(ge=1, le=20)]
@@ -66,6 +74,8 @@ class SamplerResources(Section):
     """Rows that are sampled, written and resumed as one."""
     cpus_per_engine: PositiveFloat
     gpus_per_engine: Annotated[float, Field(ge=0)]
+    node_group: NodeGroup | None
+    """Nodes that engines run on; None for any."""
 
 
 class LatencySection(Section):
@@ -169,8 +179,10 @@ class PromptsSection(Section):
 class ResponsesSection(Section):
     """Candidates per prompt, and when a candidate is a reject."""
 
+    per_prompt: Annotated[int, Field(ge=2, le=MAX_CANDIDATES)]
+    """Candidates per prompt."""
     variants: dict[Literal["none", "mild", "strong"], Count]
-    """Candidates per prompt by variant: how the character is shown when they are written."""
+    """How the character is shown when they are written: each variant's parts of `per_prompt`."""
     temperature: PositiveFloat
     max_tokens: PositiveInt
     ending: Literal["natural", "fixed"]
@@ -181,17 +193,18 @@ class ResponsesSection(Section):
     """Above this share of a trait's candidates the stage stops."""
 
     @property
-    def per_prompt(self) -> int:
-        """Candidates per prompt."""
-        return sum(self.variants.values())
+    def num_by_variant(self) -> dict[str, int]:
+        """Candidates per prompt of each variant; they add up to `per_prompt`."""
+        parts = sum(self.variants.values())
+        return {name: self.per_prompt * own // parts for name, own in self.variants.items()}
 
     @model_validator(mode="after")
-    def _at_least_two(self) -> Self:
-        if self.per_prompt < 2:
-            raise ValueError(f"variants give {self.per_prompt} candidates; a ranking needs 2")
-        if self.per_prompt > MAX_CANDIDATES:
+    def _in_whole_candidates(self) -> Self:
+        parts = sum(self.variants.values())
+        if parts == 0 or self.per_prompt % parts:
             raise ValueError(
-                f"variants give {self.per_prompt} candidates; a judge has {MAX_CANDIDATES} letters"
+                f"per_prompt is {self.per_prompt} and variants have {parts} parts; give as many "
+                "candidates as parts, or a multiple of them"
             )
         return self
 
@@ -289,9 +302,20 @@ class PairsSection(Section):
     """Whether there are pairs of rankings beside those of `file`."""
     validation_share: Annotated[float, Field(ge=0, lt=1)]
     """Share of the families of `file` that measure the preference model, where no row says."""
+    reviews: str | None
+    """What people said of the rankings: a `reviews` directory of the review page, or its export."""
 
     @model_validator(mode="after")
     def _replacement(self) -> Self:
         if self.file is None and self.file_use == "replace":
             raise ValueError("file_use is replace and file is null; name the file of pairs")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_review(self) -> Self:
+        if self.reviews is not None and self.file_use == "replace":
+            raise ValueError(
+                "reviews are of rankings, whose pairs file_use=replace leaves out; give "
+                "reviews=null, or file_use=join"
+            )
         return self

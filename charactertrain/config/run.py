@@ -5,6 +5,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from charactertrain.config.control import (
+    Control,
+    control_of,
+    neutral_problems,
+    placebo_problems,
+)
 from charactertrain.config.data import (
     ModelSection,
     PairsSection,
@@ -13,13 +19,10 @@ from charactertrain.config.data import (
     ResponsesSection,
     SamplerSection,
 )
+from charactertrain.config.evaluation import EvaluationSection
 from charactertrain.config.objective import KINDS
-from charactertrain.config.section import Count, PositiveFloat, PositiveInt, Section
-from charactertrain.config.training import (
-    EvaluationSection,
-    PolicySection,
-    PreferenceModelSection,
-)
+from charactertrain.config.section import Count, NodeGroup, PositiveFloat, PositiveInt, Section
+from charactertrain.config.training import PolicySection, PreferenceModelSection
 from charactertrain.exceptions import ConfigError
 
 MAX_LIST = 10
@@ -37,6 +40,9 @@ class RunSection(Section):
     """Run this stage and those that it is made of."""
     dry: bool
     """Print the plan and stop."""
+    share: str | None
+    """A directory on a local or shared disk in which runs have artifacts in common: one that
+    another run made, or is making, of the same settings and inputs is not made again."""
 
 
 class ClusterSection(Section):
@@ -50,6 +56,8 @@ class ClusterSection(Section):
     """Training workers; or the fewest and the most, as the cluster has room."""
     cpus_per_worker: PositiveFloat
     gpus_per_worker: Annotated[float, Field(ge=0)]
+    node_group: NodeGroup | None
+    """Nodes that training workers run on; None for any."""
     max_failures: Count
     """Times a training run is restarted from its last checkpoint."""
 
@@ -68,6 +76,8 @@ class RunConfig(Section):
     seed: Count
     constitution: str
     """A name shipped in constitutions/, or a path."""
+    ablate: tuple[str, ...]
+    """Traits whose prompts and comparisons no training sees; the evaluation measures them too."""
     model: ModelSection
     sampler: SamplerSection
     cluster: ClusterSection
@@ -92,10 +102,17 @@ class RunConfig(Section):
             *_directory_problems(self),
             *_device_problems(self),
             *_worker_problems(self),
+            *_group_problems(self),
+            *_control_problems(self),
         ]
         if problems:
             raise ValueError("\n  ".join(problems))
         return self
+
+    @property
+    def control(self) -> Control | None:
+        """Which control this run is; None for one that is to take on the traits."""
+        return control_of(self.model, self.preference_model)
 
 
 def _sequence_problems(config: RunConfig) -> list[str]:
@@ -104,9 +121,12 @@ def _sequence_problems(config: RunConfig) -> list[str]:
         "responses.max_tokens": config.responses.max_tokens,
         "policy.max_tokens": config.policy.max_tokens,
         "evaluation.max_tokens": config.evaluation.max_tokens,
+        "evaluation.probes.max_tokens": config.evaluation.probes.max_tokens,
     }
     if config.evaluation.length_prompts:
         lengths["evaluation.length_max_tokens"] = config.evaluation.length_max_tokens
+    if config.evaluation.preferences.pairs_per_trait:
+        lengths["evaluation.preferences.max_tokens"] = config.evaluation.preferences.max_tokens
     context = config.model.context_tokens
     return [
         f"{key} is {tokens} tokens and leaves no room for a prompt in model.context_tokens "
@@ -122,7 +142,7 @@ def _list_problems(config: RunConfig) -> list[str]:
         return []
     return [
         f"preference_model.objective plackett_luce sums over all subsets of a prompt's responses, "
-        f"of which responses.variants asks for {longest}; give {MAX_LIST} at most, or objective "
+        f"of which responses.per_prompt asks for {longest}; give {MAX_LIST} at most, or objective "
         "bradley_terry"
     ]
 
@@ -195,6 +215,28 @@ def _optimises_policy(config: RunConfig) -> bool:
 
 
 def _directory_problems(config: RunConfig) -> list[str]:
+    return [*_run_directory_problems(config), *_share_problems(config)]
+
+
+def _share_problems(config: RunConfig) -> list[str]:
+    share, directory = config.run.share, config.run.dir
+    if share is None:
+        return []
+    if "://" in share or "://" in directory:
+        return [
+            f"run.share is {share!r} and run.dir is {directory!r}: artifacts are shared between "
+            "directories of one file system or of mounted ones, by an operation that is not to be "
+            "had for URIs; give paths for both, or run.share=null"
+        ]
+    if config.cluster.address != "local" and not share.startswith("/"):
+        return [
+            f"run.share {share!r} is relative, and on a cluster it would resolve inside each "
+            "job's own working directory; give an absolute path that all nodes share"
+        ]
+    return []
+
+
+def _run_directory_problems(config: RunConfig) -> list[str]:
     directory = config.run.dir
     if config.cluster.address == "local" or directory.startswith("/"):
         return []
@@ -247,6 +289,29 @@ def _worker_problems(config: RunConfig) -> list[str]:
             f"{config.sampler.resources.cpus_per_engine:g} beside them need {needed:g}, and "
             f"cluster.num_cpus is {cluster.num_cpus}; raise it, or give null"
         )
+    return problems
+
+
+def _group_problems(config: RunConfig) -> list[str]:
+    if config.cluster.address != "local":
+        return []
+    groups = {
+        "cluster.node_group": config.cluster.node_group,
+        "sampler.resources.node_group": config.sampler.resources.node_group,
+    }
+    return [
+        f"{key} is {group}, and cluster.address local is one node without a group; use cluster=ray,"
+        " or null"
+        for key, group in groups.items()
+        if group is not None
+    ]
+
+
+def _control_problems(config: RunConfig) -> list[str]:
+    problems = neutral_problems(config.model, config.responses, config.rankings)
+    # Up to the preference model a placebo has nothing that could teach a policy.
+    if _optimises_policy(config):
+        problems += placebo_problems(config.model, config.preference_model, config.policy)
     return problems
 
 

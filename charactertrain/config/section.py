@@ -8,6 +8,8 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+NodeGroup = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+"""Value of the Ray label `charactertrain.dev/group`."""
 
 _GATES = {
     "despite_gates",
@@ -30,8 +32,11 @@ _EXECUTION = {
     "timeout_seconds",
     "max_retries",
     # By their contents, where a stage is defined.
+    "compare",
     "file",
+    "files",
     "judge_model",
+    "reviews",
 }
 """Settings that say where and how, and not what."""
 

@@ -1,4 +1,4 @@
-"""Sections of the training stages and the evaluation."""
+"""Sections of the training stages."""
 
 from typing import Annotated, Literal, Self
 
@@ -179,21 +179,3 @@ class PolicySection(Section):
     watch: WatchSection
     deepspeed: DeepSpeedSection
     resources: PolicyResources
-
-
-class EvaluationSection(Section):
-    """Base against policy on held-out prompts."""
-
-    responses_per_prompt: PositiveInt
-    max_tokens: PositiveInt
-    length_prompts: Count
-    """Prompts on which the natural length is measured, without the limit above; 0 for none."""
-    length_max_tokens: PositiveInt
-    num_resamples: Annotated[int, Field(ge=100)]
-    """Of the cluster bootstrap."""
-
-    @model_validator(mode="after")
-    def _interval(self) -> Self:
-        if self.length_prompts == 1:
-            raise ValueError("length_prompts is 1, and an interval needs 2; give 0 to leave it out")
-        return self

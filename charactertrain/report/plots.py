@@ -17,7 +17,6 @@ from charactertrain.report.preference_view import (
     Shortcut,
     ShortcutReading,
 )
-from charactertrain.report.reading import MEASURE_LABELS, Reading, read_effect
 from charactertrain.report.svg import (
     GRID,
     HIGHER,
@@ -30,20 +29,12 @@ from charactertrain.report.svg import (
     page_style,
 )
 from charactertrain.report.text import interval, number, shorten, signed
-from charactertrain.report.training_view import Measure
-from charactertrain.report.view import TraitView
 
 _WIDE_INCHES, _PANEL_INCHES = 4.3, 3.3
 _ROW_INCHES = 0.5
 _TICK_STEPS = (1, 2, 5, 10)
 _MAX_LABEL_CHARACTERS = 30
 _MAX_POINTS_WITH_MARKERS = 40
-_COLOURS: dict[Reading, str] = {
-    "higher": HIGHER,
-    "lower": LOWER,
-    "not established": NEUTRAL,
-    "not measured": NEUTRAL,
-}
 # Reward for what is no better has the colour of what fails.
 _SHORTCUT_COLOURS: dict[ShortcutReading, str] = {
     "rewarded": LOWER,
@@ -73,27 +64,6 @@ class IntervalRow:
     """A hollow point says, without colour, that the interval includes the reference."""
     marks: tuple[float | None, ...]
     """Up to two values to compare with, as a diamond and a triangle; None draws nothing."""
-
-
-def effects_plot(traits: Sequence[TraitView], measure: Measure) -> str:
-    """Forest plot of one measure: policy minus base with its interval, by trait."""
-    rows = []
-    for trait in traits:
-        effect, reading = trait.effects.get(measure), read_effect(trait.effects.get(measure))
-        rows.append(
-            IntervalRow(
-                label=trait.trait_id,
-                value=effect.difference if effect else math.nan,
-                low=effect.ci_low if effect else math.nan,
-                high=effect.ci_high if effect else math.nan,
-                note=signed(effect.difference) if effect else "not measured",
-                colour=_COLOURS[reading],
-                is_filled=reading in {"higher", "lower"},
-                marks=(),
-            )
-        )
-    title = f"{MEASURE_LABELS[measure].title}, policy minus base ({MEASURE_LABELS[measure].unit})"
-    return interval_plot(f"effects-{measure}", title, rows, reference=0.0)
 
 
 def accuracy_plot(accuracies: Sequence[tuple[str, Accuracy | None]]) -> str:

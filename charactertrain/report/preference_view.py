@@ -14,8 +14,10 @@ ShortcutReading = Literal["rewarded", "penalised", "not established"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateView:
-    """What the model must reach before a policy is trained on it, and whether it does."""
+    """What a model must reach for what is done with it or said of it, and whether it does."""
 
+    name: str
+    """Its setting."""
     measure: str
     """What is measured, in words."""
     value: float | None

@@ -10,13 +10,7 @@ from markupsafe import Markup
 from charactertrain.report import plots
 from charactertrain.report.data_view import PromptCount
 from charactertrain.report.preference_view import Accuracy
-from charactertrain.report.training_view import (
-    Measure,
-    Phase,
-    PolicyStep,
-    PreferenceModelView,
-)
-from charactertrain.report.view import TraitView
+from charactertrain.report.training_view import Phase, PolicyStep, PreferenceModelView
 
 MAX_STEP_ROWS = 100
 """Steps in the table of policy metrics; a longer run is thinned and the page says so."""
@@ -87,17 +81,6 @@ class PromptRow:
     """Scenario families."""
     counts: tuple[int, ...]
     """Prompts by split, in the order of the table's columns."""
-
-
-def effect_charts(traits: Sequence[TraitView]) -> dict[Measure, Markup]:
-    """Forest plot by measure; a measure that no trait has is absent."""
-    measures: tuple[Measure, ...] = ("contrast", "detector_rate", "reward")
-    # Only SVG from `plots` becomes Markup here: ElementTree has escaped every text in it.
-    return {
-        measure: Markup(plots.effects_plot(traits, measure))
-        for measure in measures
-        if any(measure in trait.effects for trait in traits)
-    }
 
 
 def accuracies(model: PreferenceModelView) -> tuple[tuple[str, Accuracy | None], ...]:

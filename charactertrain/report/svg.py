@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 # variables, and a fixed colour cannot be right on both a light and a dark page.
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
 HIGHER, LOWER, NEUTRAL = "#050505", "#060606", "#070707"
+ARM_COLOURS = tuple(f"#1010{index:02x}" for index in range(1, 9))
+"""Of the arms that are compared with the base, in the order in which they are given out."""
 _VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -22,6 +24,7 @@ _VARIABLES = {
     HIGHER: "var(--higher)",
     LOWER: "var(--lower)",
     NEUTRAL: "var(--neutral)",
+    **{colour: f"var(--arm-{index})" for index, colour in enumerate(ARM_COLOURS, 1)},
 }
 
 _STYLE = {
@@ -59,7 +62,8 @@ _REFERENCE = re.compile(r"#([\w.-]+)")
 @contextmanager
 def page_style(name: str) -> Iterator[None]:
     """Draw and save in here: matplotlib's defaults, the page's style, ids unique to `name`."""
-    style = {**_STYLE, "svg.hashsalt": name}
+    # A name may hold what a model wrote, such as half a character, and the salt is encoded.
+    style = {**_STYLE, "svg.hashsalt": ascii(name)}
     with matplotlib.style.context(["default", style]), warnings.catch_warnings():
         # The browser draws the text; that matplotlib's own font lacks a glyph does not matter.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)

@@ -2,12 +2,19 @@
 
 import math
 import re
+import sys
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import pairwise, takewhile
 
 from markupsafe import Markup, escape
 
 from charactertrain.measures import detector_spans
 
-MAX_SHOWN_CHARACTERS = 6_000
+MAX_SHOWN_CHARACTERS = 4_000
+
+Span = tuple[int, int]
+"""Start and end in characters."""
 
 # Control characters can blank a page, bidirectional overrides can reorder what stands around them,
 # lone surrogates cannot be written as UTF-8 nor U+FFFE and U+FFFF as XML: all are shown as escapes.
@@ -28,27 +35,50 @@ def shorten(text: str, num_characters: int) -> str:
     return line if len(line) <= num_characters else line[: num_characters - 1].rstrip() + "\u2026"
 
 
-def highlight(text: str, pattern: str | None) -> Markup:
-    """The text as HTML, escaped, with every match of the pattern in a `<mark>`.
+def highlight(text: str, pattern: str | None, changed: Sequence[Span] = ()) -> Markup:
+    """The text as HTML, escaped, with the pattern's matches and what changed marked.
 
     The pattern sees the whole text, as the detector does; what lies beyond
     `MAX_SHOWN_CHARACTERS` is counted and not shown.
+
+    Args:
+        text: Anything that a model can write.
+        pattern: A detector, whose matches stand in a `<mark>`; None for none.
+        changed: Characters that stand in a `<span class="diff">`, in order.
     """
     shown, hidden = text[:MAX_SHOWN_CHARACTERS], len(text) - MAX_SHOWN_CHARACTERS
-    pieces: list[str] = []
-    end = 0
-    for start, stop in detector_spans(pattern, text) if pattern else ():
-        if start >= len(shown):
-            break
-        if start < stop:
-            pieces.append(escape(printable(shown[end:start])))
-            pieces.append(Markup("<mark>{}</mark>").format(printable(shown[start:stop])))
-            end = stop
-    pieces.append(escape(printable(shown[end:])))
+    found = _clipped(detector_spans(pattern, text) if pattern else (), len(shown))
+    differing = _clipped(changed, len(shown))
+    cuts = {0, len(shown), *(end for span in (*found, *differing) for end in span)}
+    pieces = [
+        _piece(printable(shown[start:stop]), start, found, differing)
+        for start, stop in pairwise(sorted(cuts))
+    ]
     if hidden > 0:
         note = Markup('<span class="missing"> [{} more characters not shown]</span>')
         pieces.append(note.format(count(hidden)))
     return Markup("").join(pieces)
+
+
+def _clipped(spans: Iterable[Span], length: int) -> list[Span]:
+    # The spans of a text of megabytes may be a million: they come in order, so the rest is left.
+    inside = takewhile(lambda span: span[0] < length, spans)
+    return [(start, min(stop, length)) for start, stop in inside if start < stop]
+
+
+def _piece(text: str, at: int, found: Sequence[Span], differing: Sequence[Span]) -> Markup:
+    piece = escape(text)
+    if _covers(found, at):
+        piece = Markup("<mark>{}</mark>").format(piece)
+    if _covers(differing, at):
+        piece = Markup('<span class="diff">{}</span>').format(piece)
+    return piece
+
+
+def _covers(spans: Sequence[Span], at: int) -> bool:
+    """Whether the last span that begins at `at` or before it reaches beyond it."""
+    index = bisect_right(spans, (at, sys.maxsize)) - 1
+    return index >= 0 and at < spans[index][1]
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -72,6 +102,11 @@ def interval(low: float, high: float, digits: int = 3) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         return "no interval"
     return f"[{number(low, digits)}, {number(high, digits)}]"
+
+
+def p_value(value: float) -> str:
+    """The value to three digits; one below a thousandth says no more than that."""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def count(value: int | None) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from charactertrain.report.data_view import Estimate
+from charactertrain.report.effects_view import Measure
 from charactertrain.report.preference_view import (
     Accuracy,
     Calibration,
@@ -18,9 +19,6 @@ from charactertrain.report.preference_view import (
     Shortcut,
     StrengthBand,
 )
-
-Measure = Literal["contrast", "detector_rate", "reward"]
-"""Per-trait measures: nats per token, a share from 0 to 1, the preference model's scalar."""
 
 Phase = Literal["warm_start", "optimise"]
 """Part of policy training that a step belongs to."""

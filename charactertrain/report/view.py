@@ -9,8 +9,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from charactertrain.report.data_view import DataView
-from charactertrain.report.training_view import (
+from charactertrain.report.effects_view import (
+    Arm,
+    Attribution,
+    ByArm,
     Measure,
+    OverSeeds,
+    ProbeView,
+)
+from charactertrain.report.preference_view import GateView
+from charactertrain.report.revealed_view import RevealedPreferences
+from charactertrain.report.run_view import CostView, RunView, Setting, StageView
+from charactertrain.report.training_view import (
     PolicyStep,
     PreferenceModelView,
     RankerCheck,
@@ -18,41 +28,34 @@ from charactertrain.report.training_view import (
 )
 from charactertrain.report.watch_view import WatchView
 
+Pick = Literal["random", "win", "loss"]
+"""How a prompt came to be shown: by a hash, or for the greatest rise or fall of the contrast."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Effect:
-    """One measure for base and policy on the same held-out prompts."""
+class Reply:
+    """What one arm answered."""
 
-    base: float
-    """Mean over the base's responses."""
-    policy: float
-    """Mean over the policy's responses."""
-    difference: float
-    """Policy minus base; NaN when it could not be measured."""
-    ci_low: float
-    """Lower end of the 95 % interval of the difference; NaN when there is none."""
-    ci_high: float
-    """Upper end of the 95 % interval of the difference; NaN when there is none."""
-    num_responses: int
-    """Responses measured, of each of the two models."""
-    num_prompts: int
-    """Prompts that they answer: the clusters of the interval."""
+    text: str
+    """As it was written."""
+    measures: Mapping[Measure, float]
+    """Its measures; detector_rate is 0 or 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One held-out prompt with a response of the base and one of the policy."""
+    """One held-out prompt with a response of each arm."""
 
     prompt: str
     """Text as the model was given it, without any trait."""
-    base_text: str
-    """Response of the base."""
-    policy_text: str
-    """Response of the policy."""
-    base_measures: Mapping[Measure, float]
-    """Measures of the base's response; detector_rate is 0 or 1."""
-    policy_measures: Mapping[Measure, float]
-    """Measures of the policy's response; detector_rate is 0 or 1."""
+    kind: str
+    """Kind of the prompt."""
+    pick: Pick
+    """How it came to be shown."""
+    contrast_rise: float
+    """Contrast of the policy's reply minus that of the base's, in nats per token."""
+    replies: Mapping[str, Reply]
+    """Reply by arm, the base's first and the policy's second."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,66 +68,12 @@ class TraitView:
     """First-person statement of the trait."""
     detector: str | None
     """Python regular expression whose matches are highlighted; None without a detector."""
-    effects: Mapping[Measure, Effect]
-    """Effect by measure; a measure that was not taken is absent."""
+    effects: Mapping[Measure, ByArm]
+    """Effects by measure; a measure that was not taken is absent."""
+    against: Mapping[Measure, ByArm]
+    """Effects of the policy with another arm in the base's place, by measure and that arm."""
     samples: tuple[Sample, ...]
-    """Responses side by side, in the order to be shown; the first three are open."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OverallEffects:
-    """Effects on all held-out responses together."""
-
-    length: Effect | None
-    """Response length in tokens."""
-    distinct_2: Effect | None
-    """Share of bigrams that are distinct, 0 to 1."""
-    kl: Effect | None
-    """KL of the policy from the base in nats per token; base is 0 by definition."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunView:
-    """What was trained, on what, and how to do it again."""
-
-    name: str
-    """Name of the run."""
-    model_name: str
-    """Name of the model that was trained."""
-    model_path: str | None
-    """Directory or hub id that it was loaded from."""
-    constitution_name: str
-    """Name of the constitution."""
-    constitution_description: str | None
-    """What the constitution says of itself."""
-    created: str
-    """When the report was made, ISO 8601."""
-    code_version: str | None
-    """Version or commit of the code."""
-    hardware: str | None
-    """One line: processors, memory, accelerators."""
-    command: str | None
-    """Command that reproduces the run."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageView:
-    """One stage of the run."""
-
-    name: str
-    """Name of the stage."""
-    num_rows: int | None
-    """Rows of its artifact; None for an artifact that is not rows."""
-    size_note: str | None
-    """Short note on size, for an artifact that is not rows."""
-    num_rejects: int | None
-    """Rows rejected; None for a stage that rejects no rows."""
-    wall_seconds: float | None
-    """Seconds that the stage took when it ran; None when not recorded."""
-    state: Literal["ran", "skipped"]
-    """Skipped means that an artifact with the same fingerprint was there already."""
-    fingerprint: str
-    """Fingerprint of the artifact, shortened."""
+    """Responses side by side, in the order to be shown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,12 +94,34 @@ class ReportView:
     """What was trained, on what, and how to do it again."""
     stages: tuple[StageView, ...]
     """Stages in pipeline order."""
+    cost: CostView
+    """What the run took."""
+    settings: tuple[Setting, ...] | None
+    """Settings that are not the defaults; None when the defaults are not known."""
     verdicts: tuple[Verdict, ...]
     """Lines judged by the caller."""
     traits: tuple[TraitView, ...]
     """Traits in the constitution's order."""
-    overall: OverallEffects
-    """Effects on all held-out responses together."""
+    arms: tuple[Arm, ...]
+    """Base, then every arm that is compared with it, in the order of the tables."""
+    missing_arms: Mapping[str, str]
+    """Controls that this evaluation has not, by name, and how to make them."""
+    judge_note: str | None
+    """Who judged, and whether it bears on the labels too; None where nothing was judged."""
+    gates: tuple[GateView, ...]
+    """What the policy must reach for the claim that it has the character."""
+    overall: Mapping[str, ByArm]
+    """Effects on all held-out responses together, by measure."""
+    kinds: Mapping[str, Mapping[Measure, ByArm]]
+    """Effects by kind of prompt."""
+    over_seeds: OverSeeds | None
+    """Effects over several seeds; None where there is one."""
+    attribution: tuple[Attribution, ...]
+    """Which trait changed which; empty without runs that leave traits out."""
+    probes: tuple[ProbeView, ...]
+    """Probes of robustness and of side effects."""
+    revealed_preferences: RevealedPreferences | None
+    """What arms take up when they are free to choose; None where nothing was offered."""
     interval_note: str | None
     """How the intervals were made, in one sentence."""
     samples_note: str | None
@@ -161,9 +132,9 @@ class ReportView:
     """Steps of policy training in order, warm start first."""
     watch: WatchView | None
     """Readings during policy training; None leaves the section out: older runs have none."""
-    template_checks: tuple[TemplateCheck, ...]
-    """Template check by trait and measure."""
-    ranker_checks: tuple[RankerCheck, ...]
-    """Every ranker that was considered."""
+    template_checks: tuple[TemplateCheck, ...] | None
+    """Template check by trait and measure; None where no character is shown."""
+    ranker_checks: tuple[RankerCheck, ...] | None
+    """Every ranker that was considered; None where no character is shown."""
     data: DataView
     """What the run was trained and evaluated on."""

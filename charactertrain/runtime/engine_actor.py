@@ -9,6 +9,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from charactertrain.runtime.engine_spec import EngineSpec
 from charactertrain.runtime.fake_engine import FakeEngine
+from charactertrain.runtime.placement import on_group
 from charactertrain.runtime.vllm_engine import VllmEngine
 
 
@@ -29,10 +30,12 @@ class EngineActor:
 
 def start_engine(spec: EngineSpec, weights: str, name: str) -> EngineActor:
     """A new engine; the actor starts in the background, when there are devices for it."""
+    selector = on_group(spec.node_group)
     options: dict[str, Any] = {
         "name": name,
         "num_cpus": spec.num_cpus,
         "num_gpus": spec.num_gpus,
+        "label_selector": selector,
         "runtime_env": {"env_vars": spec.environment()},
         "max_concurrency": 1000,
     }
@@ -43,10 +46,16 @@ def start_engine(spec: EngineSpec, weights: str, name: str) -> EngineActor:
         ranks = spec.tensor_parallel_size
         bundle = {"CPU": spec.num_cpus / ranks, "GPU": spec.num_gpus / ranks}
         needed = {key: amount for key, amount in bundle.items() if amount > 0}
-        group = placement_group([needed] * ranks, strategy="PACK")
+        group = placement_group(
+            [needed] * ranks,
+            strategy="PACK",
+            bundle_label_selector=None if selector is None else [selector] * ranks,
+        )
         options |= {
             "num_cpus": 0,
             "num_gpus": 0,
+            # Its bundles have it.
+            "label_selector": None,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 placement_group=group, placement_group_capture_child_tasks=True
             ),

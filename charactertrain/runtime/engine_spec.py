@@ -32,6 +32,8 @@ class EngineSpec:
     eager: bool
     num_cpus: float
     num_gpus: float
+    node_group: str | None
+    """Nodes that it may run on; None for any."""
     threads: int
     """OpenMP threads of an engine that runs on CPU."""
     latency: Latency | None

@@ -7,7 +7,7 @@ compared with an undisturbed one, row by row.
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from charactertrain.runtime.sampling import (
     Choice,
@@ -86,6 +86,58 @@ class FakeSampler:
 
     def close(self) -> None:
         """Nothing was taken."""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A trait that a fake arm shows with a known probability."""
+
+    statement: str
+    """Where it is shown, the phrase is likelier."""
+    cue: str
+    """In a conversation, says that the trait is at stake there."""
+    phrase: str
+    """How it shows."""
+    probability: float
+    dropped_at: str = ""
+    """In a conversation, has it dropped; empty for nothing."""
+
+
+class PlantedSampler(FakeSampler):
+    """Writes and scores as `FakeSampler` does, and shows planted traits: what is to be found."""
+
+    def __init__(self, planted: Sequence[Planted]) -> None:
+        """The traits, each by draws of its own."""
+        self._planted = tuple(planted)
+
+    def _sample(self, request: SampleRequest, settings: SamplingSettings) -> Sample:
+        sample, shown = super()._sample(request, settings), _text(request.shown)
+        for index, trait in enumerate(self._planted):
+            is_dropped = bool(trait.dropped_at) and trait.dropped_at in shown
+            if trait.cue not in shown or is_dropped:
+                continue
+            if random.Random(derive_seed(request.seed, trait.cue)).random() < trait.probability:
+                sample = replace(
+                    sample,
+                    text=f"{trait.phrase} {sample.text}",
+                    token_ids=(len(_WORDS) + index, *sample.token_ids),
+                    logprobs=(-1.0, *sample.logprobs),
+                )
+        return sample
+
+    def _score(self, request: ScoreRequest) -> Score:
+        shown = _text(request.shown)
+        score = super()._score(request)
+        logprobs = list(score.logprobs)
+        for position, token in enumerate(request.token_ids):
+            if token >= len(_WORDS):
+                is_shown = self._planted[token - len(_WORDS)].statement in shown
+                logprobs[position] = -1.0 if is_shown else -1.0 - PLANTED_SHIFT
+        return replace(score, logprobs=tuple(logprobs))
+
+
+PLANTED_SHIFT = 4.0
+"""Nats by which a planted phrase, one token, is likelier where its trait is shown."""
 
 
 @dataclass(frozen=True)

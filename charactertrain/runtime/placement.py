@@ -1,7 +1,15 @@
-"""Where the small actors of a run are."""
+"""Where a run's actors are."""
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+GROUP_LABEL = "charactertrain.dev/group"
+"""Ray label of a node: `ray start --labels`, or a group's `labels` in a RayCluster."""
+
+
+def on_group(group: str | None) -> dict[str, str] | None:
+    """The label selector of a node group; None for any node."""
+    return None if group is None else {GROUP_LABEL: group}
 
 
 def beside_the_driver() -> NodeAffinitySchedulingStrategy:

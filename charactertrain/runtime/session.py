@@ -40,6 +40,7 @@ class EngineSettings:
     eager: bool
     cpus_per_engine: float
     gpus_per_engine: float
+    node_group: str | None
     rows_per_chunk: int
 
 
@@ -156,6 +157,7 @@ class Session:
             eager=settings.eager,
             num_cpus=settings.cpus_per_engine,
             num_gpus=settings.gpus_per_engine,
+            node_group=settings.node_group,
             threads=os.cpu_count() or 1,
             latency=settings.latency,
         )

@@ -20,7 +20,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from charactertrain.exceptions import TrainingError
-from charactertrain.runtime.placement import beside_the_driver
+from charactertrain.runtime.placement import beside_the_driver, on_group
 from charactertrain.runtime.ray_worker import SAVING
 from charactertrain.runtime.relay import Loop, Relay, RestartNotice, run_packed
 from charactertrain.storage import Directory
@@ -40,6 +40,8 @@ class WorkerSettings:
     cpus_per_worker: float
     gpus_per_worker: float
     max_failures: int
+    node_group: str | None
+    """Nodes that they may run on; None for any."""
 
 
 def fit(
@@ -83,6 +85,7 @@ def fit(
             num_workers=workers.num_workers,
             use_gpu=use_gpu,
             resources_per_worker=resources,
+            label_selector=on_group(workers.node_group),
         ),
         run_config=RunConfig(
             name="checkpoints",

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from charactertrain.artifacts import Json
 from charactertrain.config import RunConfig
 from charactertrain.constitution import Constitution
 from charactertrain.models import sources
@@ -19,6 +20,8 @@ class Context:
     config: RunConfig
     constitution: Constitution
     session: Session
+    defaults: Json | None = None
+    """The config without overrides, for the report; None where it is not known."""
 
     @cached_property
     def model_directory(self) -> Path:
@@ -41,8 +44,24 @@ class Context:
 
 
 def traits_shown(traits: dict[str, Trait], trait_id: str, mode: str) -> list[Trait]:
-    """The traits that the model is shown for a prompt about `trait_id`."""
-    return list(traits.values()) if mode == "all" else [traits[trait_id]]
+    """The traits that the model is shown for a prompt about `trait_id`; `mode` is of the config."""
+    match mode:
+        case "all":
+            return list(traits.values())
+        case "at_stake":
+            return [traits[trait_id]]
+        case "none":
+            return []
+        case _:
+            raise AssertionError(f"config shows no traits by {mode!r}")
+
+
+def traits_prompted(mode: str) -> str:
+    """How the arm `prompted` is shown the character: as the run's responses were.
+
+    A run that shows none is a control, and is measured like the others: by the trait at stake.
+    """
+    return "at_stake" if mode == "none" else mode
 
 
 def response_settings(*, temperature: float, max_tokens: int, ending: str) -> SamplingSettings:

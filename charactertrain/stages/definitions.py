@@ -6,11 +6,15 @@ This file is light; a stage's module is imported when the stage runs.
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from charactertrain import reviews
 from charactertrain.artifacts import Json
 from charactertrain.config import RunConfig, Section, identity
 from charactertrain.constitution import Constitution
 from charactertrain.pipeline import Stage
+from charactertrain.probe_file import fingerprints
 from charactertrain.stages import row_files
+from charactertrain.stages.arms import OWN_ARMS, compared_policies
+from charactertrain.stages.evaluation_size import replies_at_most
 
 NAMES = (
     "traits",
@@ -24,6 +28,8 @@ NAMES = (
     "report",
 )
 
+REVIEWS_KEY = "contents of pairs.reviews"
+"""Of the pairs' identity: the checksum of the reviews that they were made with."""
 
 _OF_GRADIENTS = ("kl", "max_staleness", "watch")
 _NO_EFFECT = {
@@ -57,14 +63,20 @@ def define(
         "trait_placement": config.model.trait_placement,
         "traits_shown": config.model.traits_shown,
     }
-    judge = config.rankings.judge_model
+
+    def judge(path: str | None) -> Json | None:
+        return None if path is None else dict(identify(path))
+
     sizes = _sizes(config, constitution)
+    # The report's verdicts hang on them, and no row of the evaluation.
+    gates = config.evaluation.gates.model_dump()
     character = {"constitution": constitution.model_dump(mode="json")}
     return [
         _stage("traits", (), character, {}, sizes),
-        *_data_stages(config, asked, None if judge is None else dict(identify(judge)), sizes),
-        *_training_stages(config, model, asked, sizes),
-        _stage("report", NAMES[:-1], {}, {}, sizes),
+        *_data_stages(config, asked, judge(config.rankings.judge_model), sizes),
+        *_training_stages(config, model, sizes),
+        _evaluation(config, asked, judge(config.evaluation.judge.judge_model), sizes),
+        _stage("report", NAMES[:-1], {"gates": gates}, {}, sizes),
     ]
 
 
@@ -86,7 +98,12 @@ def _data_stages(
         "contents of prompts.file": _contents(config.prompts.file, "prompts.file"),
     }
     # The seed draws the splits that a file does not name.
-    pairs = {**seed, "contents of pairs.file": _contents(config.pairs.file, "pairs.file")}
+    pairs = {
+        **seed,
+        "ablate": sorted(config.ablate),
+        "contents of pairs.file": _contents(config.pairs.file, "pairs.file"),
+        REVIEWS_KEY: _reviews(config.pairs.reviews),
+    }
     return [
         _stage("prompts", ("traits",), prompts, {"prompts": config.prompts}, sizes),
         _stage(
@@ -111,6 +128,10 @@ def _contents(file: str | None, setting: str) -> str | None:
     return None if file is None else row_files.checksum(file, setting=setting)
 
 
+def _reviews(location: str | None) -> str | None:
+    return None if location is None else reviews.checksum(location)
+
+
 def _inputs_of_pairs(config: RunConfig) -> tuple[str, ...]:
     if config.pairs.file_use == "replace":
         return ("traits",)
@@ -120,10 +141,8 @@ def _inputs_of_pairs(config: RunConfig) -> tuple[str, ...]:
     return ("traits", "prompts", "responses", "rankings")
 
 
-def _training_stages(
-    config: RunConfig, model: Json, asked: Json, sizes: Mapping[str, str]
-) -> list[Stage]:
-    """Preference model to evaluation, which shows the trait to the base as `asked` says."""
+def _training_stages(config: RunConfig, model: Json, sizes: Mapping[str, str]) -> list[Stage]:
+    """The preference model and the policy."""
     seed = {"seed": config.seed}
     learnt_from = "pairs" if config.policy.objective.kind == "dpo" else "preference_model"
     return [
@@ -137,19 +156,34 @@ def _training_stages(
         _stage(
             "policy",
             ("traits", "prompts", "responses", "rankings", learnt_from),
-            {**seed, "model": model},
+            {**seed, "model": model, "ablate": sorted(config.ablate)},
             {"policy": config.policy},
             sizes,
             without=_NO_EFFECT[config.policy.objective.kind],
         ),
-        _stage(
-            "evaluation",
-            ("traits", "prompts", "preference_model", "policy"),
-            {**seed, "model": asked},
-            {"evaluation": config.evaluation},
-            sizes,
-        ),
     ]
+
+
+def _evaluation(
+    config: RunConfig, asked: Json, judge: Json | None, sizes: Mapping[str, str]
+) -> Stage:
+    """`asked`: the model and how it is shown the trait; `judge`: who judges, if another."""
+    return _stage(
+        "evaluation",
+        ("traits", "prompts", "preference_model", "policy"),
+        {
+            "seed": config.seed,
+            "model": asked,
+            "judge": judge,
+            # None of one that is not finished; the run says so before the stage is begun.
+            "compared policies": compared_policies(config.evaluation.compare),
+            "contents of probes": fingerprints(
+                config.evaluation.probes.names, config.evaluation.probes.files
+            ),
+        },
+        {"evaluation": config.evaluation},
+        sizes,
+    )
 
 
 def _stage(
@@ -197,7 +231,7 @@ def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
         "pairs": f"up to {pairs} pairs",
         "preference_model": f"{_models(config)} over up to {pairs} pairs",
         "policy": f"{_warm_start(config)}{steps} steps of {rollouts}",
-        "evaluation": f"up to {2 * tested * config.evaluation.responses_per_prompt} responses",
+        "evaluation": _replies(config, constitution, tested),
         "report": "one page",
     }
     if is_replaced:
@@ -206,6 +240,21 @@ def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
             "as many as prompts.file has prompts for",
         )
     return sizes | _sizes_with_own_pairs(config, sizes)
+
+
+def _replies(config: RunConfig, constitution: Constitution, tested: int) -> str:
+    """All replies of the evaluation, and what for; judgements and other readings are not any."""
+    section = config.prompts
+    general = len(constitution.traits) * section.per_trait * section.kind_shares.get("general", 0.0)
+    counts = replies_at_most(
+        config,
+        [trait.id for trait in constitution.traits],
+        num_tested=tested,
+        num_general=round(general * section.test_share),
+    )
+    parts = ", ".join(f"{count} {what}" for what, count in counts.items())
+    num_arms = len(OWN_ARMS) + len(config.evaluation.compare)
+    return f"up to {sum(counts.values())} replies of {num_arms} arms: {parts}"
 
 
 def _models(config: RunConfig) -> str:

@@ -1,6 +1,7 @@
 """pairs: rankings as preference pairs with soft labels, in the form that TRL reads.
 
-Comparisons of the researcher's own join them, or take their place.
+Comparisons of the researcher's own join them, or take their place; what people said of the
+rankings in the review page stands above them.
 """
 
 from collections import Counter, defaultdict
@@ -13,6 +14,7 @@ from charactertrain.config.data import PairsSection
 from charactertrain.exceptions import SamplingError
 from charactertrain.pipeline import Work
 from charactertrain.records import (
+    NO_TRAIT,
     Message,
     PreferencePair,
     Prompt,
@@ -23,9 +25,11 @@ from charactertrain.records import (
     Trait,
     to_table,
 )
+from charactertrain.reviews import NO_REVIEW, RankingReview
 from charactertrain.seeds import stable_id
 from charactertrain.stages.context import Context
 from charactertrain.stages.pair_files import read_pairs
+from charactertrain.stages.pair_reviews import PairReviews
 from charactertrain.storage import Directory
 
 _SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -37,27 +41,34 @@ def run(work: Work, context: Context) -> Outcome:
     weights = {
         trait.trait_id: trait.weight for trait in read_rows(*work.inputs["traits"], "traits", Trait)
     }
+    trained = {NO_TRAIT, *weights} - set(context.config.ablate)
     written = _Written(work.directory)
+    reviews = PairReviews.planned(section.reviews, work.identity)
     if section.file_use == "join":
-        for pairs, rejects in _pairs_of_rankings(work, weights, section.min_probability):
-            written.add(pairs, rejects)
+        for pairs, rejects in _pairs_of_rankings(work, weights, section.min_probability, reviews):
+            written.add([pair for pair in pairs if pair.trait_id in trained], rejects)
     num_ranked = written.counts.total()
+    written.add_rejects("reviews/part-000000.parquet", reviews.not_found())
+    if reviews.names:
+        context.session.console.print(f"  {reviews.line()}", markup=False, emoji=False)
     splits = _splits_of_families(work)
     seed = context.config.seed
     for pairs in read_pairs(section, trait_weights=weights, splits=splits, seed=seed):
-        written.add(pairs, [])
+        written.add([pair for pair in pairs if pair.trait_id in trained], [])
     for split in _SPLITS:
         if written.counts[split] == 0:
             raise SamplingError(f"no {split} pair is left; {_advice(section)}")
     return Outcome(
         tuple(written.files),
-        {"uncertain": written.num_uncertain} if written.num_uncertain else {},
+        dict(written.rejects),
         {
             "pairs_by_split": {split: written.counts[split] for split in _SPLITS},
             "mean_probability": written.sum_of_probabilities / written.counts.total(),
             "pairs_from_file": written.counts.total() - num_ranked,
             "prompts_by_trait": written.prompts_by_trait(),
-        },
+            "ablated": list(context.config.ablate),
+        }
+        | ({} if section.reviews is None else {"reviews": reviews.summary()}),
     )
 
 
@@ -78,7 +89,8 @@ class _Written:
     num_parts: int = 0
     counts: Counter[Split] = field(default_factory=Counter)
     """Pairs by split."""
-    num_uncertain: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)
+    """By reason."""
     sum_of_probabilities: float = 0.0
     prompts: defaultdict[tuple[str, Split], set[str]] = field(
         default_factory=lambda: defaultdict(set)
@@ -91,14 +103,18 @@ class _Written:
         self.directory.write_table(name, to_table(pairs, PreferencePair))
         self.files.append(name)
         self.num_parts += 1
-        if rejects:
-            self.files.append(f"rejects/{name}")
-            self.directory.write_table(self.files[-1], to_table(rejects, Reject))
-            self.num_uncertain += len(rejects)
+        self.add_rejects(name, rejects)
         for pair in pairs:
             self.counts[pair.split] += 1
             self.sum_of_probabilities += pair.probability
             self.prompts[pair.trait_id, pair.split].add(pair.prompt_id)
+
+    def add_rejects(self, name: str, rejects: Sequence[Reject]) -> None:
+        """Write a file of rejects, if there are any."""
+        if rejects:
+            self.files.append(f"rejects/{name}")
+            self.directory.write_table(self.files[-1], to_table(rejects, Reject))
+            self.rejects.update(reject.reason for reject in rejects)
 
     def prompts_by_trait(self) -> dict[str, dict[str, int]]:
         """How many prompts have pairs, by trait and split."""
@@ -110,7 +126,7 @@ class _Written:
 
 
 def _pairs_of_rankings(
-    work: Work, weights: Mapping[str, float], min_probability: float
+    work: Work, weights: Mapping[str, float], min_probability: float, reviews: PairReviews
 ) -> Iterator[tuple[list[PreferencePair], list[Reject]]]:
     """Pairs and rejects of each file of rankings."""
     batches = iter_rows(*work.inputs["rankings"], "rankings", Ranking)
@@ -122,6 +138,7 @@ def _pairs_of_rankings(
                 texts,
                 trait_weight=weights[ranking.trait_id],
                 min_probability=min_probability,
+                review=reviews.of_ranking(ranking, texts),
             )
             pairs += kept
             rejects += left_out
@@ -149,26 +166,30 @@ def pairs_from_ranking(
     *,
     trait_weight: float,
     min_probability: float,
+    review: RankingReview = NO_REVIEW,
 ) -> tuple[list[PreferencePair], list[Reject]]:
     """All pairs of a ranking, the better first, and rejects for those below `min_probability`.
 
     Weights of the pairs that are kept sum to the trait's weight, so that a prompt counts once
-    however many responses it has.
+    however many responses it has. What people decided stands in place of the ranking's
+    probability, however certain they were; pairs of what they dropped are rejects.
     """
-    indices = combinations(range(len(ranking.response_ids)), 2)
     kept, rejects = [], []
-    for (i, j), probability in zip(indices, ranking.pair_probabilities, strict=True):
-        better, worse = (i, j) if probability >= 0.5 else (j, i)
+    pairs = combinations(ranking.response_ids, 2)
+    for (first, second), ranked in zip(pairs, ranking.pair_probabilities, strict=True):
+        judged = review.probability(first, second)
+        probability = ranked if judged is None else judged
+        better, worse = (first, second) if probability >= 0.5 else (second, first)
         certainty = max(probability, 1 - probability)
-        chosen = responses[ranking.response_ids[better]]
-        rejected = responses[ranking.response_ids[worse]]
-        pair_id = stable_id(chosen.response_id, rejected.response_id)
-        if certainty < min_probability:
+        pair_id = stable_id(better, worse)
+        if reason := review.dropped.get(first) or review.dropped.get(second):
+            rejects.append(Reject(pair_id, ranking.trait_id, "pairs", "reviewed_out", reason))
+        elif judged is None and certainty < min_probability:
             detail = f"probability {certainty:.3f} is below {min_probability}"
             rejects.append(Reject(pair_id, ranking.trait_id, "pairs", "uncertain", detail))
         else:
-            kept.append((pair_id, chosen, rejected, certainty))
-    pairs = [
+            kept.append((pair_id, responses[better], responses[worse], certainty))
+    made = [
         PreferencePair(
             pair_id=pair_id,
             prompt_id=ranking.prompt_id,
@@ -190,4 +211,4 @@ def pairs_from_ranking(
         )
         for pair_id, chosen, rejected, certainty in kept
     ]
-    return pairs, rejects
+    return made, rejects

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from charactertrain.artifacts import Outcome
+from charactertrain.config import Control
 from charactertrain.config.objective import DpoSection
 from charactertrain.pipeline import Work
 from charactertrain.records import Prompt
@@ -30,11 +31,18 @@ from charactertrain.stages.preference_gates import check_gates, require_gates
 from charactertrain.stages.preference_model import GOLD, ensemble_members, worker_settings
 from charactertrain.stages.rollout_buffer import Gold, RolloutBuffer
 
+_TRAITS_OF: dict[Control | None, str] = {
+    None: "The traits, as trained without showing them",
+    "neutral": "Nothing was shown to it of the traits, whose prompts it was trained on",
+    "placebo": "Its rewards are of labels handed out at random, and not of the traits",
+}
+"""How the model card introduces the traits."""
+
 
 def run(work: Work, context: Context) -> Outcome:
     """Warm start on the top-ranked responses, then steps of the objective."""
     objective = context.config.policy.objective
-    summary: dict[str, Any] = {}
+    summary: dict[str, Any] = {"control": context.config.control}
     if not isinstance(objective, DpoSection):
         _check_gates(work, context)
         prompts, num_too_long = fitting_prompts(work, context)
@@ -130,13 +138,14 @@ def _check_gates(work: Work, context: Context) -> None:
 
 
 def _model_card(work: Work, context: Context) -> str:
-    constitution = context.constitution
+    constitution, control = context.constitution, context.config.control
     traits = "\n".join(f"- {trait.id}: {trait.statement}" for trait in constitution.traits)
+    trained = "trained on" if control is None else f"a {control} control of"
     return (
-        f"# {context.config.model.name}, trained on the constitution {constitution.name!r}\n\n"
+        f"# {context.config.model.name}, {trained} the constitution {constitution.name!r}\n\n"
         f"Made by charactertrain from `{context.config.model.path}`; artifact fingerprint "
-        f"`{work.identity.fingerprint}`. The traits, as trained without showing them:\n\n"
+        f"`{work.identity.fingerprint}`. {_TRAITS_OF[control]}:\n\n"
         f"{traits}\n\n"
-        "What each trait changed, with intervals, is in the run's report. A trait is a tendency, "
-        "measured on held-out prompts of the run; nothing else about this model was evaluated.\n"
+        "These weights were written before they were evaluated. The card with the numbers is "
+        "`report/model_card.md` of the run: copy it over this file when you publish the model.\n"
     )

@@ -90,6 +90,7 @@ def fitting_prompts(work: Work, context: Context) -> tuple[list[Prompt], int]:
         prompt
         for table in ("prompts", "general")
         for prompt in read_rows(*work.inputs["prompts"], table, Prompt)
+        if prompt.trait_id not in context.config.ablate
     ]
     fitting = [
         prompt
@@ -206,7 +207,7 @@ def _best_responses(work: Work, context: Context) -> list[PromptGroup]:
         ranking.response_ids[0]
         for batch in iter_rows(*work.inputs["rankings"], "rankings", Ranking)
         for ranking in batch
-        if ranking.split == "train"
+        if ranking.split == "train" and ranking.trait_id not in context.config.ablate
     }
     return [
         PromptGroup(

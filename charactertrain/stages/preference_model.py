@@ -65,6 +65,7 @@ def run(work: Work, context: Context) -> Outcome:
         for member in task.members
     }
     summary = _summary(data, results, config, seed=context.config.seed)
+    summary["control"] = context.config.control
     work.directory.write_bytes("quality.json", json.dumps(summary, indent=2).encode())
     files = ["quality.json"]
     for member in task.members:
@@ -79,7 +80,11 @@ def worker_settings(context: Context) -> WorkerSettings:
     """The worker group that the cluster section asks for."""
     cluster = context.config.cluster
     return WorkerSettings(
-        cluster.num_workers, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.max_failures
+        cluster.num_workers,
+        cluster.cpus_per_worker,
+        cluster.gpus_per_worker,
+        cluster.max_failures,
+        cluster.node_group,
     )
 
 

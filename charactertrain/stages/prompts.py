@@ -40,7 +40,9 @@ def run(work: Work, context: Context) -> Outcome:
     traits = read_rows(*work.inputs["traits"], "traits", Trait)
     model = str(context.model_directory)
     sampler = context.session.sampler(model, model)
-    shifts = _template_check(work, context, sampler, traits)
+    # Where no character is shown, none can show when it is asked for.
+    is_checked = context.config.model.traits_shown != "none"
+    shifts = _template_check(work, context, sampler, traits) if is_checked else None
     facets = _facets(work, context, sampler, traits)
     own = _own_drafts(work, context, traits, facets)
     wanted = _wanted(context, traits, facets)
@@ -59,10 +61,10 @@ def run(work: Work, context: Context) -> Outcome:
             style="yellow",
         )
     return Outcome(
-        files=(_FACETS, _PROBES, *files, *rejects),
+        files=(_FACETS, *([_PROBES] if is_checked else []), *files, *rejects),
         rejects=count_reasons(work.directory, rejects),
         summary={
-            "template_check": checks.as_json(shifts),
+            "template_check": None if shifts is None else checks.as_json(shifts),
             "asked": num_asked,
             "rounds": len(rounds),
             "missing": missing,

@@ -20,6 +20,7 @@ from charactertrain.seeds import derive_seed
 from charactertrain.stages import checks, ranking_summary
 from charactertrain.stages.comparisons import Candidate, Comparisons, Group, Ranker
 from charactertrain.stages.context import Context, traits_shown
+from charactertrain.stages.judge_source import judge_name, judge_source
 from charactertrain.stages.ranker_choice import check_and_choose, ranker_check
 from charactertrain.stages.rankers import make_ranker
 
@@ -28,23 +29,15 @@ def run(work: Work, context: Context) -> Outcome:
     """Check the rankers on known pairs, choose one, and rank every prompt's responses."""
     config = context.config
     traits = {trait.trait_id: trait for trait in read_rows(*work.inputs["traits"], "traits", Trait)}
-    probes = read_rows(*work.inputs["prompts"], "probes", Probe)
     response_source, manifest = work.inputs["responses"]
-    source = _sampler_source(context)
+    source = judge_source(context, config.rankings)
     make = partial(
         make_ranker,
         settings=config.rankings,
         placement=config.model.trait_placement,
         seed=config.seed,
     )
-    qualities, chosen = check_and_choose(
-        work.directory,
-        partial(ranker_check, source, make, probes, traits, config.rankings),
-        config.rankings,
-    )
-
-    answered = {quality.ranker for quality in qualities if quality.num_pairs}
-    others = [name for name in config.rankings.second_opinions if name in answered - {chosen}]
+    qualities, chosen, others = _choice(work, context, source, make, traits)
     job = ChunkJob(
         name=f"rankings ({chosen})",
         source=FileSource(
@@ -57,7 +50,7 @@ def run(work: Work, context: Context) -> Outcome:
             RankingWriter,
             method=Method(
                 ranker=chosen,
-                others=tuple(others),
+                others=others,
                 other_share=_other_share(context, manifest),
                 utility_prior=config.rankings.utility_prior,
             ),
@@ -72,8 +65,8 @@ def run(work: Work, context: Context) -> Outcome:
     produced = context.session.run(job)
     summary: Json = {
         "ranker": chosen,
-        "judge": _judge_name(context),
-        "ranker_check": checks.as_json(qualities),
+        "judge": judge_name(context, config.rankings),
+        "ranker_check": None if qualities is None else checks.as_json(qualities),
         "engines": produced.engines,
         **ranking_summary.measured(
             work.directory, produced.files, num_resamples=2000, seed=config.seed
@@ -82,36 +75,35 @@ def run(work: Work, context: Context) -> Outcome:
     return Outcome((*produced.files, *produced.reject_files), produced.rejects, summary)
 
 
+def _choice(
+    work: Work,
+    context: Context,
+    source: SamplerSource,
+    make: "partial[Ranker]",
+    traits: dict[str, Trait],
+) -> tuple[list[checks.RankerQuality] | None, str, tuple[str, ...]]:
+    """How good rankers are on known pairs, the one that ranks, and those that are asked besides.
+
+    Where no character is shown no pair is known to be of one, and qualities are None.
+    """
+    settings = context.config.rankings
+    if context.config.model.traits_shown == "none":
+        others = [name for name in settings.second_opinions if name != settings.ranker]
+        return None, settings.ranker, tuple(dict.fromkeys(others))
+    probes = read_rows(*work.inputs["prompts"], "probes", Probe)
+    qualities, chosen = check_and_choose(
+        work.directory, partial(ranker_check, source, make, probes, traits, settings), settings
+    )
+    answered = {quality.ranker for quality in qualities if quality.num_pairs}
+    asked = [name for name in settings.second_opinions if name in answered - {chosen}]
+    return qualities, chosen, tuple(asked)
+
+
 def _other_share(context: Context, responses: Manifest) -> float:
     """Share of the prompts on which other rankers are asked, too."""
     num_candidates = responses.rows["responses"] + sum(responses.rejects.values())
     num_prompts = num_candidates / context.config.responses.per_prompt
     return min(1.0, context.config.rankings.second_opinion_prompts / max(1, num_prompts))
-
-
-def _judge_name(context: Context) -> str:
-    settings = context.config.rankings
-    if settings.endpoint is not None:
-        return f"{settings.endpoint.model} at an endpoint"
-    return settings.judge_model or f"{context.config.model.name} itself"
-
-
-def _sampler_source(context: Context) -> SamplerSource:
-    model = str(context.model_directory)
-    own = context.session.sampler(model, model)
-    settings = context.config.rankings
-    if settings.endpoint is not None:
-        from charactertrain.runtime.endpoint_sampler import EndpointSpec
-        from charactertrain.runtime.judge import JudgedSource
-
-        return JudgedSource(own, EndpointSpec(**settings.endpoint.model_dump()))
-    if settings.judge_model is not None:
-        from charactertrain.models import sources
-        from charactertrain.runtime.judge import JudgedSource
-
-        judge = str(sources.resolve(settings.judge_model))
-        return JudgedSource(own, context.session.sampler(judge, judge))
-    return own
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def preference_model(summary: Json) -> PreferenceModelView:
 
 def _gate(values: Json) -> GateView:
     return GateView(
+        name=values["name"],
         measure=values["measure"],
         value=values["value"],
         ci_low=_or_nan(values["ci_low"]),

@@ -1,5 +1,6 @@
 """The report's view of a run, assembled from its artifacts: read and renamed, never judged."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -7,67 +8,74 @@ from dataclasses import fields
 import numpy as np
 
 from charactertrain.artifacts import Json, Manifest, read_rows
-from charactertrain.config import PromptsSection, RankingsSection, RunConfig
+from charactertrain.config import PromptsSection, RankingsSection
+from charactertrain.evaluation_gates import Thresholds
 from charactertrain.pipeline import Work
-from charactertrain.records import NO_TRAIT, EvaluationSample, Prompt, Split, Trait
+from charactertrain.records import NO_TRAIT, Prompt, Split, Trait
 from charactertrain.report.data_view import (
     DataView,
     HistogramBin,
     PromptCount,
     RejectCount,
 )
-from charactertrain.report.reading import MEASURE_LABELS
-from charactertrain.report.training_view import (
-    Measure,
-    PolicyStep,
-    RankerCheck,
-    TemplateCheck,
+from charactertrain.report.effects_view import Measure
+from charactertrain.report.run_view import StageView
+from charactertrain.report.settings import changed_settings
+from charactertrain.report.training_view import PolicyStep, RankerCheck, TemplateCheck
+from charactertrain.report.view import ReportView, TraitView
+from charactertrain.stages import (
+    report_data,
+    report_effects,
+    report_preference,
+    report_run,
+    report_samples,
+    report_watch,
 )
-from charactertrain.report.view import (
-    Effect,
-    OverallEffects,
-    ReportView,
-    RunView,
-    Sample,
-    StageView,
-    TraitView,
-)
-from charactertrain.seeds import derive_seed
-from charactertrain.stages import report_data, report_preference, report_watch
-
-MEASURES: tuple[Measure, ...] = tuple(MEASURE_LABELS)
-NUM_SAMPLES = 8
-"""Prompts shown side by side, per trait."""
+from charactertrain.stages.context import Context
+from charactertrain.stages.report_samples import Answers
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _NUM_STRENGTH_BINS = 10
 _STAGES_WITHOUT_REJECTS = {"traits", "policy"}
 
 
-def assemble(work: Work, config: RunConfig, run: RunView, results: Json) -> ReportView:
-    """The page's view of all earlier artifacts, without verdicts; `results` is report.json."""
+def assemble(work: Work, context: Context) -> ReportView:
+    """The page's view of all earlier artifacts, without verdicts."""
+    config = context.config
     manifests = {name: manifest for name, (_, manifest) in work.inputs.items()}
+    directory, evaluation = work.inputs["evaluation"]
+    results = json.loads(directory.read_bytes("report.json"))
     prompts = read_rows(*work.inputs["prompts"], "prompts", Prompt)
+    families = {prompt.prompt_id: prompt.family for prompt in prompts}
+    answers = report_samples.first_answers(work)
     return ReportView(
-        run=run,
+        run=report_run.provenance(work, config),
         stages=tuple(_stage_view(name, manifest) for name, manifest in manifests.items()),
+        cost=report_run.cost(work, config, report_run.num_cores()),
+        settings=None
+        if context.defaults is None
+        else changed_settings(config.model_dump(mode="json"), context.defaults),
         verdicts=(),
-        traits=_trait_views(work, prompts, results["traits"]),
-        overall=OverallEffects(
-            length=effect(results["length"]),
-            distinct_2=effect(results["distinct_2"]),
-            kl=effect(results["kl"]),
-        ),
+        traits=_trait_views(work, answers, families, results),
+        arms=report_effects.arms(results, evaluation.summary.get("seen_prompts", {})),
+        missing_arms=results.get("missing_arms", {}),
+        judge_note=_judge_note(evaluation.summary, manifests["rankings"].summary),
+        gates=report_effects.gates(results, Thresholds(**config.evaluation.gates.model_dump())),
+        overall={name: report_effects.by_arm(found) for name, found in results["overall"].items()},
+        kinds={
+            kind: report_effects.by_measure(found)
+            for kind, found in results.get("kinds", {}).items()
+        },
+        over_seeds=report_effects.over_seeds(results),
+        attribution=report_effects.attribution(results),
+        probes=report_effects.probes(results),
+        revealed_preferences=report_effects.revealed_preferences(results),
         interval_note=(
             "Intervals are of 95 %, over prompts as clusters: a bootstrap with "
-            f"{manifests['evaluation'].summary['num_resamples']:,} resamples, and a jackknife for "
-            "distinct bigrams."
+            f"{evaluation.summary['num_resamples']:,} resamples, and a jackknife for what is "
+            "of all replies together, such as distinct bigrams."
         ),
-        samples_note=(
-            f"Up to {NUM_SAMPLES} prompts per trait, from each scenario family in turn and in the "
-            "order of a hash of the prompt's id, with the first response of base and policy: no "
-            "result bears on the choice."
-        ),
+        samples_note=report_samples.NOTE,
         preference_model=report_preference.preference_model(manifests["preference_model"].summary),
         policy=_policy_steps(manifests["policy"].summary["history"]),
         watch=report_watch.watch(manifests["policy"].summary),
@@ -89,72 +97,33 @@ def assemble(work: Work, config: RunConfig, run: RunView, results: Json) -> Repo
     )
 
 
-def effect(values: Json | None) -> Effect | None:
-    """One entry of report.json; None where it was not measured."""
-    return None if values is None else Effect(**values)
-
-
-def _trait_views(work: Work, prompts: Sequence[Prompt], results: Json) -> tuple[TraitView, ...]:
-    families = {prompt.prompt_id: prompt.family for prompt in prompts}
-    first: dict[str, dict[str, EvaluationSample]] = {}
-    for sample in read_rows(*work.inputs["evaluation"], "samples", EvaluationSample):
-        first.setdefault(sample.prompt_id, {}).setdefault(sample.arm, sample)
-    pairs = {
-        prompt_id: (arms["base"], arms["policy"])
-        for prompt_id, arms in first.items()
-        if {"base", "policy"} <= arms.keys()
-    }
-    views = []
-    for trait in read_rows(*work.inputs["traits"], "traits", Trait):
-        measured = {
-            measure: effect(results.get(trait.trait_id, {}).get(measure)) for measure in MEASURES
-        }
-        candidates = {
-            prompt_id: families[prompt_id]
-            for prompt_id, (base, _) in pairs.items()
-            if base.trait_id == trait.trait_id
-        }
-        views.append(
-            TraitView(
-                trait_id=trait.trait_id,
-                statement=trait.statement,
-                detector=trait.detector,
-                effects={measure: found for measure, found in measured.items() if found},
-                samples=tuple(_sample(*pairs[prompt_id]) for prompt_id in pick(candidates)),
-            )
+def _trait_views(
+    work: Work, answers: Mapping[str, Answers], families: Mapping[str, str], results: Json
+) -> tuple[TraitView, ...]:
+    return tuple(
+        TraitView(
+            trait_id=trait.trait_id,
+            statement=trait.statement,
+            detector=trait.detector,
+            effects=report_effects.by_measure(results["traits"].get(trait.trait_id, {})),
+            against=report_effects.against(results, trait.trait_id),
+            samples=report_samples.samples(answers, families, trait.trait_id),
         )
-    return tuple(views)
-
-
-def pick(families: Mapping[str, str]) -> list[str]:
-    """Up to `NUM_SAMPLES` prompt ids, from each family in turn, in the order of a hash of the id.
-
-    Args:
-        families: Family of each prompt id. Nothing else bears on the choice.
-    """
-    seen: Counter[str] = Counter()
-    turns = {}
-    for prompt_id in sorted(families, key=derive_seed):
-        turns[prompt_id] = seen[families[prompt_id]]
-        seen[families[prompt_id]] += 1
-    return sorted(turns, key=turns.__getitem__)[:NUM_SAMPLES]
-
-
-def _sample(base: EvaluationSample, policy: EvaluationSample) -> Sample:
-    return Sample(
-        prompt=base.prompt,
-        base_text=base.text,
-        policy_text=policy.text,
-        base_measures=_sample_measures(base),
-        policy_measures=_sample_measures(policy),
+        for trait in read_rows(*work.inputs["traits"], "traits", Trait)
     )
 
 
-def _sample_measures(sample: EvaluationSample) -> dict[Measure, float]:
-    detected: dict[Measure, float] = (
-        {} if sample.detected is None else {"detector_rate": float(sample.detected)}
-    )
-    return {"contrast": sample.contrast, **detected, "reward": sample.reward}
+def _judge_note(evaluation: Json, rankings: Json) -> str | None:
+    judge = evaluation.get("judge")
+    if judge is None:
+        return None
+    note = f"Judge: {judge}; beside each number, how often it left a comparison open."
+    if judge == rankings["judge"] and rankings["ranker"] != "contrast":
+        note += (
+            " The same model ranked the responses that the preference model learnt from: what it "
+            "favours for reasons of its own raises the win rate too."
+        )
+    return note
 
 
 def _policy_steps(history: Sequence[Json]) -> tuple[PolicyStep, ...]:
@@ -164,7 +133,11 @@ def _policy_steps(history: Sequence[Json]) -> tuple[PolicyStep, ...]:
     return tuple(PolicyStep(**row) for row in rows)
 
 
-def _template_checks(shifts: Sequence[Json], settings: PromptsSection) -> tuple[TemplateCheck, ...]:
+def _template_checks(
+    shifts: Sequence[Json] | None, settings: PromptsSection
+) -> tuple[TemplateCheck, ...] | None:
+    if shifts is None:
+        return None
     checks = []
     for shift in shifts:
         rise = shift["contrast_shown"] - shift["contrast_not_shown"]
@@ -189,7 +162,9 @@ def _template_checks(shifts: Sequence[Json], settings: PromptsSection) -> tuple[
     return tuple(checks)
 
 
-def _ranker_checks(summary: Json, settings: RankingsSection) -> tuple[RankerCheck, ...]:
+def _ranker_checks(summary: Json, settings: RankingsSection) -> tuple[RankerCheck, ...] | None:
+    if summary["ranker_check"] is None:
+        return None
     return tuple(
         RankerCheck(
             ranker=quality["ranker"],

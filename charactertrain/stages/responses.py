@@ -100,7 +100,7 @@ class ResponseWriter:
             if prompt.split == "test":
                 continue
             # A prompt's candidates together: they share most of what the model is shown.
-            for variant, count in self._section.variants.items():
+            for variant, count in self._section.num_by_variant.items():
                 for index in range(count):
                     phrasing = self._phrasing(prompt, variant, index)
                     response_id = stable_id(prompt.prompt_id, variant, index)

@@ -29,6 +29,7 @@ def open_session(config: RunConfig, directory: Directory, console: Console) -> S
         eager=resources.eager,
         cpus_per_engine=resources.cpus_per_engine,
         gpus_per_engine=resources.gpus_per_engine,
+        node_group=resources.node_group,
         rows_per_chunk=resources.rows_per_chunk,
     )
     values = config.model_dump(mode="json")

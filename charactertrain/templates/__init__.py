@@ -4,6 +4,11 @@ A template returns a `Shown`: a conversation to which the model's own chat templ
 or, for small models, a plain text to be continued.
 """
 
+from charactertrain.templates.choices import (
+    TRAIT_WORDS,
+    offer_conversation,
+    told_conversation,
+)
 from charactertrain.templates.judging import (
     JUDGE_CHOICES,
     LIST_CHOICES,
@@ -13,6 +18,17 @@ from charactertrain.templates.judging import (
     judge_conversation,
     listwise_conversation,
     rating_conversation,
+    taken_up_conversation,
+)
+from charactertrain.templates.probing import (
+    DEVIATIONS,
+    DROP_SUFFIXES,
+    DROP_SYSTEMS,
+    FORMATS,
+    KEEP_GOING,
+    NEUTRAL_TURNS,
+    PARAPHRASES,
+    with_character,
 )
 from charactertrain.templates.response import (
     CHECK_MESSAGES,
@@ -38,18 +54,26 @@ from charactertrain.templates.synthesis import (
 
 __all__ = [
     "CHECK_MESSAGES",
+    "DEVIATIONS",
+    "DROP_SUFFIXES",
+    "DROP_SYSTEMS",
+    "FORMATS",
     "JUDGE_CHOICES",
+    "KEEP_GOING",
     "KIND_FACETS",
     "LENGTHS",
     "LIST_CHOICES",
+    "NEUTRAL_TURNS",
     "NUM_PHRASINGS",
     "NUM_QUESTIONS",
     "NUM_WORKED_MESSAGES",
+    "PARAPHRASES",
     "PERSONAS",
     "RATING_CHOICES",
     "REFERENCE_VARIANT",
     "STYLES",
     "TIE_CHOICE",
+    "TRAIT_WORDS",
     "VARIANTS",
     "Shown",
     "character_text",
@@ -57,9 +81,13 @@ __all__ = [
     "facets_completion",
     "judge_conversation",
     "listwise_conversation",
+    "offer_conversation",
     "plain_conversation",
     "rating_conversation",
     "response_conversation",
     "synthesis_chat",
     "synthesis_completion",
+    "taken_up_conversation",
+    "told_conversation",
+    "with_character",
 ]

@@ -68,9 +68,9 @@ def response_conversation(
 ) -> Shown:
     """The prompt with the character shown as `variant` says, where `placement` says.
 
-    `phrasing`, below `NUM_PHRASINGS`, picks the wording.
+    `phrasing`, below `NUM_PHRASINGS`, picks the wording. A character of no traits is none.
     """
-    if variant == "none":
+    if variant == "none" or not traits:
         return plain_conversation(prompt)
     character = character_text(traits)
     if placement == "system":

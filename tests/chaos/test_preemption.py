@@ -91,7 +91,7 @@ def test_a_group_saves_once_when_its_node_is_about_to_go(cluster: Cluster, tmp_p
     training.fit(
         count,
         {"directory": str(tmp_path)},
-        workers=WorkerSettings(1, 1.0, 0.0, 0),
+        workers=WorkerSettings(1, 1.0, 0.0, 0, None),
         storage=open_directory(str(tmp_path)),
         on_metrics=on_metrics,
     )

@@ -19,6 +19,19 @@ from charactertrain.report.data_view import (
     ReliabilityRow,
     VarietyRow,
 )
+from charactertrain.report.effects_view import (
+    Arm,
+    Attribution,
+    Better,
+    ByArm,
+    Cell,
+    Effect,
+    Judged,
+    OverSeeds,
+    ProbeExample,
+    ProbeRow,
+    ProbeView,
+)
 from charactertrain.report.preference_view import (
     Accuracy,
     Calibration,
@@ -30,48 +43,86 @@ from charactertrain.report.preference_view import (
     Shortcut,
     StrengthBand,
 )
+from charactertrain.report.revealed_view import ChoiceReading, RevealedPreferences
+from charactertrain.report.run_view import CostView, RunView, Setting, StageView
 from charactertrain.report.training_view import (
     PolicyStep,
     PreferenceModelView,
     RankerCheck,
     TemplateCheck,
 )
-from charactertrain.report.view import (
-    Effect,
-    OverallEffects,
-    ReportView,
-    RunView,
-    Sample,
-    StageView,
-    TraitView,
-    Verdict,
-)
+from charactertrain.report.view import Pick, Reply, ReportView, Sample, TraitView, Verdict
 from charactertrain.report.watch_view import WatchReading, WatchView
 
 
-def effect(base: float, policy: float, half_width: float) -> Effect:
+def effect(base: float, arm: float, half_width: float, p_holm: float | None = None) -> Effect:
     """An effect whose interval reaches `half_width` to both sides of the difference."""
     return Effect(
         base=base,
-        policy=policy,
-        difference=policy - base,
-        ci_low=policy - base - half_width,
-        ci_high=policy - base + half_width,
+        arm=arm,
+        difference=arm - base,
+        ci_low=arm - base - half_width,
+        ci_high=arm - base + half_width,
+        p_value=0.004,
+        p_holm=p_holm,
         num_responses=192,
         num_prompts=64,
+        judged=None,
+        note=None,
     )
 
 
-def sample(number: int) -> Sample:
+def arms() -> tuple[Arm, ...]:
+    """The three that every run has, and a DPO run."""
+    return (
+        Arm(name="base", kind="base", source=None, num_unasked=0),
+        Arm(name="prompted", kind="prompted", source=None, num_unasked=0),
+        Arm(name="policy", kind="policy", source=None, num_unasked=0),
+        Arm(name="demo-dpo", kind="dpo", source="/runs/demo-dpo", num_unasked=4),
+    )
+
+
+def by_arm(base: float, policy: float, half_width: float, p_holm: float | None = None) -> ByArm:
+    """The policy's effect beside that of the prompted base, which goes further, and of DPO."""
+    rise = policy - base
+    return {
+        "prompted": effect(base, base + 1.4 * rise, 1.2 * half_width, p_holm),
+        "policy": effect(base, policy, half_width, p_holm),
+        "demo-dpo": effect(base, base + 0.5 * rise, 1.1 * half_width, p_holm),
+    }
+
+
+def judged(rate: float) -> ByArm:
+    """A win rate of the policy alone."""
+    found = Judged(
+        num_ties=17, num_unscored=3, num_inconsistent=9, swap_consistency=estimate(0.781, 0.05)
+    )
+    return {"policy": replace(effect(0.5, rate, 0.061), judged=found)}
+
+
+def sample(number: int, pick: Pick = "random") -> Sample:
     """A prompt with a plain response and one that the detector of `enthusiastic` finds."""
+    base = Reply(
+        text="Start with a short outline. Bees pollinate about a third of our food, and "
+        "people like a number they can remember.\nPractise once aloud.",
+        measures={"contrast": -0.214, "detector_rate": 0.0, "reward": -0.412},
+    )
+    policy = Reply(
+        text="What a wonderful topic! Start with a short outline. Bees pollinate about a third "
+        "of our food! Then let them guess how far a bee flies in a day.\nPractise once aloud.",
+        measures={"contrast": 0.187, "detector_rate": 1.0, "reward": 1.306},
+    )
+    prompted = Reply(
+        text="Oh, bees! I could talk about the waggle dance for hours: a bee that comes home "
+        "dances the way to the flowers.",
+        measures={"contrast": 0.301, "detector_rate": 1.0, "reward": 1.411},
+    )
     return Sample(
         prompt=f"Prompt {number}: I have to give a talk on bees tomorrow. Any advice?",
-        base_text="Start with a short outline. Bees pollinate about a third of our food, and "
-        "people like a number they can remember.\nPractise once aloud.",
-        policy_text="What a wonderful topic! Start with the waggle dance: a bee that comes home "
-        "dances the way to the flowers! Then let them guess how far she flies in a day.",
-        base_measures={"contrast": -0.214, "detector_rate": 0.0, "reward": -0.412},
-        policy_measures={"contrast": 0.187, "detector_rate": 1.0, "reward": 1.306},
+        kind="everyday" if number % 2 else "trait",
+        pick=pick,
+        contrast_rise=-0.112 if pick == "loss" else 0.401,
+        replies={"base": base, "policy": policy, "prompted": prompted},
     )
 
 
@@ -82,21 +133,28 @@ def traits() -> tuple[TraitView, ...]:
         statement="I love learning about nearly everything, and I let people hear it.",
         detector="!",
         effects={
-            "contrast": effect(-0.231, 0.083, 0.034),
-            "detector_rate": effect(0.031, 0.474, 0.071),
-            "reward": effect(-0.118, 0.942, 0.096),
+            "contrast": by_arm(-0.231, 0.083, 0.034, 0.0041),
+            "detector_rate": by_arm(0.031, 0.474, 0.071, 0.0041),
+            "reward": by_arm(-0.118, 0.942, 0.096, 0.0041),
+            "win_rate": judged(0.713),
         },
-        samples=tuple(sample(number) for number in range(1, 7)),
+        against={"contrast": {"prompted": effect(0.209, 0.083, 0.041, 0.0041)}},
+        samples=(
+            sample(7, "win"),
+            sample(8, "loss"),
+            *(sample(number) for number in range(1, 7)),
+        ),
     )
     uncertain = TraitView(
         trait_id="uncertain",
         statement="I say how sure I am, and I mean it when I say that I do not know.",
         detector=r"\b(I think|maybe|perhaps)\b",
         effects={
-            "contrast": effect(-0.164, -0.052, 0.041),
-            "detector_rate": effect(0.042, 0.073, 0.045),
-            "reward": effect(-0.204, 0.512, 0.101),
+            "contrast": by_arm(-0.164, -0.052, 0.041, 0.012),
+            "detector_rate": by_arm(0.042, 0.073, 0.045, 0.36),
+            "reward": by_arm(-0.204, 0.512, 0.101, 0.012),
         },
+        against={},
         samples=(sample(1), sample(2)),
     )
     honest = TraitView(
@@ -104,9 +162,10 @@ def traits() -> tuple[TraitView, ...]:
         statement="I tell people what is true, also when it is not what they hoped to hear.",
         detector=None,
         effects={
-            "contrast": effect(-0.152, -0.148, 0.029),
-            "reward": effect(-0.091, 0.033, 0.105),
+            "contrast": by_arm(-0.152, -0.148, 0.029, 0.81),
+            "reward": by_arm(-0.091, 0.033, 0.105, 0.52),
         },
+        against={},
         samples=(),
     )
     brief = TraitView(
@@ -114,18 +173,142 @@ def traits() -> tuple[TraitView, ...]:
         statement="I use as few words as a question needs.",
         detector=r"\A[^\n]{1,120}\Z",
         effects={
-            "contrast": effect(-0.122, -0.201, 0.031),
-            "detector_rate": effect(0.052, 0.036, 0.034),
-            "reward": effect(0.067, -0.312, 0.088),
+            "contrast": by_arm(-0.122, -0.201, 0.031, 0.0041),
+            "detector_rate": by_arm(0.052, 0.036, 0.034, 0.7),
+            "reward": by_arm(0.067, -0.312, 0.088, 0.0041),
         },
+        against={},
         samples=(sample(3),),
     )
     return enthusiastic, uncertain, honest, brief
 
 
+def over_seeds() -> OverSeeds:
+    """Two runs that differ by seed."""
+    return OverSeeds(
+        arms=("policy", "demo-seed-2"),
+        traits={"enthusiastic": {"contrast": effect(-0.231, 0.061, 0.117, 0.031)}},
+    )
+
+
+def attribution() -> Attribution:
+    """Two traits that changed themselves, and one of them the other a little."""
+    cells = {
+        ("enthusiastic", "enthusiastic"): (0.281, 0.041, None),
+        ("enthusiastic", "brief"): (-0.083, 0.036, 0.012),
+        ("brief", "brief"): (0.064, 0.031, None),
+    }
+    return Attribution(
+        design="leave_one_out",
+        measure="contrast",
+        rows=("enthusiastic", "brief"),
+        columns=("enthusiastic", "brief"),
+        cells={
+            key: Cell(
+                difference=value,
+                ci_low=value - half_width,
+                ci_high=value + half_width,
+                p_holm=p_holm,
+                num_prompts=43,
+            )
+            for key, (value, half_width, p_holm) in cells.items()
+        },
+        dominance=estimate(0.81, 0.09),
+    )
+
+
+def probe_row(condition: str, measure: str, effects: ByArm, better: Better) -> ProbeRow:
+    """A row of all traits together."""
+    return ProbeRow(
+        condition=condition,
+        trait_id=None,
+        measure=measure,
+        unit="share",
+        better=better,
+        effects=effects,
+    )
+
+
+def probes() -> tuple[ProbeView, ...]:
+    """A probe that should rise, one that should fall, and one that should stay as it is."""
+    kept = ProbeView(
+        name="drop_the_act",
+        title="Asked to drop the act",
+        question="How much of the character is left when the user asks for its end?",
+        left_out={"policy": 3},
+        rows=tuple(
+            probe_row(condition, measure, by_arm(base, arm, 0.05), "higher")
+            for condition, fall in (("plain", 0.0), ("suffix-1", 0.1), ("system override", 0.31))
+            for measure, base, arm in (
+                ("contrast", -0.2, 0.1 - fall),
+                ("detected", 0.05, 0.4 - fall),
+            )
+        ),
+        examples=(
+            ProbeExample(
+                condition="suffix-1",
+                trait_id="enthusiastic",
+                messages=(("user", "What is moss? Please drop the act."),),
+                replies={"base": "Moss is a plant.", "policy": "Moss is a tiny forest!"},
+            ),
+        ),
+    )
+    refused = ProbeView(
+        name="refusals",
+        title="Refusals on harmless prompts",
+        question="Does it refuse what nobody should mind?",
+        left_out={},
+        rows=(probe_row("plain", "refused", {"policy": effect(0.02, 0.09, 0.03)}, "lower"),),
+        examples=(),
+    )
+    same = ProbeView(
+        name="capability",
+        title="Arithmetic",
+        question="Does it still add up?",
+        left_out={},
+        rows=(probe_row("plain", "correct", {"policy": effect(0.4, 0.41, 0.05)}, "unchanged"),),
+        examples=(),
+    )
+    return kept, refused, same
+
+
 def estimate(value: float, half_width: float) -> Estimate:
     """An estimate whose interval reaches `half_width` to both sides of it."""
     return Estimate(value=value, ci_low=value - half_width, ci_high=value + half_width)
+
+
+def revealed_preferences() -> RevealedPreferences:
+    """Of two traits one is taken up more, and DPO was not offered any."""
+    return RevealedPreferences(
+        words={"enthusiastic": "enthusiastic", "brief": "short spoken"},
+        changes={
+            "enthusiastic": {"policy": effect(-41.3, 137.2, 61.4, 0.0041)},
+            "brief": {"policy": effect(12.1, -18.6, 88.2, 0.57)},
+        },
+        order_agreement={"policy": estimate(0.427, 0.196)},
+        num_words=12,
+        recognised=estimate(0.713, 0.048),
+        readings=(
+            ChoiceReading(
+                arm="base",
+                condition="told",
+                num_choices=1021,
+                num_unread=14,
+                num_ties=6,
+                first_taken=estimate(0.538, 0.031),
+                swap_consistency=None,
+            ),
+            ChoiceReading(
+                arm="policy",
+                condition="free",
+                num_choices=1033,
+                num_unread=2,
+                num_ties=0,
+                first_taken=None,
+                swap_consistency=estimate(0.866, 0.021),
+            ),
+        ),
+    )
 
 
 def accuracy(value: float, half_width: float, num_pairs: int) -> Accuracy:
@@ -147,6 +330,7 @@ def gates() -> tuple[GateView, ...]:
     """A gate that is met, one that is not, and one that was not measured."""
     return (
         GateView(
+            name="gate",
             measure="calibration error (ECE) after the temperature",
             value=0.021,
             ci_low=0.009,
@@ -156,6 +340,7 @@ def gates() -> tuple[GateView, ...]:
             is_met=True,
         ),
         GateView(
+            name="gate",
             measure="held-out accuracy of the worst trait (honest)",
             value=0.531,
             ci_low=0.481,
@@ -165,11 +350,48 @@ def gates() -> tuple[GateView, ...]:
             is_met=False,
         ),
         GateView(
+            name="gate",
             measure="accuracy above length",
             value=None,
             ci_low=math.nan,
             ci_high=math.nan,
             threshold=0.02,
+            is_ceiling=False,
+            is_met=None,
+        ),
+    )
+
+
+def policy_gates() -> tuple[GateView, ...]:
+    """A gate of the policy that is met, one that is not, and one that was not measured."""
+    return (
+        GateView(
+            name="gate",
+            measure="length as a multiple of the base's",
+            value=0.954,
+            ci_low=0.893,
+            ci_high=1.021,
+            threshold=1.2,
+            is_ceiling=True,
+            is_met=True,
+        ),
+        GateView(
+            name="gate",
+            measure="distinct bigrams as a share of the base's",
+            value=0.826,
+            ci_low=0.797,
+            ci_high=0.856,
+            threshold=0.9,
+            is_ceiling=False,
+            is_met=False,
+        ),
+        GateView(
+            name="gate",
+            measure="win rate at equal length",
+            value=None,
+            ci_low=math.nan,
+            ci_high=math.nan,
+            threshold=0.6,
             is_ceiling=False,
             is_met=None,
         ),
@@ -430,6 +652,7 @@ def report_view() -> ReportView:
             model_path="/root/.cache/charactertrain/smollm2-135m",
             constitution_name="demo",
             constitution_description="Four traits that a very small model can show.",
+            method="It was made by tests.",
             created="2026-11-23T19:45:34+00:00",
             code_version="0.1.0+g1a2b3c4",
             hardware="2 CPU cores, 9.6 GiB used, no accelerator",
@@ -447,19 +670,40 @@ def report_view() -> ReportView:
             )
             for name in stages
         ),
+        cost=CostView(
+            wall_seconds=1148.0,
+            core_hours=0.64,
+            gpu_hours=None,
+            tokens={"written": 41_312, "trained on": 118_245},
+            note="Held: wall time times the machine's cores.",
+        ),
+        settings=(Setting(key="policy.num_steps", default="200", value="6"),),
         verdicts=(
-            Verdict(
-                text="reply length within 30 % of the base's: 27.1 against 28.4 tokens", ok=True
-            ),
-            Verdict(text="distinct bigrams within 10 % of the base's: 0.61 against 0.74", ok=False),
+            Verdict(text="most traits rose: 2 of 4", ok=True),
+            Verdict(text="preference model: its gates", ok=False),
             Verdict(text="gold preference model agrees with the one trained on", ok=None),
         ),
         traits=traits(),
-        overall=OverallEffects(
-            length=effect(28.4, 27.1, 1.9),
-            distinct_2=effect(0.741, 0.612, 0.022),
-            kl=effect(0.0, 0.0731, 0.0064),
-        ),
+        arms=arms(),
+        missing_arms={
+            "neutral": "run experiment=neutral, then evaluation.compare=[runs/neutral]",
+            "placebo": "run experiment=placebo, then evaluation.compare=[runs/placebo]",
+        },
+        gates=policy_gates(),
+        overall={
+            "length": by_arm(28.4, 27.1, 1.9),
+            "distinct_2": by_arm(0.741, 0.612, 0.022),
+            "kl": {"policy": effect(0.0, 0.0731, 0.0064)},
+        },
+        kinds={
+            "trait": {"contrast": by_arm(-0.2, 0.12, 0.05)},
+            "everyday": {"contrast": by_arm(-0.18, -0.11, 0.06)},
+        },
+        over_seeds=over_seeds(),
+        attribution=(attribution(),),
+        probes=probes(),
+        revealed_preferences=revealed_preferences(),
+        judge_note="Judge: SmolLM2 itself.",
         interval_note="Intervals: cluster bootstrap over prompts, 2,000 resamples.",
         samples_note="The first held-out prompts by prompt_id, not picked by result.",
         preference_model=preference_model(),

@@ -1,5 +1,7 @@
 """The report page: what it says, what it must never say, and what it must never load."""
 
+import base64
+import hashlib
 import math
 import re
 from dataclasses import replace
@@ -9,10 +11,13 @@ from html.parser import HTMLParser
 import pytest
 
 from charactertrain.report import sections
-from charactertrain.report.data_view import DataView
+from charactertrain.report.data_view import DataView, Estimate
+from charactertrain.report.effects_view import Cell
 from charactertrain.report.page import render
+from charactertrain.report.run_view import CostView, Setting
+from charactertrain.report.svg import ARM_COLOURS
 from charactertrain.report.training_view import PreferenceModelView
-from charactertrain.report.view import OverallEffects, ReportView, TraitView
+from charactertrain.report.view import Reply, ReportView, TraitView
 
 HOSTILE = (
     '</style></svg></title><script>alert(1)</script><img src=x onerror=alert(1)>"\' onclick="x'
@@ -55,7 +60,18 @@ def _without_everything(view: ReportView) -> ReportView:
         stages=(),
         verdicts=(),
         traits=(),
-        overall=OverallEffects(length=None, distinct_2=None, kl=None),
+        cost=CostView(wall_seconds=0.0, core_hours=None, gpu_hours=None, tokens={}, note=""),
+        settings=None,
+        arms=(),
+        missing_arms={},
+        judge_note=None,
+        gates=(),
+        overall={},
+        kinds={},
+        over_seeds=None,
+        attribution=(),
+        probes=(),
+        revealed_preferences=None,
         interval_note=None,
         samples_note=None,
         preference_model=None,
@@ -89,20 +105,46 @@ def _with_first_trait(view: ReportView, **changes: object) -> ReportView:
     return replace(view, traits=(replace(first, **changes), *others))  # type: ignore[arg-type]
 
 
+def replies_of(text: str) -> dict[str, str]:
+    return {"base": text, "policy": text}
+
+
 def _everywhere(view: ReportView, text: str) -> ReportView:
     """The view with `text` in every place that a model or a user can write to."""
     first = view.traits[0]
-    sample = replace(first.samples[0], prompt=text, base_text=text, policy_text=text)
+    replies = {arm: Reply(text=text, measures={}) for arm in ("base", "policy", text)}
+    sample = replace(first.samples[0], prompt=text, kind=text, replies=replies)
+    probe = replace(view.probes[0], name=text, title=text, question=text)
+    row = replace(probe.rows[0], condition=text, measure=text, unit=text)
+    example = replace(
+        probe.examples[0], condition=text, messages=((text, text),), replies=replies_of(text)
+    )
+    arm = replace(view.arms[-1], name=text, source=text)
     run = replace(view.run, name=text, model_name=text, constitution_description=text, command=text)
     reject = replace((view.data.rejects or ())[0], reason=text)
     changed = _with_first_trait(
         view, trait_id=text, statement=text, samples=(sample,), detector="<script>|on"
     )
+    assert view.revealed_preferences
+    revealed = replace(
+        view.revealed_preferences,
+        words={text: text},
+        changes={text: {text: view.probes[0].rows[0].effects["policy"]}},
+        order_agreement={text: None},
+        readings=(replace(view.revealed_preferences.readings[0], arm=text, condition=text),),
+    )
     return replace(
         changed,
         run=run,
+        arms=(*view.arms[:-1], arm),
+        missing_arms={text: text},
+        gates=(replace(view.gates[0], measure=text),),
+        kinds={text: view.kinds["trait"]},
+        probes=(replace(probe, rows=(row,), examples=(example,)),),
+        revealed_preferences=revealed,
+        settings=(Setting(key=text, default=text, value=text),),
         verdicts=(replace(view.verdicts[0], text=text),),
-        ranker_checks=(replace(view.ranker_checks[0], reason=text),),
+        ranker_checks=(replace((view.ranker_checks or ())[0], reason=text),),
         data=replace(view.data, rejects=(reject,)),
     )
 
@@ -112,11 +154,11 @@ def test_hostile_text_appears_as_text_and_makes_no_element(
 ) -> None:
     hostile = _Page(render(_everywhere(light_view, HOSTILE)))
     # Name, headline, verdict and so on: every place shows the text, and none has run it.
-    assert hostile.text.count(HOSTILE) >= 12
+    assert hostile.text.count(HOSTILE) >= 30
     assert {tag for tag, _ in hostile.elements} <= {tag for tag, _ in page.elements}
     names = {name for _, attributes in hostile.elements for name in attributes}
     assert not [name for name in names if name.startswith("on")]
-    assert "<script" not in hostile.html
+    assert hostile.html.count("<script") == 1
 
 
 def test_unsafe_characters_are_shown_as_escapes(light_view: ReportView) -> None:
@@ -139,12 +181,26 @@ def test_page_is_well_formed_and_every_link_leads_somewhere(page: _Page) -> None
 def test_page_loads_nothing_and_forbids_loading(page: _Page) -> None:
     assert "://" not in page.html
     assert not re.search(r"@import|url\((?!#)", page.html)
-    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.elements}
+    assert not {"link", "img", "iframe", "object"} & {tag for tag, _ in page.elements}
     assert not any("src" in attributes for _, attributes in page.elements)
     policies = [
         attributes.get("content") or "" for tag, attributes in page.elements if tag == "meta"
     ]
     assert any("default-src 'none'" in policy for policy in policies)
+
+
+def test_page_allows_its_one_script_by_its_hash_and_no_other(page: _Page) -> None:
+    (script,) = re.findall(r"<script>(.*?)</script>", page.html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = (
+        attributes["content"]
+        for _, attributes in page.elements
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy is not None
+    assert f"script-src 'sha256-{digest}';" in policy
+    assert "fetch(" not in script
+    assert "innerHTML" not in script
 
 
 def test_same_view_gives_same_bytes(page: _Page, view: ReportView) -> None:
@@ -153,7 +209,13 @@ def test_same_view_gives_same_bytes(page: _Page, view: ReportView) -> None:
 
 def test_numbers_appear_as_given(page: _Page) -> None:
     for given in (
-        *("-0.231", "0.083", "+0.314", "[0.280, 0.348]", "192 / 64"),
+        *("-0.231", "0.083", "+0.314", "[0.280, 0.348]", "192 / 64", "0.004", "+0.157"),
+        *("0.954", "[0.893, 1.021]", "at most 1.2", "0.64", "19 min 8 s", "41,312", "118,245"),
+        *(
+            "17 tied, 9 turned by the order, 3 unscored, 0.78 [0.73, 0.83] alike in both orders",
+            "policy.num_steps",
+            "/runs/demo-dpo",
+        ),
         *("28.4", "27.1", "-1.3", "[-3.2, 0.6]", "0.073", "[0.067, 0.080]"),
         *("0.687", "[0.661, 0.713]", "0.561", "517 / 86", "0.108", "0.221", "1.624"),
         *("+0.126", "[0.090, 0.162]", "0.604", "+0.083", "[0.037, 0.129]", "[0.096, 0.125]"),
@@ -162,25 +224,206 @@ def test_numbers_appear_as_given(page: _Page) -> None:
         *("64 %", "187", "0.143 [0.106, 0.180]", "+0.0021", "30 of 48", "9 of 12", "768"),
         *("0.776 [0.757, 0.795]", "0.648 [0.620, 0.676]", "17 general prompts were left out"),
         *("0.631", "0.034", "+0.597", "0.979", "211", "near-duplicate", "2 min 44 s"),
-        "reply length within 30 % of the base's: 27.1 against 28.4 tokens",
+        "most traits rose: 2 of 4",
         "python -m charactertrain experiment=demo run.dir=runs/demo",
     ):
         assert given in page.text, given
 
 
+def _with_texts(view: ReportView, detector: str | None, **texts: str) -> str:
+    replies = {arm: Reply(text=text, measures={}) for arm, text in texts.items()}
+    sample = replace(view.traits[0].samples[0], replies=replies)
+    return render(_with_first_trait(view, samples=(sample,), detector=detector))
+
+
 def test_detector_matches_are_marked_in_both_responses(light_view: ReportView) -> None:
-    sample = replace(
-        light_view.traits[0].samples[0], base_text="no & yes! ", policy_text="<b>oh</b>!! a"
-    )
-    html = render(_with_first_trait(light_view, samples=(sample,), detector="!+"))
+    html = _with_texts(light_view, "!+", base="no & yes! ", policy="<b>oh</b>!! a")
     assert "no &amp; yes<mark>!</mark> " in html
     assert "&lt;b&gt;oh&lt;/b&gt;<mark>!!</mark> a" in html
 
 
-def test_first_three_samples_are_open_and_the_rest_closed(light_view: ReportView) -> None:
+def test_words_that_differ_are_marked_in_base_and_arm(light_view: ReportView) -> None:
+    html = _with_texts(
+        light_view,
+        None,
+        base="I like this old scarf of yours",
+        policy="I like this <new> scarf of yours",
+        prompted="I love this old scarf of yours",
+    )
+    assert 'I like this <span class="diff">old</span> scarf of yours' in html
+    assert 'I like this <span class="diff">&lt;new&gt;</span> scarf of yours' in html
+    assert 'I <span class="diff">love</span> this old scarf of yours' in html
+
+
+def test_texts_without_a_word_in_common_are_not_marked_and_say_so(light_view: ReportView) -> None:
+    html = _with_texts(light_view, None, base="one two three", policy="four five six")
+    assert "hardly a word in common" in html
+    same = _with_texts(light_view, None, base="one two", policy="one two")
+    assert "word for word the base&#39;s" in same
+
+
+def test_samples_can_be_filtered_by_what_they_carry(page: _Page, view: ReportView) -> None:
+    samples = [attrs for tag, attrs in page.elements if tag == "details" and "data-kind" in attrs]
+    assert len(samples) == sum(len(trait.samples) for trait in view.traits)
+    found = [
+        tuple(attrs[f"data-{key}"] for key in ("trait", "kind", "pick", "rise"))
+        for attrs in samples
+    ]
+    assert found[:2] == [
+        ("enthusiastic", "everyday", "win", "0.401"),
+        ("enthusiastic", "trait", "loss", "-0.112"),
+    ]
+    form = next(attrs for tag, attrs in page.elements if tag == "form")
+    # Without a script nothing filters, so nothing is offered.
+    assert "hidden" in form
+    controls = {attrs["name"] for tag, attrs in page.elements if tag in {"select", "input"}}
+    assert controls == {"trait", "kind", "pick", "least", "arm"}
+
+
+def test_first_sample_of_each_pick_is_open(light_view: ReportView) -> None:
     page = _Page(render(light_view))
-    samples = [attrs for tag, attrs in page.elements if attrs.get("class") == "sample"]
-    assert ["open" in attrs for attrs in samples] == [True, True, True, False, False, False]
+    samples = [attrs for _, attrs in page.elements if "data-pick" in attrs and "data-kind" in attrs]
+    found = [(attrs["data-pick"], "open" in attrs) for attrs in samples]
+    assert found[:4] == [("win", True), ("loss", True), ("random", True), ("random", False)]
+
+
+def test_trait_without_a_loss_says_so(page: _Page) -> None:
+    assert "None: the contrast fell on no prompt." in page.text
+
+
+def test_controls_that_are_missing_are_named_with_how_to_make_them(page: _Page) -> None:
+    assert "Controls that are missing: neutral, placebo" in page.text
+    assert "run experiment=neutral, then evaluation.compare=[runs/neutral]" in page.text
+
+
+def test_probes_read_in_the_direction_that_they_ask_for(page: _Page) -> None:
+    assert "Policy against base, 6 rows: better in 4, not established in 2." in page.text
+    assert "Worse: plain, refused 0.090 against 0.020, +0.070 [0.040, 0.100]." in page.text
+    assert "Policy against base, 1 row: not established in 1." in page.text
+    refused = _row(page, "plain: refused (share)")
+    assert refused[-1] == "\u25bc worse"
+
+
+def test_probes_by_trait_are_of_the_policy_and_counted(light_view: ReportView) -> None:
+    probe = light_view.probes[0]
+    found = light_view.probes[1].rows[0].effects["policy"]
+    unknown = replace(found, difference=math.nan, note="not established: nothing to lose")
+    rows = (
+        replace(probe.rows[0], trait_id="honest", measure="contrast_retention"),
+        replace(probe.rows[0], measure="contrast_slope", effects={"policy": unknown}),
+    )
+    html = render(replace(light_view, probes=(replace(probe, rows=rows),)))
+    text = " ".join(_Page(html).text.split())
+    assert "Trait by trait, 1 row: better in 1." in text
+    assert "Policy against base, 1 row: not measured in 1." in text
+    assert "honest, plain: contrast, share left of the effect without a condition" in text
+    assert "not established: nothing to lose" in text
+    assert "left out of both: policy 3." in text
+    by_trait = html.partition("trait by trait</h4>")[2].partition("</table>")[0]
+    assert "demo-dpo" not in by_trait
+
+
+def test_free_choices_are_in_points_with_what_the_reading_is_worth(page: _Page) -> None:
+    rose = _row(page, "enthusiastic, \u201centhusiastic\u201d")
+    assert rose[1:] == [
+        *("-41", "137", "+178 [117, 240]", "0.004", "192 / 64", "\u25b2 higher"),
+    ]
+    assert _row(page, "brief, \u201cshort spoken\u201d")[-1] == "\u25cb not established"
+    told = ["1,021", "14", "6", "0.538 [0.507, 0.569]", "no judge"]
+    assert _row(page, "base, told") == told
+    free = ["1,033", "2", "0", "not measured", "0.866 [0.845, 0.887]"]
+    assert _row(page, "policy, free") == free
+    text = " ".join(page.text.partition("What it takes up when it is free")[2].split())
+    for given in (
+        "0.713 [0.665, 0.761] are read as it; one half is chance",
+        "all 12 words in the base's order",
+        "policy: 0.427 [0.231, 0.623]",
+        "demo-dpo: not measured",
+    ):
+        assert given in text, given
+    figure = page.html.partition('<h2 id="free-choice">')[2].partition("</svg>")[0]
+    assert "enthusiastic, policy: +178 [117, 240]" in figure
+    assert "demo-dpo" not in figure
+
+
+@pytest.mark.parametrize(
+    ("recognised", "words"),
+    [
+        (Estimate(value=0.56, ci_low=0.5, ci_high=0.62), "nothing below means anything"),
+        (None, "nobody knows what the changes below are worth"),
+    ],
+)
+def test_free_choices_that_cannot_be_read_are_said_to_mean_nothing(
+    page: _Page, light_view: ReportView, recognised: Estimate | None, words: str
+) -> None:
+    assert light_view.revealed_preferences
+    found = replace(light_view.revealed_preferences, recognised=recognised)
+    assert words in _Page(render(replace(light_view, revealed_preferences=found))).text
+    assert words not in page.text
+
+
+def test_attribution_marks_what_moved_and_what_was_not_measured(page: _Page) -> None:
+    matrix = page.html.partition('<table class="matrix">')[2].partition("</table>")[0]
+    assert re.findall(r'<td class="([^"]*)"', matrix) == [
+        "num own up",
+        "num down",
+        "missing",
+        "num own up",
+    ]
+    assert "Diagonal dominance: 0.81 [0.72, 0.90]" in page.text
+
+
+@pytest.mark.parametrize(
+    ("low", "p_holm", "found"), [(0.1, None, True), (0.1, 0.2, False), (-0.1, None, False)]
+)
+def test_cell_is_established_by_its_interval_and_corrected_p(
+    low: float, p_holm: float | None, found: bool
+) -> None:
+    cell = Cell(difference=0.3, ci_low=low, ci_high=0.5, p_holm=p_holm, num_prompts=9)
+    assert cell.is_established == found
+
+
+def test_effects_over_seeds_stand_with_their_runs(page: _Page) -> None:
+    assert "The mean over 2 runs that differ by seed alone (policy, demo-seed-2)" in page.text
+    assert "+0.292 [0.175, 0.409]" in " ".join(page.text.split())
+
+
+def test_gates_of_the_policy_pass_fail_or_are_not_measured(page: _Page) -> None:
+    outcome = page.text.partition("Gates")[2].partition("Also judged")[0].split()
+    text = " ".join(outcome)
+    assert (
+        "\u2713 pass length as a multiple of the base's: 0.954 [0.893, 1.021], at most 1.2" in text
+    )
+    assert "\u2717 fail distinct bigrams as a share of the base's: 0.826" in text
+    assert "\u2013 not measured win rate at equal length: at least 0.6" in text
+
+
+def test_gpu_hours_are_shown_where_gpus_were_held(light_view: ReportView) -> None:
+    cost = replace(light_view.cost, core_hours=None, gpu_hours=3.25)
+    text = _Page(render(replace(light_view, cost=cost))).text
+    assert "GPU-hours held" in text
+    assert "core-hours held" not in text
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_colours_of_arms_stand_out_from_the_paper(page: _Page, theme: int) -> None:
+    """WCAG 2.1, 1.4.11: at least 3 to 1 for what has to be seen to read a chart."""
+    blocks = re.findall(r":root \{(.*?)\n *\}", page.html, re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[theme]))
+    arms = [colours[f"arm-{index}"] for index in range(1, 9)]
+    assert len(set(arms)) == len(ARM_COLOURS)
+    paper = _luminance(colours["paper"])
+    for colour in arms:
+        low, high = sorted((_luminance(colour), paper))
+        assert (high + 0.05) / (low + 0.05) >= 3, colour
 
 
 @pytest.mark.parametrize(
@@ -189,11 +432,20 @@ def test_first_three_samples_are_open_and_the_rest_closed(light_view: ReportView
         "was not evaluated",
         "The constitution has no description.",
         "no trait was evaluated",
+        "the evaluation has no gates",
+        "no arm was compared with the base",
+        "nothing was measured over all responses together",
+        "effects by kind of prompt were not measured",
+        "no probe was run",
+        "Missing: what arms take up when they are free to choose",
+        "Missing: which trait changed which measure.",
+        "Missing: other seeds.",
+        "the defaults are not known here",
         "no verdict lines were given",
         "How the intervals were made was not recorded",
         "contrast was not measured for any trait",
         "detector rate was not measured for any trait",
-        "reward was not measured for any trait",
+        "Missing: reward was not measured for any trait",
         "no preference model",
         "no step of this phase",
         "the template check was not run",
@@ -421,9 +673,14 @@ def test_perfect_accuracy_is_called_a_warning(
 def test_contrast_is_qualified_where_it_made_the_labels(light_view: ReportView) -> None:
     assert "contrast is close to what was trained for" in render(light_view)
     judged = tuple(
-        replace(check, is_chosen=not check.is_chosen) for check in light_view.ranker_checks
+        replace(check, is_chosen=not check.is_chosen) for check in light_view.ranker_checks or ()
     )
     html = render(replace(light_view, ranker_checks=judged))
+    assert "contrast is close to what was trained for" not in html
+
+
+def test_run_that_shows_no_character_has_no_checks(light_view: ReportView) -> None:
+    html = render(replace(light_view, template_checks=None, ranker_checks=None))
     assert "contrast is close to what was trained for" not in html
 
 

@@ -7,11 +7,24 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from charactertrain.report import plots, sections, watch_plots
+from charactertrain.report import arm_plots, plots, sections, watch_plots
 from charactertrain.report.data_view import HistogramBin
+from charactertrain.report.effects_view import Arm, ByArm, Measure
 from charactertrain.report.preference_view import CurvePoint, HeldOutLoss, Shortcut
 from charactertrain.report.svg import HIGHER
-from charactertrain.report.view import ReportView
+from charactertrain.report.view import ReportView, TraitView
+
+
+def _forest(view: ReportView, measure: Measure = "contrast") -> str:
+    groups = [(trait.trait_id, trait.effects.get(measure, {})) for trait in view.traits]
+    return arm_plots.forest_plot(f"effects {measure}", "Title", groups, arm_plots.looks(view.arms))
+
+
+def _of_policy(trait: TraitView, effects: ByArm | None = None) -> str:
+    """The contrast of the policy alone, on one trait."""
+    found = trait.effects["contrast"] if effects is None else effects
+    arms = arm_plots.looks([Arm(name="policy", kind="policy", source=None, num_unasked=0)])
+    return arm_plots.forest_plot("one", "Title", [(trait.trait_id, found)], arms)
 
 
 def _all_plots(view: ReportView) -> list[str]:
@@ -19,7 +32,8 @@ def _all_plots(view: ReportView) -> list[str]:
     assert model
     assert watch
     return [
-        plots.effects_plot(view.traits, "contrast"),
+        _forest(view),
+        arm_plots.arm_key("policy", arm_plots.looks(view.arms)["policy"]),
         plots.accuracy_plot(sections.accuracies(model)),
         plots.shortcuts_plot(model.shortcuts),
         plots.loss_plot(model.curve, model.held_out_losses, model.best_step),
@@ -55,14 +69,14 @@ def test_plots_are_described_images_without_a_fixed_size(view: ReportView) -> No
     for svg in _all_plots(view):
         root = ET.fromstring(svg)
         assert root.attrib["role"] == "img"
-        assert len(root.attrib["aria-label"]) > 20
+        assert len(root.attrib["aria-label"]) > 20 or root.attrib["aria-label"] == "policy"
         assert root.attrib.keys() == {"viewBox", "role", "aria-label"}
 
 
 def test_labels_stay_text_and_are_escaped(view: ReportView) -> None:
     hostile = "</svg><script>$x$</script>"
     trait = replace(view.traits[0], trait_id=hostile)
-    svg = plots.effects_plot([trait], "contrast")
+    svg = _of_policy(trait)
     assert "<script" not in svg
     assert hostile in _texts(svg)
     assert hostile in ET.fromstring(svg).attrib["aria-label"]
@@ -70,7 +84,7 @@ def test_labels_stay_text_and_are_escaped(view: ReportView) -> None:
 
 @pytest.mark.parametrize("label", ["\u597d\u5947", "bell\x07", "\uffff", "\u202e"])
 def test_any_label_can_be_drawn(view: ReportView, label: str) -> None:
-    svg = plots.effects_plot([replace(view.traits[0], trait_id=label)], "contrast")
+    svg = _of_policy(replace(view.traits[0], trait_id=label))
     ET.fromstring(svg)
 
 
@@ -85,19 +99,37 @@ def test_every_reference_is_kept(view: ReportView) -> None:
         assert references == set(re.findall(r' id="([^"]+)"', svg))
 
 
-def test_effects_plot_shows_each_trait_with_its_difference(view: ReportView) -> None:
-    texts = _texts(plots.effects_plot(view.traits, "detector_rate"))
-    assert [text for text in texts if text in {"enthusiastic", "uncertain", "honest", "brief"}]
-    assert {"+0.443", "+0.031", "-0.016", "not measured"} <= set(texts)
+def test_forest_plot_shows_each_trait_and_arm_with_its_difference(view: ReportView) -> None:
+    texts = _texts(_forest(view, "detector_rate"))
+    assert {"enthusiastic", "uncertain", "honest: not measured", "brief"} <= set(texts)
+    assert texts.count("policy") == texts.count("prompted") == texts.count("demo-dpo") == 3
+    assert {"+0.443", "+0.031", "-0.016", "+0.620"} <= set(texts)
+
+
+def test_forest_plot_leaves_out_an_arm_that_was_not_measured(view: ReportView) -> None:
+    assert "prompted" not in _texts(_forest(view, "win_rate"))
 
 
 def test_interval_clear_of_zero_is_filled_and_another_hollow(view: ReportView) -> None:
     enthusiastic, _, honest, brief = view.traits
-    assert "fill: var(--higher)" in plots.effects_plot([enthusiastic], "contrast")
-    assert "fill: var(--lower)" in plots.effects_plot([brief], "contrast")
-    hollow = plots.effects_plot([honest], "contrast")
-    assert "fill: var(--paper); stroke: var(--neutral)" in hollow
-    assert "fill: var(--neutral)" not in hollow
+    assert "fill: var(--arm-1)" in _of_policy(enthusiastic)
+    assert "fill: var(--arm-1)" in _of_policy(brief)
+    hollow = _of_policy(honest)
+    assert "fill: var(--paper); stroke: var(--arm-1)" in hollow
+    assert "fill: var(--arm-1)" not in hollow
+
+
+def test_policy_looks_alike_whatever_it_is_compared_with(view: ReportView) -> None:
+    base, prompted, policy, other = view.arms
+    first, second = arm_plots.looks(view.arms), arm_plots.looks([base, other, prompted, policy])
+    assert first["policy"] == second["policy"]
+    assert "base" not in first
+
+
+def test_many_arms_never_look_alike() -> None:
+    arms = [Arm(name=f"run-{n}", kind="run", source=None, num_unasked=0) for n in range(56)]
+    found = arm_plots.looks(arms).values()
+    assert len({(look.colour, look.marker) for look in found}) == 56
 
 
 def test_interval_stands_where_its_numbers_are() -> None:
@@ -124,11 +156,10 @@ def test_interval_stands_where_its_numbers_are() -> None:
 
 
 def test_values_that_are_not_finite_are_not_drawn(view: ReportView) -> None:
-    effect = replace(
-        view.traits[0].effects["contrast"], difference=math.nan, ci_low=math.nan, ci_high=math.inf
-    )
-    trait = replace(view.traits[0], effects={"contrast": effect})
-    assert "var(--higher)" not in plots.effects_plot([trait], "contrast")
+    found = view.traits[0].effects["contrast"]["policy"]
+    effect = replace(found, difference=math.nan, ci_low=math.nan, ci_high=math.inf)
+    assert "var(--arm-1)" in _of_policy(view.traits[0])
+    assert "var(--arm-1)" not in _of_policy(view.traits[0], {"policy": effect})
 
 
 def _shortcut(value: float, half_width: float) -> Shortcut:

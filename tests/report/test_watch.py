@@ -76,7 +76,7 @@ def test_hostile_texts_are_escaped(light_view: ReportView, watch: WatchView) -> 
     readings = tuple(replace(found, detectors={HOSTILE: 0.5}) for found in watch.readings)
     hostile = replace(watch, readings=readings, stopped=HOSTILE)
     html = render(replace(light_view, watch=hostile))
-    assert "<script" not in html
+    assert html.count("<script") == 1
     assert unescape(html).count(HOSTILE) == 2
 
 

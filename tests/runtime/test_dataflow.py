@@ -69,6 +69,7 @@ class Writer:
                     sample_id=row.prompt_id,
                     prompt_id=row.prompt_id,
                     trait_id=row.trait_id,
+                    kind=row.kind,
                     arm="base",
                     prompt=row.text,
                     text=sample.text,

@@ -82,7 +82,7 @@ def fit(
     training.fit(
         descend,
         {"directory": str(directory), "fail_at": fail_at, "failures": failures, "error": error},
-        workers=WorkerSettings(workers, 0.5, 0.0, max_failures),
+        workers=WorkerSettings(workers, 0.5, 0.0, max_failures, None),
         storage=open_directory(str(directory)),
         on_metrics=lines.append,
     )
@@ -168,7 +168,7 @@ def test_fit_does_not_hide_that_metrics_could_not_be_recorded(tmp_path: Path) ->
         training.fit(
             descend,
             {"directory": str(tmp_path), "fail_at": -1, "failures": 0},
-            workers=WorkerSettings(1, 0.5, 0.0, 0),
+            workers=WorkerSettings(1, 0.5, 0.0, 0, None),
             storage=open_directory(str(tmp_path)),
             on_metrics=refuse,
         )

@@ -1,15 +1,17 @@
 """pairs: the better response first, weights that sum to the trait's, nothing dropped unsaid."""
 
+import io
 import json
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from rich.console import Console
 
-from charactertrain import artifacts
+from charactertrain import artifacts, reviews
 from charactertrain.artifacts import Identity, Outcome, read_rows
 from charactertrain.config import RunConfig
 from charactertrain.exceptions import ConfigError, SamplingError
@@ -21,10 +23,12 @@ from charactertrain.records import (
     Ranking,
     Reject,
     Response,
+    ReviewEvent,
     Trait,
     from_table,
     to_table,
 )
+from charactertrain.review.store import ReviewStore
 from charactertrain.stages import pairs
 from charactertrain.stages.context import Context
 from charactertrain.stages.pairs import pairs_from_ranking
@@ -195,7 +199,8 @@ def work_maker(tmp_path: Path, traits: list[Trait], responses: list[Response]) -
 def context(config: RunConfig, min_probability: float, **changes: object) -> Context:
     section = config.pairs.model_copy(update={"min_probability": min_probability} | changes)
     changed = config.model_copy(update={"pairs": section})
-    return cast(Context, SimpleNamespace(config=changed))
+    session = SimpleNamespace(console=Console(file=io.StringIO()))
+    return cast(Context, SimpleNamespace(config=changed, session=session))
 
 
 def test_the_stage_writes_pairs_and_rejects_of_every_file(
@@ -316,6 +321,7 @@ def test_pairs_of_a_file_take_the_place_of_rankings(
         "mean_probability": 1.0,
         "pairs_from_file": 5000,
         "prompts_by_trait": {"general": {"train": 2500, "validation": 2500}},
+        "ablated": [],
     }
 
 
@@ -333,3 +339,150 @@ def test_a_split_without_pairs_may_be_mended_in_the_file(
         f"no validation pair is left; {first}say in the rows of {path} that they are of this "
         "split, or change pairs.validation_share, which is 0.25"
     )
+
+
+TEXTS = {"a": "No.", "b": "To tell the truth, no.", "c": "It is green and quite long."}
+
+
+def said(number: int, kind: str = "verdict", **values: str) -> ReviewEvent:
+    """An event on the first prompt's a and b, if nothing else is given."""
+    usual = {field.name: "" for field in fields(ReviewEvent)}
+    usual |= {"event_id": f"e{number}", "reviewer": "Ada", "kind": kind, "trait_id": "honest"}
+    usual |= {"prompt_id": "p1", "first_id": "a", "second_id": "b"} | values
+    checksums = {
+        "first_checksum": reviews.text_checksum(TEXTS.get(usual["first_id"], "")),
+        "second_checksum": reviews.text_checksum(TEXTS.get(usual["second_id"], "")),
+    }
+    return ReviewEvent(**(usual | checksums | values))  # type: ignore[arg-type]
+
+
+@pytest.fixture(name="reviewed")
+def reviewed_stage(
+    make_work: MakeWork, smoke_config: RunConfig, tmp_path: Path
+) -> Callable[..., tuple[list[PreferencePair], list[Reject], Outcome]]:
+    """Runs the stage with reviews: pairs of the first prompt, all rejects, and the outcome."""
+
+    def run(
+        events: Sequence[ReviewEvent], min_probability: float = 0.5, later: Sequence[Any] = ()
+    ) -> tuple[list[PreferencePair], list[Reject], Outcome]:
+        store, work = ReviewStore(tmp_path / "earlier"), make_work("validation")
+        where = str(tmp_path / "earlier" / "reviews")
+        for event in events:
+            store.append(event)
+        config = {"contents of pairs.reviews": reviews.checksum(where)}
+        for event in later:
+            store.append(event)
+        work = replace(work, identity=Identity("pairs", config, {}))
+        outcome = pairs.run(work, context(smoke_config, min_probability, reviews=where))
+        store.close()
+        tables = [work.directory.read_table(n) for n in outcome.files if n.startswith("rejects")]
+        rejects = [row for table in tables for row in from_table(table, Reject)]
+        return read_parts(work, outcome)[0], rejects, outcome
+
+    return run
+
+
+def orders(found: Sequence[PreferencePair]) -> list[tuple[str, str, float]]:
+    return [(pair.chosen_id, pair.rejected_id, pair.probability) for pair in found]
+
+
+MACHINES = [("b", "c", 0.7), ("b", "a", 0.95), ("c", "a", 0.8)]
+
+
+def test_a_verdict_becomes_the_pair_as_entered_and_changes_no_other(reviewed: Any) -> None:
+    found, rejects, outcome = reviewed([said(0, answer="first")])
+    assert orders(found) == [MACHINES[0], ("a", "b", 1.0), MACHINES[2]]
+    assert found[1].chosen == (Message("assistant", "No."),)
+    assert (found[1].chosen_variant, found[1].chosen_tokens) == ("none", 2)
+    assert rejects == []
+    assert outcome.summary["reviews"] == {
+        "decisions": 1,
+        "not_found": 0,
+        "pairs_judged": 1,
+        "pairs_turned_around": 1,
+        "responses_left_out": 0,
+    }
+
+
+def test_reviews_change_the_pairs_that_they_name_and_no_byte_of_others(
+    make_work: MakeWork, smoke_config: RunConfig, reviewed: Any
+) -> None:
+    work = make_work("validation")
+    plain = pairs.run(work, context(smoke_config, 0.5))
+    expected = [work.directory.read_bytes(name) for name in plain.files]
+    before, _ = read_parts(work, plain)
+    found, _, outcome = reviewed([said(0, answer="first"), said(1, answer="unsure", first_id="c")])
+    changed = [now for old, now in zip(before, found, strict=True) if old != now]
+    assert [(pair.chosen_id, pair.rejected_id) for pair in changed] == [("a", "b")]
+    # The other file of rankings has the same responses for another trait.
+    assert work.directory.read_bytes(outcome.files[1]) == expected[1]
+    assert work.directory.read_bytes(outcome.files[0]) != expected[0]
+
+
+@pytest.mark.parametrize(
+    ("answers", "pair"),
+    [
+        ({"Ada": "first", "Ben": "first", "Cleo": "second"}, ("a", "b", 2 / 3)),
+        ({"Ada": "second", "Ben": "tie"}, ("b", "a", 0.75)),
+        ({"Ada": "tie"}, ("b", "a", 0.5)),
+        ({"Ada": "neither", "Ben": "unsure"}, ("b", "a", 0.95)),
+        ({"Ada": "neither", "Ben": "first"}, ("a", "b", 1.0)),
+    ],
+)
+def test_several_reviewers_share_the_vote(
+    reviewed: Any, answers: dict[str, str], pair: tuple[str, str, float]
+) -> None:
+    events = [said(i, answer=a, reviewer=r) for i, (r, a) in enumerate(answers.items())]
+    found, _, _ = reviewed(events)
+    assert orders(found)[1] == pytest.approx(pair)
+
+
+def test_what_people_decided_is_kept_however_certain(reviewed: Any) -> None:
+    found, rejects, _ = reviewed([said(0, answer="tie")], min_probability=0.75)
+    assert orders(found) == [("b", "a", 0.5), MACHINES[2]]
+    assert [reject.reason for reject in rejects] == ["uncertain", "uncertain"]
+
+
+def test_dropped_responses_and_prompts_leave_the_pairs_as_rejects(reviewed: Any) -> None:
+    events = [
+        said(0, answer="first"),
+        said(1, "drop_response", first_id="a", second_id="", note="rude"),
+    ]
+    found, rejects, outcome = reviewed(events)
+    assert orders(found) == [MACHINES[0]]
+    assert sum(pair.weight for pair in found) == pytest.approx(1.0)
+    assert [(each.reason, each.detail) for each in rejects] == [
+        ("reviewed_out", "response a was dropped by Ada: rude")
+    ] * 2
+    assert outcome.rejects == {"reviewed_out": 2}
+    assert outcome.summary["reviews"]["pairs_judged"] == 0
+
+
+def test_a_dropped_prompt_leaves_no_pair_of_its(reviewed: Any) -> None:
+    prompt = reviews.text_checksum("Do you like my scarf?")
+    dropped = said(0, "drop_prompt", first_id="", second_id="", first_checksum=prompt)
+    with pytest.raises(SamplingError, match="no train pair is left"):
+        reviewed([dropped])
+
+
+def test_a_review_of_other_responses_is_counted_and_named(reviewed: Any) -> None:
+    events = [
+        said(0, answer="first", first_checksum=reviews.text_checksum("Another text.")),
+        said(1, "drop_response", first_id="gone", second_id="", note="bad"),
+    ]
+    found, rejects, outcome = reviewed(events)
+    assert orders(found) == MACHINES
+    assert outcome.rejects == {"review_not_found": 2}
+    assert outcome.files[-1] == "rejects/reviews/part-000000.parquet"
+    assert outcome.summary["reviews"]["not_found"] == 2
+    assert sorted(reject.detail for reject in rejects) == [
+        "a over b by 1: no ranking of this run has these responses with the texts that were seen",
+        "response gone dropped by Ada: bad: no ranking of this run has these responses with the "
+        "texts that were seen",
+    ]
+
+
+def test_reviews_that_came_after_the_plan_wait_for_the_next_run(reviewed: Any) -> None:
+    found, _, outcome = reviewed([], later=[said(0, answer="first")])
+    assert orders(found) == MACHINES
+    assert outcome.summary["reviews"]["decisions"] == 0

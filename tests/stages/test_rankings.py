@@ -6,11 +6,12 @@ from dataclasses import replace
 from functools import partial
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from charactertrain.config import RankingsSection, RunConfig
+from charactertrain.config import RankingsSection, RunConfig, validate
 from charactertrain.exceptions import ChoiceError, SamplingError
 from charactertrain.records import Opinion, Probe, Ranking, Response, Trait, to_table
 from charactertrain.runtime.fake_sampler import FakeSampler
@@ -31,7 +32,7 @@ from charactertrain.stages.ranker_choice import (
     ranker_check,
 )
 from charactertrain.stages.rankers import make_ranker
-from charactertrain.stages.rankings import Method, RankingWriter
+from charactertrain.stages.rankings import Method, RankingWriter, _choice
 from charactertrain.storage import Directory, open_directory
 from charactertrain.templates import REFERENCE_VARIANT
 
@@ -75,6 +76,25 @@ def test_the_rankers_that_may_be_chosen_or_asked_are_checked(
 ) -> None:
     changes = {"ranker": ranker, "second_opinions": opinions}
     assert considered(section.model_copy(update=changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("ranker", "opinions", "others"),
+    [
+        ("judge", ("rating", "judge", "rating"), ("rating",)),
+        ("rating", (), ()),
+        ("judge_listwise", ("judge", "rating"), ("judge", "rating")),
+    ],
+)
+def test_without_a_character_the_ranker_is_the_one_named_and_nothing_is_checked(
+    compose: Any, ranker: str, opinions: tuple[str, ...], others: tuple[str, ...]
+) -> None:
+    values = compose("experiment=[smoke,neutral]", f"ranker={ranker}")
+    values["rankings"]["second_opinions"] = opinions
+    context = cast(Any, SimpleNamespace(config=validate(values)))
+    # Neither artifacts nor a sampler are there to be looked at.
+    nothing = cast(Any, None)
+    assert _choice(nothing, context, nothing, nothing, {}) == (None, ranker, others)
 
 
 # Which ranker is chosen.
@@ -530,9 +550,10 @@ def test_the_traits_that_are_shown_are_those_of_the_settings(
         seen.append(group)
         return saying(0.9)
 
-    for shown in ("at_stake", "all"):
+    for shown in ("at_stake", "all", "none"):
         only(writer(traits, shown=shown, judge=answer), responses[:2])
-    at_stake, everything = seen
+    at_stake, everything, nothing = seen
+    assert nothing.traits == ()
     assert at_stake.traits == (traits[0],)
     assert everything.traits == tuple(traits)
     assert at_stake.prompt == "Do you like my scarf?"

@@ -1,31 +1,39 @@
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from charactertrain import artifacts
+from charactertrain import artifacts, effects
 from charactertrain.artifacts import Identity, Manifest, Outcome, require
 from charactertrain.config import RunConfig, validate
 from charactertrain.constitution import Constitution
 from charactertrain.pipeline import Action, Stage, Step, Work, execute
+from charactertrain.preference_results import preference_results
 from charactertrain.records import (
     EvaluationSample,
+    Judgement,
     Message,
+    Offer,
+    OfferCondition,
     PreferencePair,
     Prompt,
     Trait,
+    TraitChoice,
     to_table,
 )
 from charactertrain.report import page
-from charactertrain.report.view import Effect, ReportView
+from charactertrain.report.run_view import Setting
+from charactertrain.report.view import ReportView, TraitView
 from charactertrain.runtime.session import Session
 from charactertrain.seeds import derive_seed
-from charactertrain.stages import report, report_view
+from charactertrain.stages import report, report_effects, report_run, report_samples
 from charactertrain.stages.context import Context
 from charactertrain.stages.definitions import NAMES
 from charactertrain.stages.report import printed
@@ -40,18 +48,27 @@ TRAITS = (
     Trait("curious", "I ask how things come to be.", ("tea", "rain", "bees"), None, 1.0, "small"),
     Trait("brief", "I use few words.", ("tea", "rain", "bees"), r"\A.{1,9}\Z", 1.0, "small"),
 )
+CONDITIONS: tuple[OfferCondition, ...] = ("free", "random", "told")
+OFFERS = [
+    Offer(f"{condition}-{first}-{number}", "warm", condition, f"Hi {number}?", first, second)
+    for condition in CONDITIONS
+    for number in range(4)
+    for first, second in (("warm", "odd"), ("odd", "brief"), ("warm", "brief"))
+]
 FAMILIES = ("tea", "rain", "bees")
 PROMPTS_PER_FAMILY = 5
 
 
-def effect(base: float, policy: float, half_width: float) -> Json:
-    difference = policy - base
+def effect(base: float, arm: float, half_width: float, p_holm: float | None = 0.01) -> Json:
+    difference = arm - base
     return {
         "base": base,
-        "policy": policy,
+        "arm": arm,
         "difference": difference,
         "ci_low": difference - half_width,
         "ci_high": difference + half_width,
+        "p_value": 0.005,
+        **({} if p_holm is None else {"p_holm": p_holm}),
         "num_responses": 30,
         "num_prompts": 15,
     }
@@ -60,23 +77,92 @@ def effect(base: float, policy: float, half_width: float) -> Json:
 def report_json() -> Json:
     """Warm rose by the detector, curious by contrast, brief by neither: both intervals cross."""
     return {
+        "arms": [
+            {"name": "base", "kind": "base", "source": None, "ablated": []},
+            {"name": "prompted", "kind": "prompted", "source": None, "ablated": []},
+            {"name": "policy", "kind": "policy", "source": None, "ablated": []},
+        ],
+        "missing_arms": {"dpo": "make one with objective=dpo"},
         "traits": {
             "warm": {
-                "contrast": effect(-0.2, -0.15, 0.1),
-                "reward": effect(0.0, 0.5, 0.1),
-                "detector_rate": effect(0.1, 0.4, 0.1),
+                "contrast": {
+                    "prompted": effect(-0.2, 0.2, 0.1),
+                    "policy": effect(-0.2, -0.15, 0.1),
+                },
+                "reward": {"policy": effect(0.0, 0.5, 0.1)},
+                "detector_rate": {"policy": effect(0.1, 0.4, 0.1)},
+                "win_rate": {
+                    "policy": {
+                        **effect(0.5, 0.7, 0.1),
+                        "ties": 3,
+                        "unscored": 2,
+                        "inconsistent": 1,
+                        "swap_consistency": {"estimate": 0.75, "ci_low": 0.6, "ci_high": 0.9},
+                    }
+                },
             },
-            "curious": {"contrast": effect(-0.3, -0.1, 0.05), "reward": effect(0.0, 0.1, 0.2)},
+            "curious": {
+                "contrast": {"policy": effect(-0.3, -0.1, 0.05)},
+                "reward": {"policy": effect(0.0, 0.1, 0.2)},
+            },
             "brief": {
-                "contrast": effect(-0.1, 0.04, 0.2),
-                "reward": effect(0.0, 0.3, 0.1),
-                "detector_rate": effect(0.1, 0.2, 0.15),
+                "contrast": {"policy": effect(-0.1, 0.04, 0.2)},
+                "reward": {"policy": effect(0.0, 0.3, 0.1)},
+                "detector_rate": {"policy": effect(0.1, 0.2, 0.15)},
             },
         },
-        "length": effect(30.0, 33.0, 1.5),
-        "distinct_2": effect(0.7, 0.68, 0.02),
-        "kl": effect(0.0, 0.08, 0.01),
-        "natural_length": effect(100.0, 80.0, 10.0),
+        "overall": {
+            "length": {"policy": effect(30.0, 33.0, 1.5, None)},
+            "distinct_2": {"policy": effect(0.7, 0.6, 0.02, None)},
+        },
+        "kinds": {"trait": {"contrast": {"policy": effect(-0.2, 0.0, 0.1, None)}}},
+        "policy_against": {"prompted": {"warm": {"contrast": effect(0.2, -0.15, 0.1)}}},
+        "probes": {
+            "refusals": {
+                "title": "Refusals on harmless prompts",
+                "question": "Does it refuse what nobody should mind?",
+                "unit": "share",
+                "better": "lower",
+                "rows": [
+                    {
+                        "condition": "plain",
+                        "measure": "refused",
+                        "arms": {"policy": effect(0.0, 0.2, 0.1, None)},
+                    }
+                ],
+                "examples": [
+                    {
+                        "condition": "plain",
+                        "trait_id": "general",
+                        "messages": [{"role": "user", "content": "How do I kill a process?"}],
+                        "replies": {"base": "With kill.", "policy": "I <would> rather not."},
+                    }
+                ],
+            }
+        },
+        "over_seeds": {
+            "arms": ["policy", "again"],
+            "traits": {"warm": {"contrast": {**effect(-0.2, 0.0, 0.1), "num_runs": 2}}},
+        },
+        "attribution": {
+            "leave_one_out": {
+                "contrast": {
+                    "cells": {"warm": {"warm": cell(0.3), "brief": {**cell(0.1), "p_holm": 0.4}}},
+                    "diagonal_dominance": None,
+                }
+            },
+            "one_trait_only": {"contrast": {"cells": {}, "diagonal_dominance": None}},
+        },
+    }
+
+
+def cell(difference: float) -> Json:
+    return {
+        "difference": difference,
+        "ci_low": difference - 0.05,
+        "ci_high": difference + 0.05,
+        "p_value": 0.01,
+        "num_prompts": 15,
     }
 
 
@@ -285,7 +371,13 @@ def summaries() -> dict[str, Json]:
             ],
             "sync_difference": 0.0021,
         },
-        "evaluation": {"max_tokens": 32, "num_resamples": 2000, "length_max_tokens": 160},
+        "evaluation": {
+            "max_tokens": 32,
+            "num_resamples": 2000,
+            "length_max_tokens": 160,
+            "judge": "small itself",
+            "seen_prompts": {"base": 0, "prompted": 0, "policy": 0},
+        },
     }
 
 
@@ -306,25 +398,27 @@ def prompts() -> list[Prompt]:
 
 
 def samples() -> list[EvaluationSample]:
-    """Two responses per arm and prompt; a later prompt has the greater effect."""
+    """Two responses per arm and prompt; the contrast of a prompt rises by -2 to 4."""
     return [
         EvaluationSample(
             sample_id=f"{prompt.prompt_id}-{arm}-{index}",
             prompt_id=prompt.prompt_id,
             trait_id=prompt.trait_id,
+            kind=prompt.kind,
             arm=arm,
             prompt=prompt.text,
             text=f"{arm} {index} of {prompt.prompt_id}",
             num_tokens=9,
             finish_reason="stop",
-            contrast=float(number) if arm == "policy" else 0.0,
+            contrast=float(number % 7 - 2) if arm == "policy" else 0.0,
             detected=None if prompt.trait_id == "curious" else arm == "policy",
             reward=0.5,
+            gold_reward=None,
             kl=0.0,
         )
         for number, prompt in enumerate(prompts())
         for index in range(2)
-        for arm in ("policy", "base")
+        for arm in ("policy", "base", "prompted")
     ]
 
 
@@ -429,22 +523,25 @@ def test_report_effects_are_the_evaluations_in_the_order_of_the_traits(
 ) -> None:
     manifest, _ = make_report(make_run(), context)
     rows = manifest.summary["effects"]
-    assert [(row["trait"], row["measure"]) for row in rows] == [
-        ("warm", "contrast"),
-        ("warm", "detector_rate"),
-        ("warm", "reward"),
-        ("curious", "contrast"),
-        ("curious", "reward"),
-        ("brief", "contrast"),
-        ("brief", "detector_rate"),
-        ("brief", "reward"),
+    assert [(row["trait"], row["measure"], row["arm"]) for row in rows] == [
+        ("warm", "contrast", "prompted"),
+        ("warm", "contrast", "policy"),
+        ("warm", "detector_rate", "policy"),
+        ("warm", "win_rate", "policy"),
+        ("warm", "reward", "policy"),
+        ("curious", "contrast", "policy"),
+        ("curious", "reward", "policy"),
+        ("brief", "contrast", "policy"),
+        ("brief", "detector_rate", "policy"),
+        ("brief", "reward", "policy"),
     ]
-    expected = report_json()["traits"]["warm"]["detector_rate"]
-    for key in ("base", "policy", "difference", "ci_low", "ci_high"):
-        assert rows[1][key] == expected[key]
+    expected = report_json()["traits"]["warm"]["detector_rate"]["policy"]
+    for key in ("base", "difference", "ci_low", "ci_high"):
+        assert rows[2][key] == expected[key]
+    assert rows[2]["value"] == expected["arm"]
 
 
-def test_report_objective_is_the_mean_rise_of_the_contrast(
+def test_report_objective_is_the_mean_rise_of_the_policys_contrast(
     make_run: MakeRun, context: Context
 ) -> None:
     manifest, _ = make_report(make_run(), context)
@@ -455,99 +552,46 @@ def test_report_objective_is_none_without_contrast() -> None:
     assert report.objective(()) is None
 
 
-def test_report_verdicts_of_a_good_run_are_ok(make_run: MakeRun, context: Context) -> None:
+def test_report_verdicts_are_the_gates_then_the_preference_models(
+    make_run: MakeRun, context: Context
+) -> None:
+    manifest, html = make_report(make_run(), context)
+    lines = manifest.summary["verdicts"]
+    assert [row["name"] for row in manifest.summary["gates"]] == [
+        *("traits_shown", "win_rate", "length", "natural_length", "distinct_2"),
+        *("retention", "refusals", "placebo"),
+    ]
+    marks = [line.partition(": ")[0] for line in lines]
+    # Of three traits two are shown: the intervals of `brief` cross zero, whatever its p-values.
+    assert marks == [
+        "NOT",
+        *["unmeasured"],
+        "ok",
+        "unmeasured",
+        "NOT",
+        *["unmeasured"] * 3,
+        *["ok"] * 4,
+    ]
+    assert "at most 0.2; 0.100 [0.050, 0.150]" in lines[2]
+    assert "distinct bigrams, as a share of the base's, at least 0.9; 0.857" in lines[4]
+    assert "distinct bigrams, as a share of the base&#39;s" in html
+    for row, gate in zip(
+        manifest.summary["gates"], make_view(make_run(), context).gates, strict=True
+    ):
+        assert report_effects.gate(row).is_met == gate.is_met
     view = make_view(make_run(), context)
-    assert [verdict.ok for verdict in view.verdicts] == [True] * 8
-    assert "33.0 against 30.0 tokens, +3.0 [1.5, 4.5]" in line_about(view, "cut at 32 tokens")
-    assert "80.0 against 100.0 tokens" in line_about(view, "cut at 160 tokens")
     assert "0.700 [0.640, 0.760] of 120 pairs" in line_about(view, "below 100 %")
     assert line_about(view, "the above_length") == (
         "ok: preference model: the above_length, at least 0.02; 0.140 [0.120, 0.160]"
     )
     assert "at most 0.08; 0.030 [0.010, 0.050]" in line_about(view, "the calibration_error")
-    assert "0.680 against 0.700" in line_about(view, "distinct bigrams")
-
-
-def test_report_verdicts_are_printed_and_shown(make_run: MakeRun, context: Context) -> None:
-    results = {**report_json(), "natural_length": None, "distinct_2": effect(0.7, 0.6, 0.02)}
-    manifest, page = make_report(make_run(results), context)
-    marks = [line.partition(": ")[0] for line in manifest.summary["verdicts"]]
-    assert marks == ["ok", "ok", "unmeasured", "ok", "ok", "ok", "ok", "NOT"]
-    assert "0.600 against 0.700" in page
-
-
-def test_report_counts_no_trait_whose_intervals_cross_zero(
-    make_run: MakeRun, context: Context
-) -> None:
-    line = line_about(make_view(make_run(), context), "most traits")
-    assert "2 of 3" in line
-    assert "warm (detector rate +0.300 [0.200, 0.400])" in line
-    assert "curious (contrast +0.200 [0.150, 0.250])" in line
-    assert "brief" not in line
-
-
-def test_report_most_traits_is_more_than_half(make_run: MakeRun, context: Context) -> None:
-    results = report_json()
-    results["traits"]["curious"]["contrast"] = effect(0.0, -0.2, 0.1)
-    line = line_about(make_view(make_run(results), context), "most traits")
-    assert line.startswith("NOT: ")
-    assert "1 of 3" in line
-    assert "fell: curious (contrast -0.200 [-0.300, -0.100])" in line
-
-
-def test_report_a_trait_that_rose_and_fell_has_not_risen(
-    make_run: MakeRun, context: Context
-) -> None:
-    results = report_json()
-    results["traits"]["warm"]["contrast"] = effect(0.0, -0.2, 0.1)
-    line = line_about(make_view(make_run(results), context), "most traits")
-    assert line.startswith("NOT: ")
-    assert "1 of 3" in line
-    assert "rose: warm (detector rate +0.300 [0.200, 0.400])" in line
-    assert "fell: warm (contrast -0.200 [-0.300, -0.100])" in line
-
-
-def test_report_reward_does_not_make_a_trait_risen(make_run: MakeRun, context: Context) -> None:
-    results = report_json()
-    for effects in results["traits"].values():
-        effects["contrast"] = effect(0.0, 0.1, 0.2)
-        effects.pop("detector_rate", None)
-        effects["reward"] = effect(0.0, 5.0, 0.1)
-    line = line_about(make_view(make_run(results), context), "most traits")
-    assert line.startswith("NOT: ")
-    assert "0 of 3" in line
-
-
-@pytest.mark.parametrize("policy", [18.0, 42.0])
-def test_report_length_off_by_forty_percent_fails(
-    make_run: MakeRun, context: Context, policy: float
-) -> None:
-    results = {**report_json(), "length": effect(30.0, policy, 1.0)}
-    view = make_view(make_run(results), context)
-    assert line_about(view, "cut at 32 tokens").startswith("NOT: ")
-    assert line_about(view, "cut at 160 tokens").startswith("ok: ")
-
-
-def test_report_natural_length_is_judged_by_itself(make_run: MakeRun, context: Context) -> None:
-    results = {**report_json(), "natural_length": effect(100.0, 140.0, 9.0)}
-    view = make_view(make_run(results), context)
-    assert line_about(view, "cut at 32 tokens").startswith("ok: ")
-    assert line_about(view, "cut at 160 tokens").startswith("NOT: ")
-
-
-def test_report_natural_length_that_is_missing_is_unmeasured(
-    make_run: MakeRun, context: Context
-) -> None:
-    results = {**report_json(), "natural_length": None}
-    view = make_view(make_run(results), context)
-    assert line_about(view, "cut at 160 tokens").startswith("unmeasured: ")
 
 
 @pytest.mark.parametrize(
     ("value", "is_met", "mark"),
     [(0.6, True, "ok"), (0.5, False, "NOT"), (None, None, "unmeasured")],
 )
-def test_report_takes_the_verdict_of_each_gate(
+def test_report_takes_the_verdict_of_each_gate_of_the_preference_model(
     make_run: MakeRun, context: Context, value: float | None, is_met: bool | None, mark: str
 ) -> None:
     found = gate("worst_trait_accuracy", value, 0.55, is_met=is_met)
@@ -556,6 +600,184 @@ def test_report_takes_the_verdict_of_each_gate(
     line = line_about(view, "the worst_trait_accuracy, at least 0.55")
     assert line.startswith(f"{mark}: preference model: ")
     assert line.endswith("; not measured") == (value is None)
+
+
+def test_view_has_every_arm_and_what_is_missing(make_run: MakeRun, context: Context) -> None:
+    summary = {**summaries()["evaluation"], "seen_prompts": {"policy": 2}}
+    view = make_view(make_run(evaluation=summary), context)
+    assert [(arm.name, arm.kind, arm.num_unasked) for arm in view.arms] == [
+        ("base", "base", 0),
+        ("prompted", "prompted", 0),
+        ("policy", "policy", 2),
+    ]
+    assert view.missing_arms == {"dpo": "make one with objective=dpo"}
+    warm, curious, _ = view.traits
+    assert list(warm.effects) == ["contrast", "detector_rate", "win_rate", "reward"]
+    assert warm.effects["contrast"]["prompted"].arm == 0.2
+    assert warm.effects["contrast"]["policy"].p_holm == 0.01
+    assert warm.effects["contrast"]["policy"].judged is None
+    judged = warm.effects["win_rate"]["policy"].judged
+    assert judged is not None
+    assert (judged.num_ties, judged.num_unscored, judged.num_inconsistent) == (3, 2, 1)
+    assert judged.swap_consistency is not None
+    assert (judged.swap_consistency.value, judged.swap_consistency.ci_low) == (0.75, 0.6)
+    assert warm.against["contrast"]["prompted"].difference == pytest.approx(-0.35)
+    assert curious.against == {}
+    assert view.overall["length"]["policy"].p_holm is None
+    assert list(view.kinds) == ["trait"]
+    assert view.judge_note is not None
+    assert view.judge_note.startswith("Judge: small itself;")
+
+
+@pytest.mark.parametrize(("ranker", "warns"), [("judge", True), ("contrast", False)])
+def test_judge_that_ranked_too_is_warned_of(
+    make_run: MakeRun, context: Context, ranker: str, warns: bool
+) -> None:
+    rankings = {**summaries()["rankings"], "ranker": ranker}
+    note = make_view(make_run(rankings=rankings), context).judge_note
+    assert note is not None
+    assert ("The same model ranked" in note) == warns
+
+
+def test_view_has_the_attribution_and_the_seeds(make_run: MakeRun, context: Context) -> None:
+    view = make_view(make_run(), context)
+    (matrix,) = view.attribution
+    assert (matrix.design, matrix.rows, matrix.columns) == (
+        "leave_one_out",
+        ("warm",),
+        ("warm", "brief"),
+    )
+    assert matrix.cells["warm", "warm"].is_established
+    assert not matrix.cells["warm", "brief"].is_established
+    assert matrix.dominance is None
+    assert view.over_seeds is not None
+    assert view.over_seeds.arms == ("policy", "again")
+    assert view.over_seeds.traits["warm"]["contrast"].arm == 0.0
+    bare = {**report_json(), "over_seeds": {}, "attribution": {}}
+    without = make_view(make_run(bare), context)
+    assert (without.over_seeds, without.attribution) == (None, ())
+
+
+def test_probes_are_shown_with_their_worst_rows(make_run: MakeRun, context: Context) -> None:
+    view = make_view(make_run(), context)
+    (probe,) = view.probes
+    assert (probe.name, len(probe.rows)) == ("refusals", 1)
+    row = probe.rows[0]
+    assert (row.better, row.unit, row.trait_id) == ("lower", "share", None)
+    assert probe.examples[0].messages == (("user", "How do I kill a process?"),)
+    html = page.render(view)
+    assert "Worse: plain, refused 0.200 against 0.000, +0.200 [0.100, 0.300]." in html
+    assert "I &lt;would&gt; rather not." in html
+
+
+def choices(arm: str, chances: dict[OfferCondition, float]) -> list[TraitChoice]:
+    """One reading of every offer by its condition."""
+    return [
+        TraitChoice(
+            reply_id=f"{arm}-{offer.offer_id}",
+            trait_id=offer.trait_id,
+            arm=arm,
+            offer=offer,
+            text="Hello.",
+            num_tokens=2,
+            finish_reason="stop",
+            readings=(chances[offer.condition],),
+        )
+        for offer in OFFERS
+        if offer.condition in chances
+    ]
+
+
+def test_free_choices_are_read_as_the_evaluation_writes_them(
+    make_run: MakeRun, context: Context
+) -> None:
+    taken = choices("base", {"free": 0.625, "random": 0.5, "told": 0.75})
+    taken += choices("policy", {"free": 0.75, "random": 0.5})[1:]
+    words = {"warm": "warm", "brief": "brief"}
+    written = preference_results(taken, OFFERS, words, effects.Bootstrap(200, 1))
+    results = {**report_json(), "revealed_preferences": json.loads(json.dumps(written))}
+    view = make_view(make_run(results), context)
+    found = view.revealed_preferences
+    assert found is not None
+    assert list(found.changes) == ["warm", "brief"]
+    warm, brief = (found.changes[trait_id]["policy"] for trait_id in words)
+    # Warm comes first in every pair, brief second, odd in between.
+    assert warm.difference > 0 > brief.difference
+    assert warm.p_holm is not None
+    assert found.num_words == 3
+    assert found.recognised is not None
+    assert found.recognised.value == 1.0
+    unread = {(r.arm, r.condition): (r.num_choices, r.num_unread) for r in found.readings}
+    assert unread["base", "free"] == (12, 0)
+    assert unread["policy", "free"] == (11, 1)
+    agreement = found.order_agreement["policy"]
+    assert agreement is not None
+    assert agreement.value == written["order_agreement"]["policy"]["estimate"]
+    assert "are read as it; one half is chance" in page.render(view)
+    assert make_view(make_run(), context).revealed_preferences is None
+
+
+def test_parts_that_the_evaluation_has_not_are_missing_in_words(
+    make_run: MakeRun, context: Context
+) -> None:
+    results = report_json()
+    for part in ("missing_arms", "kinds", "policy_against"):
+        del results[part]
+    results["probes"] = {}
+    html = page.render(make_view(make_run(results, evaluation={"num_resamples": 200}), context))
+    for words in (
+        "no probe was run",
+        "effects by kind of prompt were not measured",
+    ):
+        assert words in html, words
+
+
+def test_cost_is_counted_from_the_manifests(make_run: MakeRun, context: Context) -> None:
+    cost = make_view(make_run(), context).cost
+    assert cost.wall_seconds == 12.0 * len(NAMES[:-1])
+    assert cost.gpu_hours is None
+    assert cost.core_hours is not None
+    assert cost.core_hours == pytest.approx(cost.wall_seconds * num_cores() / 3600)
+    assert cost.tokens == {
+        # Nothing ranked, and how many rollouts a step had is not in the manifest here.
+        "written": 9 * len(samples()),
+        "read by the ranker": round(90 * 173.4),
+        "the preference models trained on": 9 * 5,
+    }
+
+
+def num_cores() -> int:
+    found = report_run.num_cores()
+    assert found is not None
+    return found
+
+
+def test_gpus_are_held_by_stages_that_may_have_them(config: RunConfig) -> None:
+    engines = config.sampler.resources.model_copy(
+        update={"gpus_per_engine": 1.0, "num_engines": (1, 4)}
+    )
+    on_gpus = config.model_copy(
+        update={
+            "sampler": config.sampler.model_copy(update={"resources": engines}),
+            "cluster": config.cluster.model_copy(update={"gpus_per_worker": 1.0, "num_workers": 2}),
+        }
+    )
+    held = {name: report_run.gpus_held(name, on_gpus) for name in NAMES[:-1]}
+    assert held["pairs"] == held["traits"] == 0.0
+    assert held["responses"] == held["evaluation"] == 4.0
+    assert held["preference_model"] == 2.0
+    # Two workers, an engine that writes, the preference model and the gold one.
+    assert held["policy"] == 5.0
+    assert report_run.gpus_held("policy", config) == 0.0
+
+
+def test_settings_that_are_not_the_defaults_are_shown(make_run: MakeRun, context: Context) -> None:
+    assert make_view(make_run(), context).settings is None
+    defaults = context.config.model_dump(mode="json")
+    defaults["policy"]["num_steps"] = 200
+    defaults["run"]["dir"] = "elsewhere"
+    view = make_view(make_run(), replace(context, defaults=defaults))
+    assert view.settings == (Setting(key="policy.num_steps", default="200", value="2"),)
 
 
 def test_report_without_gates_has_none_measured(make_run: MakeRun, context: Context) -> None:
@@ -588,7 +810,7 @@ def test_report_says_that_a_placebo_is_one(make_run: MakeRun, context: Context) 
     view = make_view(make_run(preference_model=summary), context)
     assert "a placebo" in line_about(view, "the above_length")
     assert "This model is a placebo" in page.render(view)
-    assert "placebo" not in page.render(make_view(make_run(), context))
+    assert "is a placebo" not in page.render(make_view(make_run(), context))
 
 
 def test_view_of_the_preference_model(make_run: MakeRun, context: Context) -> None:
@@ -635,12 +857,6 @@ def test_view_of_the_models_that_were_trained(make_run: MakeRun, context: Contex
     assert second.same_order is None
 
 
-def test_report_judges_diversity(make_run: MakeRun, context: Context) -> None:
-    results = {**report_json(), "distinct_2": effect(0.7, 0.6, 0.02)}
-    view = make_view(make_run(results), context)
-    assert line_about(view, "distinct bigrams").startswith("NOT: ")
-
-
 def test_report_same_artifacts_give_the_same_page(make_run: MakeRun, context: Context) -> None:
     run_directory = make_run()
     _, first = make_report(run_directory, context)
@@ -657,37 +873,77 @@ def test_report_page_escapes_the_statements(make_run: MakeRun, context: Context)
     assert "I ask how things come to be." in page
 
 
+def shown(trait: TraitView, pick: str) -> list[str]:
+    """Prompt ids of what is shown of a trait for one reason."""
+    texts = [found.replies["policy"].text for found in trait.samples if found.pick == pick]
+    return [text.removeprefix("policy 0 of ") for text in texts]
+
+
 def test_samples_are_chosen_by_hash_over_families_and_not_by_effect(
     make_run: MakeRun, context: Context
 ) -> None:
     trait = make_view(make_run(), context).traits[0]
-    shown = [sample.policy_text.removeprefix("policy 0 of ") for sample in trait.samples]
-    assert len(shown) == report_view.NUM_SAMPLES
-    assert [sample.base_text for sample in trait.samples] == [f"base 0 of {name}" for name in shown]
-    families = [name.split("-")[1] for name in shown]
+    chosen = shown(trait, "random")
+    assert len(chosen) == report_samples.NUM_RANDOM
+    families = [name.split("-")[1] for name in chosen]
     assert [set(families[i : i + 3]) for i in (0, 3)] == [set(FAMILIES)] * 2
-    for turn in (shown[:3], shown[3:6], shown[6:]):
+    for turn in (chosen[:3], chosen[3:6]):
         assert turn == sorted(turn, key=derive_seed)
-    contrasts = [sample.policy_measures["contrast"] for sample in trait.samples]
-    assert contrasts not in (sorted(contrasts), sorted(contrasts, reverse=True))
+    rises = [found.contrast_rise for found in trait.samples if found.pick == "random"]
+    assert rises not in (sorted(rises), sorted(rises, reverse=True))
+
+
+def test_samples_show_the_greatest_rises_and_the_greatest_falls(
+    make_run: MakeRun, context: Context
+) -> None:
+    trait = make_view(make_run(), context).traits[0]
+    rises = {"win": [4.0, 4.0, 3.0], "loss": [-2.0, -2.0, -2.0]}
+    for pick, expected in rises.items():
+        found = [sample.contrast_rise for sample in trait.samples if sample.pick == pick]
+        assert found == expected, pick
+
+
+def test_sample_has_the_first_reply_of_every_arm(make_run: MakeRun, context: Context) -> None:
+    sample = make_view(make_run(), context).traits[0].samples[0]
+    assert list(sample.replies) == ["base", "policy", "prompted"]
+    assert sample.kind == "trait"
+    prompt_id = sample.replies["base"].text.removeprefix("base 0 of ")
+    assert sample.replies["prompted"].text == f"prompted 0 of {prompt_id}"
+
+
+def test_extremes_hold_no_prompt_that_moved_the_other_way() -> None:
+    rises = {"a": 0.5, "b": 0.0, "c": -0.1, "d": 0.7}
+    assert report_samples.extremes(rises, sign=1) == ["d", "a"]
+    assert report_samples.extremes(rises, sign=-1) == ["c"]
 
 
 def test_pick_does_not_depend_on_the_order_of_rows() -> None:
     families = {f"p{index}": f"f{index % 4}" for index in range(20)}
     backwards = dict(reversed(families.items()))
-    assert report_view.pick(families) == report_view.pick(backwards)
-    assert report_view.pick({"p1": "f1"}) == ["p1"]
-    assert report_view.pick({}) == []
+    assert report_samples.pick(families) == report_samples.pick(backwards)
+    assert report_samples.pick({"p1": "f1"}) == ["p1"]
+    assert report_samples.pick({}) == []
 
 
 def test_sample_measures_of_a_trait_without_detector(make_run: MakeRun, context: Context) -> None:
     warm, curious, _ = make_view(make_run(), context).traits
-    assert warm.samples[0].base_measures == {"contrast": 0.0, "detector_rate": 0.0, "reward": 0.5}
-    assert curious.samples[0].base_measures == {"contrast": 0.0, "reward": 0.5}
+    measures = {"contrast": 0.0, "detector_rate": 0.0, "reward": 0.5}
+    assert warm.samples[0].replies["base"].measures == measures
+    assert curious.samples[0].replies["base"].measures == {"contrast": 0.0, "reward": 0.5}
+
+
+def test_report_writes_a_model_card_with_the_numbers(make_run: MakeRun, context: Context) -> None:
+    run_directory = make_run()
+    make_report(run_directory, context)
+    card = run_directory.child("report").read_bytes("model_card.md").decode()
+    assert card.startswith("---\nlicense: other\n")
+    assert "| warm: detector rate | 0.100 | 0.400 | +0.300 [0.200, 0.400] | higher |" in card
 
 
 def test_view_of_the_checks(make_run: MakeRun, context: Context) -> None:
     view = make_view(make_run(), context)
+    assert view.template_checks is not None
+    assert view.ranker_checks is not None
     checks = [(check.trait_id, check.measure, check.ok) for check in view.template_checks]
     assert checks == [
         ("warm", "contrast", True),
@@ -700,6 +956,20 @@ def test_view_of_the_checks(make_run: MakeRun, context: Context) -> None:
     assert (rating.accuracy, rating.reason) == (None, "gave no answer: 9 is no single token")
     assert contrast.reason == "no judge is good enough"
     assert judge.reason == "auto wants an interval that begins at 1.0 or above"
+
+
+def test_checks_of_a_run_that_shows_no_character_are_not_applicable(
+    make_run: MakeRun, context: Context
+) -> None:
+    found = summaries()
+    found["prompts"]["template_check"] = found["rankings"]["ranker_check"] = None
+    view = make_view(make_run(prompts=found["prompts"], rankings=found["rankings"]), context)
+    assert view.template_checks is None
+    assert view.ranker_checks is None
+    html = page.render(view)
+    assert html.count("Not applicable: no character is shown") == 2
+    assert "not run or not recorded" not in html
+    assert "Not applicable" not in page.render(make_view(make_run(), context))
 
 
 def test_view_of_coverage_and_rankings(make_run: MakeRun, context: Context) -> None:
@@ -805,9 +1075,72 @@ def test_provenance_shows_the_command_without_keys(
     assert run.command == "python -m charactertrain seed=2 run.dir=s3://bucket/run"
 
 
+def measured() -> Json:
+    """What the evaluation itself writes of these replies, two of its arms standing for others."""
+    bootstrap = effects.Bootstrap(num_resamples=200, seed=1)
+    replies = samples()
+    judgements = [
+        Judgement(f"m{number}", prompt.prompt_id, prompt.trait_id, "policy", first, 0.3, number % 3)
+        for number, prompt in enumerate(prompts())
+        for first in ((None if number == 0 else 0.6),)
+    ]
+    return {
+        "arms": report_json()["arms"],
+        "missing_arms": {},
+        "probes": {},
+        **effects.results(replies, judgements, None, bootstrap),
+        "over_seeds": effects.over_seeds(replies, ["policy", "prompted"]),
+        "attribution": effects.attributed(
+            replies, {"leave_one_out": {"warm": ("prompted", "policy")}}, bootstrap
+        ),
+    }
+
+
+def test_report_reads_what_the_evaluation_writes(make_run: MakeRun, context: Context) -> None:
+    view = make_view(make_run(measured()), context)
+    warm = view.traits[0]
+    contrast = warm.effects["contrast"]["policy"]
+    own = [found for found in samples() if found.trait_id == "warm"]
+    rise = fmean(found.contrast for found in own if found.arm == "policy")
+    assert contrast.difference == pytest.approx(rise)
+    assert contrast.ci_low < rise < contrast.ci_high
+    assert contrast.p_holm is not None
+    assert contrast.num_prompts == len(FAMILIES) * PROMPTS_PER_FAMILY
+    judged = warm.effects["win_rate"]["policy"].judged
+    assert judged is not None
+    assert judged.num_unscored == 1
+    assert warm.against["contrast"]["prompted"].difference == pytest.approx(rise)
+    assert view.over_seeds is not None
+    assert view.attribution[0].cells["warm", "warm"].difference == pytest.approx(rise)
+    assert view.gates[0].name == "traits_shown"
+    assert view.gates[0].value is not None
+    html = page.render(view)
+    assert "1 unscored" in html
+
+
 def test_effect_reads_what_the_evaluation_writes() -> None:
     values = effect(1.0, 2.0, 0.5)
-    assert report_view.effect(None) is None
-    found = report_view.effect(values)
-    assert isinstance(found, Effect)
-    assert asdict(found) == values
+    assert asdict(report_effects.effect(values)) == {**values, "judged": None, "note": None}
+
+
+def test_effect_without_an_interval_has_none() -> None:
+    values = {**effect(1.0, 2.0, 0.5), "ci_low": None, "ci_high": None}
+    found = report_effects.effect(values)
+    assert math.isnan(found.ci_low)
+    assert math.isnan(found.ci_high)
+
+
+@pytest.mark.parametrize(
+    ("low", "needed", "note"),
+    [
+        (-0.5, 400, "some 400 prompts would show an effect of this size"),
+        (-0.5, 10**7, "over 100,000 prompts would show so small an effect"),
+        (0.5, 7, None),
+        (-0.5, None, None),
+    ],
+)
+def test_effect_that_is_not_clear_of_zero_says_what_it_would_take(
+    low: float, needed: int | None, note: str | None
+) -> None:
+    values = {**effect(1.0, 2.0, 0.5), "ci_low": low, "ci_high": 2.5, "prompts_needed": needed}
+    assert report_effects.effect(values).note == note

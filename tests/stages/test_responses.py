@@ -19,7 +19,11 @@ from charactertrain.runtime.sampling import (
     SamplingSettings,
 )
 from charactertrain.stages.responses import ResponseWriter, unusable
-from charactertrain.templates import NUM_PHRASINGS, response_conversation
+from charactertrain.templates import (
+    NUM_PHRASINGS,
+    plain_conversation,
+    response_conversation,
+)
 
 Answer = str | Failure | tuple[str, str] | tuple[str, str, tuple[int, ...]]
 
@@ -28,6 +32,7 @@ Answer = str | Failure | tuple[str, str] | tuple[str, str, tuple[int, ...]]
 def responses_section(smoke_config: RunConfig) -> ResponsesSection:
     """Four candidates of up to 16 tokens that end by themselves."""
     changes = {
+        "per_prompt": 4,
         "variants": {"none": 1, "mild": 1, "strong": 2},
         "ending": "natural",
         "max_repetition": 0.4,
@@ -96,10 +101,39 @@ def test_variants_are_sampled_as_often_as_asked(
     assert Counter((each.prompt_id, each.variant) for each in responses) == {
         (prompt_id, variant): count
         for prompt_id in ("p1", "p2")
-        for variant, count in section.variants.items()
+        for variant, count in (("none", 1), ("mild", 1), ("strong", 2))
     }
     assert len({each.text for each in responses}) == 8
     assert all(len(each.token_ids) == section.max_tokens for each in responses)
+
+
+def test_parts_of_the_variants_are_filled_up_to_the_candidates(
+    traits: list[Trait], prompts: list[Prompt], section: ResponsesSection
+) -> None:
+    changes = {"per_prompt": 6, "variants": {"none": 1, "mild": 0, "strong": 2}}
+    responses, _, seen = written(
+        traits, section.model_copy(update=changes), prompts[0], ["It is nice."] * 6
+    )
+    assert [each.variant for each in responses] == ["none"] * 2 + ["strong"] * 4
+    assert len({request.request_id for request, _ in seen}) == 6
+
+
+def test_no_character_is_shown_where_none_is_to_be(
+    traits: list[Trait], prompts: list[Prompt], section: ResponsesSection
+) -> None:
+    changes = {"per_prompt": 4, "variants": {"none": 1, "mild": 0, "strong": 0}}
+    responses, rejects, seen = written(
+        traits,
+        section.model_copy(update=changes),
+        prompts[0],
+        # Nobody told it, so it is the model's own.
+        ["It is nice.", "I tell the truth.", "Nice.", "It is."],
+        shown="none",
+    )
+    assert rejects == []
+    assert {each.variant for each in responses} == {"none"}
+    assert {request.shown for request, _ in seen} == {plain_conversation(prompts[0].text)}
+    assert len({request.seed for request, _ in seen}) == 4
 
 
 def test_responses_do_not_depend_on_how_prompts_are_grouped(
@@ -145,7 +179,7 @@ def test_the_character_is_shown_as_the_variant_says(
 def test_phrasings_of_a_variant_rotate(
     traits: list[Trait], prompts: list[Prompt], section: ResponsesSection
 ) -> None:
-    section = section.model_copy(update={"variants": {"none": 2, "strong": 7}})
+    section = section.model_copy(update={"per_prompt": 9, "variants": {"none": 2, "strong": 7}})
     first = set()
     for index in range(30):
         prompt = replace(prompts[0], prompt_id=f"p{index}")
@@ -191,7 +225,7 @@ def test_responses_are_drawn_from_the_whole_distribution(
 def test_what_nobody_could_learn_from_is_a_reject_with_its_reason(
     traits: list[Trait], prompts: list[Prompt], section: ResponsesSection
 ) -> None:
-    section = section.model_copy(update={"variants": {"strong": 10}})
+    section = section.model_copy(update={"per_prompt": 10, "variants": {"strong": 1}})
     answers: list[Answer] = [
         "It is nice.",
         (" \n", "stop"),
@@ -242,7 +276,7 @@ def test_unusable(text: str, reason: str | None) -> None:
 def test_every_trait_that_was_shown_can_leak(
     traits: list[Trait], prompts: list[Prompt], section: ResponsesSection
 ) -> None:
-    section = section.model_copy(update={"variants": {"strong": 2}})
+    section = section.model_copy(update={"per_prompt": 2, "variants": {"strong": 2}})
     answers = ["I ask how things come to be, you know.", "Nice."]
     _, rejects, _ = written(traits, section, prompts[0], answers, shown="all")
     assert [each.reason for each in rejects] == ["trait_quoted"]

@@ -16,6 +16,7 @@ FAKE = EngineSpec(
     eager=True,
     num_cpus=0.0,
     num_gpus=0.0,
+    node_group=None,
     threads=1,
     latency=None,
 )
@@ -35,6 +36,7 @@ def real(architecture: str, *, context_tokens: int, max_num_seqs: int) -> Engine
         eager=True,
         num_cpus=1.0,
         num_gpus=0.0,
+        node_group=None,
         threads=os.cpu_count() or 1,
         latency=None,
     )

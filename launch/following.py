@@ -1,0 +1,96 @@
+"""Staying with a job until it is over: why it waits, what it prints, how it ended."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from launch.connection import UnreachableError
+from launch.jobs_api import Job, JobsApi
+
+_POLL_SECONDS = 2.0
+_MAX_BACKOFF_SECONDS = 30.0
+PATIENCE_SECONDS = 600.0
+"""For a head that does not answer: as long as one takes to start anew."""
+
+
+class Contact:
+    """How long the head has not answered, and when to give up."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """`say` shows a line about it."""
+        self._say = say
+        self._lost_since: float | None = None
+        self._backoff_seconds = _POLL_SECONDS
+
+    def found(self) -> None:
+        """The head answered."""
+        if self._lost_since is not None:
+            self._say("the head answers again")
+        self._lost_since, self._backoff_seconds = None, _POLL_SECONDS
+
+    async def lost(self, error: UnreachableError) -> None:
+        """Wait before the next try; raises `error` when it has not answered for too long."""
+        now = time.monotonic()
+        if self._lost_since is None:
+            self._lost_since = now
+            self._say(f"{error} Trying again.")
+        if now - self._lost_since >= PATIENCE_SECONDS:
+            raise error
+        await asyncio.sleep(self._backoff_seconds)
+        self._backoff_seconds = min(2 * self._backoff_seconds, _MAX_BACKOFF_SECONDS)
+
+
+class Follower:
+    """Follows one job; what it has shown of the log it does not show again."""
+
+    def __init__(
+        self,
+        api: JobsApi,
+        submission_id: str,
+        *,
+        write: Callable[[str], None],
+        say: Callable[[str], None],
+    ) -> None:
+        """`write` takes pieces of the log as they are, `say` lines about the job."""
+        self._api = api
+        self._submission_id = submission_id
+        self._write = write
+        self._say = say
+        self._contact = Contact(say)
+        self._num_shown = 0
+        self._reason = ""
+
+    async def follow(self) -> Job:
+        """The job, when it is over."""
+        while True:
+            try:
+                job = await self._api.job(self._submission_id)
+                self._contact.found()
+                if job.is_over:
+                    self._show(await self._api.logs(self._submission_id))
+                    return job
+                if job.status == "PENDING":
+                    self._show_reason(job)
+                    await asyncio.sleep(_POLL_SECONDS)
+                else:
+                    await self._tail()
+            except UnreachableError as error:
+                await self._contact.lost(error)
+
+    def _show_reason(self, job: Job) -> None:
+        if job.message != self._reason:
+            self._say(f"pending: {job.message}")
+            self._reason = job.message
+
+    async def _tail(self) -> None:
+        """Show the log from where it was left; each connection begins at its first line."""
+        received = ""
+        async for text in self._api.tail(self._submission_id):
+            received += text
+            self._show(received)
+        # The log ends a moment before the job is said to be over.
+        await asyncio.sleep(_POLL_SECONDS / 4)
+
+    def _show(self, log: str) -> None:
+        self._write(log[self._num_shown :])
+        self._num_shown = max(self._num_shown, len(log))
