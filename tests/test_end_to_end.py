@@ -27,7 +27,7 @@ from charactertrain.storage import open_directory
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.slow]
 
-_TIMEOUT_SECONDS = 420
+_TIMEOUT_SECONDS = 600
 _SETTINGS = (
     "experiment=smoke",
     "cluster.num_workers=2",
