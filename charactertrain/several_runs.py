@@ -63,9 +63,9 @@ def difference_over_runs(runs: Sequence[Run]) -> RunsDifference:
     (V_runs + V_prompts)^2 / (V_runs^2 / (S - 1) + V_prompts^2 / (K - 1)), V in the numerator.
 
     Not a bootstrap: of 3 runs resamples know too little, and their spread is too small by a third.
-    In simulated studies with 40 prompts (benchmarks/interval_coverage.py) the interval held the truth
-    in 95 to 96 of 100 with 5 runs and in 92 to 95 with 3, the fewest where runs differ most; with 2
-    such runs in 89. One over prompts alone held it in 40 of 100 where runs differ as much as prompts.
+    In simulated studies with 40 prompts (benchmarks/interval_coverage.py) the interval held the
+    truth in 95 to 96 of 100 with 5 runs and in 92 to 95 with 3, the fewest where runs differ most;
+    with 2 such runs in 89. One over prompts alone held it in 40 where runs differ as prompts do.
 
     Args:
         runs: Two at least, three to be honest; all of the same prompts, with any number of
