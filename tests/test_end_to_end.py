@@ -289,11 +289,13 @@ def test_the_policy_of_another_run_is_one_more_arm(finished: Path, tmp_path: Pat
         "source": str(other),
         "ablated": [],
     }
-    # Its weights are the policy's own, and its seeds: so are its replies.
+    # Its weights are the policy's own, and its seeds: so are its replies. It is not asked a prompt
+    # that the random model wrote for its training too.
     found = samples(again)
-    own, others = ({s.sample_id: s for s in found[arm]} for arm in ("policy", "other"))
-    assert len(own) == len(others) > 0
-    assert sorted(s.text for s in own.values()) == sorted(s.text for s in others.values())
+    asked = {s.prompt_id for s in found["other"]}
+    own = [s for s in found["policy"] if s.prompt_id in asked]
+    assert len(asked) > 0.8 * len({s.prompt_id for s in found["policy"]})
+    assert sorted(s.text for s in own) == sorted(s.text for s in found["other"])
     for by_measure in report["policy_against"]["other"].values():
         assert by_measure["contrast"]["difference"] == pytest.approx(0.0, abs=1e-4)
 
