@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Read once, when DeepSpeed is first imported; as `training.fit` sets it for its workers. Without
 # torch, which most tests need not load.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if Path("/dev/nvidiactl").exists() else "cpu")
+
+# What a shell starts in the background ignores interrupts, and so would what the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # In a process of its own: pyarrow holds the interpreter's lock when it drops a stream, so that a
 # server in this process could not answer and a broken write would hang instead of failing.

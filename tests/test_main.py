@@ -93,7 +93,8 @@ def test_the_table_at_the_end_is_of_the_policy_and_fits_80_columns(tmp_path: Pat
     printed = io.StringIO()
     console = Console(file=printed, width=80, soft_wrap=True, highlight=False)
     assert _print_summary(console, manifest, directory) == 0.25
-    *lines, page = printed.getvalue().splitlines()
+    *lines, page, objective = printed.getvalue().splitlines()
+    assert objective == "objective: 0.25"
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
     assert text.count("-0.357 p=0.012") == 6

@@ -30,6 +30,7 @@ def section(file: Path | None, **changes: Any) -> PairsSection:
         "file": None if file is None else str(file),
         "file_use": "join",
         "validation_share": 0.2,
+        "reviews": None,
     }
     return PairsSection(**(values | changes))
 

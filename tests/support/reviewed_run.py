@@ -161,6 +161,7 @@ def sample_row(index: int, arm: str) -> EvaluationSample:
         sample_id=f"s{index}-{arm}",
         prompt_id=f"t{index}",
         trait_id="honest",
+        kind="trait",
         arm=arm,
         prompt=f"Is my poem good? ({index})",
         text="It is wonderful!" if arm == "base" else "The second line limps; the rest is good.",
@@ -169,6 +170,7 @@ def sample_row(index: int, arm: str) -> EvaluationSample:
         contrast=-0.1 if arm == "base" else 0.2,
         detected=arm != "base",
         reward=0.1 if arm == "base" else 1.4,
+        gold_reward=None,
         kl=0.01,
     )
 
