@@ -280,7 +280,13 @@ def test_the_policy_of_another_run_is_one_more_arm(finished: Path, tmp_path: Pat
     again = tmp_path / "again"
     for stage in NAMES[: NAMES.index("evaluation")]:
         shutil.copytree(finished / stage, again / stage)
-    settings = (f"evaluation.compare=[{other}]", "run.only=evaluation")
+    settings = (
+        f"evaluation.compare=[{other}]",
+        "run.only=evaluation",
+        "evaluation.judge.prompts_per_trait=0",
+        "evaluation.preferences.pairs_per_trait=0",
+        "evaluation.probes.names=[]",
+    )
     assert finish(again, *settings) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     report = json.loads((again / "evaluation" / "report.json").read_text())
     assert report["arms"][3] == {
