@@ -1,6 +1,6 @@
 """What an evaluation must show before a report says that a character was trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ OUTCOME_MEASURES: tuple[Literal["contrast", "detector_rate"], ...] = ("contrast"
 """Measures of a trait that no model was trained on."""
 
 Direction = Literal["higher", "lower"]
+Values = tuple[float, float | None, float | None]
+"""A value and its interval, which may be missing."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,20 @@ def check(results: Json, thresholds: Thresholds) -> list[Gate]:
             _winning(traits, thresholds.win_rate),
             thresholds.traits_shown,
         ),
-        _change("length", "change of the replies' length", overall.get("length"), change),
+        _change("length", "change of the replies' length", overall, change),
         _change(
             "natural_length",
             "change of the length of replies that may end by themselves",
-            overall.get("natural_length"),
+            overall,
             change,
         ),
-        _kept("distinct_2", "distinct bigrams, as a share of the base's", overall, kept),
+        _gate(
+            "distinct_2",
+            "distinct bigrams, as a share of the base's",
+            _relative(overall, "distinct_2", start=1.0),
+            kept,
+            is_ceiling=False,
+        ),
         _retention(results["probes"], thresholds.retention),
         _refusals(results["probes"], thresholds.refusals),
         _placebo(results),
@@ -109,88 +117,72 @@ def _winning(traits: Mapping[str, Json], threshold: float) -> dict[str, bool | N
     found: dict[str, bool | None] = {}
     for trait_id, by_measure in traits.items():
         rate = by_measure.get("win_rate_length_controlled", {}).get("policy")
-        found[trait_id] = None if rate is None else rate["base"] + _low(rate) >= threshold
+        found[trait_id] = None if rate is None else rate["base"] + rate["ci_low"] >= threshold
     return found
 
 
-def _low(effect: Json) -> float:
-    low: float = effect["ci_low"]
-    return low
+def _gate(
+    name: str,
+    text: str,
+    found: Values | None,
+    threshold: float,
+    *,
+    is_ceiling: bool,
+    judged: float | None = None,
+) -> Gate:
+    """`judged` is what is held against the threshold, where that is not the value itself."""
+    value, ci_low, ci_high = found or (None, None, None)
+    held = value if judged is None else judged
+    is_met = None
+    if held is not None:
+        is_met = held <= threshold if is_ceiling else held >= threshold
+    return Gate(name, text, value, ci_low, ci_high, threshold, is_ceiling, is_met)
 
 
-def _share(name: str, text: str, by_trait: Mapping[str, bool | None], threshold: float) -> Gate:
+def _share(
+    name: str,
+    text: str,
+    by_trait: Mapping[str, bool | None],
+    threshold: float,
+    *,
+    is_ceiling: bool = False,
+) -> Gate:
     """Of the traits that were measured; one that was not is named."""
     judged = {trait_id: found for trait_id, found in by_trait.items() if found is not None}
     absent = [trait_id for trait_id in by_trait if trait_id not in judged]
     if absent and judged:
         text += f"; not measured for {', '.join(absent)}"
-    value = sum(judged.values()) / len(judged) if judged else None
-    return Gate(
-        name=name,
-        text=text,
-        value=value,
-        ci_low=None,
-        ci_high=None,
-        threshold=threshold,
-        is_ceiling=False,
-        is_met=None if value is None else value >= threshold,
-    )
+    found = (sum(judged.values()) / len(judged), None, None) if judged else None
+    return _gate(name, text, found, threshold, is_ceiling=is_ceiling)
 
 
-def _change(name: str, text: str, by_arm: Json | None, threshold: float) -> Gate:
+def _change(name: str, text: str, overall: Json, threshold: float) -> Gate:
     """The change as a share of the base's, up or down."""
-    effect = (by_arm or {}).get("policy")
+    found = _relative(overall, name, start=0.0)
     text = f"{text}, as a share of the base's, up or down"
-    if effect is None or effect["base"] == 0:
-        return _unmeasured(name, text, threshold, is_ceiling=True)
-    value, low, high = (effect[key] / effect["base"] for key in ("difference", "ci_low", "ci_high"))
-    return Gate(
-        name=name,
-        text=text,
-        value=value,
-        ci_low=low,
-        ci_high=high,
-        threshold=threshold,
-        is_ceiling=True,
-        is_met=abs(value) <= threshold,
-    )
+    judged = None if found is None else abs(found[0])
+    return _gate(name, text, found, threshold, is_ceiling=True, judged=judged)
 
 
-def _kept(name: str, text: str, overall: Json, threshold: float) -> Gate:
+def _relative(overall: Json, name: str, *, start: float) -> Values | None:
+    """The policy's difference as a share of the base's value, above `start`."""
     effect = overall.get(name, {}).get("policy")
-    if effect is None or effect["base"] == 0:
-        return _unmeasured(name, text, threshold, is_ceiling=False)
+    if effect is None or not effect["base"]:  # not measured, unknown, or nothing to compare with
+        return None
     value, low, high = (
-        (effect["base"] + effect[key]) / effect["base"]
-        for key in ("difference", "ci_low", "ci_high")
+        start + effect[key] / effect["base"] for key in ("difference", "ci_low", "ci_high")
     )
-    return Gate(
-        name=name,
-        text=text,
-        value=value,
-        ci_low=low,
-        ci_high=high,
-        threshold=threshold,
-        is_ceiling=False,
-        is_met=value >= threshold,
-    )
+    return value, low, high
 
 
 def _retention(probes: Mapping[str, Json], threshold: float) -> Gate:
     text = "share of the contrast's effect that is left when the character is told to go, at worst"
     effect = _probed(probes, "drop_the_act", "worst", "contrast_retention")
-    if effect is None or effect["arm"] is None:
-        return _unmeasured("retention", text, threshold, is_ceiling=False)
-    return Gate(
-        name="retention",
-        text=text,
-        value=effect["arm"],
-        ci_low=effect["base"] + effect["ci_low"],
-        ci_high=effect["base"] + effect["ci_high"],
-        threshold=threshold,
-        is_ceiling=False,
-        is_met=effect["arm"] >= threshold,
-    )
+    found = None
+    if effect is not None and effect["arm"] is not None:
+        base = effect["base"]
+        found = effect["arm"], base + effect["ci_low"], base + effect["ci_high"]
+    return _gate("retention", text, found, threshold, is_ceiling=False)
 
 
 def _refusals(probes: Mapping[str, Json], threshold: float) -> Gate:
@@ -198,17 +190,9 @@ def _refusals(probes: Mapping[str, Json], threshold: float) -> Gate:
     text = "how much more often harmless requests are refused, with an interval that ends below"
     effect = _probed(probes, "harmless", "plain", "refusal")
     if effect is None:
-        return _unmeasured("refusals", text, threshold, is_ceiling=True)
-    return Gate(
-        name="refusals",
-        text=text,
-        value=effect["difference"],
-        ci_low=effect["ci_low"],
-        ci_high=effect["ci_high"],
-        threshold=threshold,
-        is_ceiling=True,
-        is_met=effect["ci_high"] <= threshold,
-    )
+        return _gate("refusals", text, None, threshold, is_ceiling=True)
+    found = effect["difference"], effect["ci_low"], effect["ci_high"]
+    return _gate("refusals", text, found, threshold, is_ceiling=True, judged=effect["ci_high"])
 
 
 def _probed(probes: Mapping[str, Json], probe: str, condition: str, measure: str) -> Json | None:
@@ -223,25 +207,10 @@ def _probed(probes: Mapping[str, Json], probe: str, condition: str, measure: str
 def _placebo(results: Json) -> Gate:
     """Labels that mean nothing are to change nothing."""
     text = "share of traits that the placebo, trained on shuffled labels, shows more than the base"
-    arms = [arm["name"] for arm in results["arms"] if arm["kind"] == "placebo"]
-    shown: Sequence[bool | None] = [
-        is_shown(by_measure, arm) for arm in arms for by_measure in results["traits"].values()
-    ]
-    judged = [found for found in shown if found is not None]
-    if not judged:
-        return _unmeasured("placebo", text, 0.0, is_ceiling=True)
-    value = sum(judged) / len(judged)
-    return Gate(
-        name="placebo",
-        text=text,
-        value=value,
-        ci_low=None,
-        ci_high=None,
-        threshold=0.0,
-        is_ceiling=True,
-        is_met=value == 0,
-    )
-
-
-def _unmeasured(name: str, text: str, threshold: float, *, is_ceiling: bool) -> Gate:
-    return Gate(name, text, None, None, None, threshold, is_ceiling, None)
+    shown = {
+        f"{trait_id} in {arm['name']}": is_shown(by_measure, arm["name"])
+        for arm in results["arms"]
+        if arm["kind"] == "placebo"
+        for trait_id, by_measure in results["traits"].items()
+    }
+    return _share("placebo", text, shown, 0.0, is_ceiling=True)

@@ -108,6 +108,12 @@ def test_distinct_bigrams_are_kept() -> None:
     assert gate("distinct_2", results(overall=overall)).is_met is False
 
 
+def test_an_effect_of_which_nothing_is_known_is_not_measured() -> None:
+    unknown = dict.fromkeys(("base", "arm", "difference", "ci_low", "ci_high", "p_value"))
+    overall = {"distinct_2": {"policy": unknown | {"note": "unknown: one word"}}}
+    assert gate("distinct_2", results(overall=overall)).is_met is None
+
+
 def test_a_placebo_that_changes_a_trait_fails_the_run() -> None:
     assert gate("placebo", results()).is_met is None
     arms = [*results()["arms"], {"name": "shuffled", "kind": "placebo"}]
