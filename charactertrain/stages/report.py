@@ -1,5 +1,6 @@
 """report: every earlier artifact as one page, with verdicts on what the run was to show."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -42,7 +43,7 @@ def build_view(work: Work, context: Context) -> ReportView:
 
 
 def effect_rows(traits: Sequence[TraitView]) -> list[Json]:
-    """One row per trait, measure and arm, in the order of the constitution."""
+    """One row per trait, measure and arm that is known, in the order of the constitution."""
     return [
         {
             "trait": trait.trait_id,
@@ -58,6 +59,7 @@ def effect_rows(traits: Sequence[TraitView]) -> list[Json]:
         for trait in traits
         for measure, effects in trait.effects.items()
         for arm, effect in effects.items()
+        if math.isfinite(effect.difference)
     ]
 
 

@@ -28,7 +28,7 @@ from charactertrain.records import (
     TraitChoice,
     to_table,
 )
-from charactertrain.report import page
+from charactertrain.report import model_card, page
 from charactertrain.report.run_view import Setting
 from charactertrain.report.view import ReportView, TraitView
 from charactertrain.runtime.session import Session
@@ -1094,6 +1094,32 @@ def measured() -> Json:
             replies, {"leave_one_out": {"warm": ("prompted", "policy")}}, bootstrap
         ),
     }
+
+
+def test_what_the_evaluation_could_not_know_is_said_on_every_page(
+    make_run: MakeRun, context: Context
+) -> None:
+    """A policy that is down to single words, and a judge that never answers."""
+    bootstrap = effects.Bootstrap(num_resamples=200, seed=1)
+    replies = [replace(s, text="yes") if s.arm == "policy" else s for s in samples()]
+    judgements = [
+        Judgement(
+            f"m-{prompt.prompt_id}", prompt.prompt_id, prompt.trait_id, "policy", None, None, 0
+        )
+        for prompt in prompts()
+    ]
+    results = {**measured(), **effects.results(replies, judgements, None, bootstrap)}
+    view = make_view(make_run(results), context)
+    html = page.render(view)
+    assert "replies to 0 prompts have two words or more" in html
+    assert "the judge gave verdicts in both orders on 0 prompts" in html
+    (gate,) = [gate for gate in view.gates if gate.measure.startswith("distinct bigrams")]
+    assert (gate.value, gate.is_met) == (None, None)
+    card = model_card.render(view)
+    assert "nan" not in card
+    manifest, _ = make_report(make_run(results), context)
+    rows = [row for row in manifest.summary["effects"] if row["arm"] == "policy"]
+    assert {row["measure"] for row in rows} == {"contrast", "detector_rate", "reward"}
 
 
 def test_report_reads_what_the_evaluation_writes(make_run: MakeRun, context: Context) -> None:
