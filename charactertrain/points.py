@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import xxhash
 
 _NOT_DECISIVE = re.compile(
-    r"^\W*(run\.|cluster\b|logging\.|deepspeed\b|hydra\b|\S*\.resources\b)", re.ASCII
+    r"^\W*(run\.|cluster\b|logging\.|deepspeed\b|hydra\b|[^\s=]*\.resources\b)", re.ASCII
 )
 """Keys that say where and how a run runs: a point goes on under others."""
 _UNFIT = re.compile(r"[^\w.=,+-]+", re.ASCII)

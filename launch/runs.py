@@ -170,7 +170,7 @@ def objective(run: Run, logs: str) -> float | None:
 
 
 def effects(run: Run) -> list[Json]:
-    """What each trait changed, by measure, where the run's report can be read from here."""
+    """What the policy changed, by trait and measure, where the report can be read from here."""
     manifest = run.finished_manifest()
     rows: list[Json] = [] if manifest is None else manifest.summary.get("effects", [])
-    return rows
+    return [row for row in rows if row["arm"] == "policy"]

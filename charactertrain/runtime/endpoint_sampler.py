@@ -38,6 +38,20 @@ _PARAMETERS_OF_ALL = ("logprobs", "max_completion_tokens", "model", "temperature
 """What every request has alike: refused in one, it would be refused in all."""
 
 
+_STRUCTURE = re.compile(
+    r"<(?=\|[^|<>\s]+\|>|/?(?:s|bos|eos|unk|pad|(?:start|end)_of_turn|(?:im|turn)_(?:start|end))>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])"
+    r"|<(?=</?SYS>>)",
+    re.IGNORECASE,
+)
+"""How the turns of chat templates begin and end, in the families of models that are served so."""
+
+
+def _defused(text: str) -> str:
+    """`text` in which nothing ends its own turn; the endpoint's tokenizer is not known here."""
+    return _STRUCTURE.sub(lambda found: f"{found.group()} ", text)
+
+
 @dataclass(frozen=True)
 class EndpointSpec:
     """Where the judge is and how it is asked; travels to any process, without the key."""
@@ -128,7 +142,10 @@ class EndpointSampler:
     async def _choose(self, request: ChoiceRequest) -> Choice | Failure:
         # `shown.text`, how the reply begins, is left out: few endpoints continue a reply, and the
         # question itself asks for the letter alone.
-        messages = [asdict(message) for message in request.shown.messages]
+        messages = [
+            {"role": message.role, "content": _defused(message.content)}
+            for message in request.shown.messages
+        ]
         try:
             async with self._free_slots:
                 answer = await self._client.chat.completions.create(
