@@ -20,7 +20,7 @@ from launch.connection import ClusterError, find_address
 from launch.jobs_api import JobsApi
 from launch.package import Package, make_package
 from launch.runs import Run, make_run
-from launch.submission import JobSettings, runtime_env, upload
+from launch.submission import JobSettings, runtime_env
 from launch.sweep_page import console_table, write_page
 from launch.sweeps import Point, Sweep, SweepSettings
 
@@ -111,13 +111,12 @@ class PointLauncher:
         # What is not here is found before anything is sent.
         runtime_env(jobs, self._package.uri)
         async with JobsApi.connect(find_address(self._settings["address"])) as api:
-            await upload(api, self._package)
             sweep = Sweep(
                 api,
                 points,
                 sweep_settings=settings,
                 job_settings=jobs,
-                package_uri=self._package.uri,
+                package=self._package,
                 say=self._say,
             )
             try:

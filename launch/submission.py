@@ -59,27 +59,25 @@ def _locked(path: Path) -> list[str]:
     return packages
 
 
-async def upload(api: JobsApi, package: Package) -> None:
-    """Put the package on the cluster unless it is there."""
+async def submit_attempt(
+    api: JobsApi, run: Run, settings: JobSettings, *, attempt: int, package: Package
+) -> None:
+    """Submit an attempt at a run, and the package with it where the cluster has it not.
+
+    Asked for every job: a head that was started anew has forgotten packages, and one that no job
+    refers to is deleted after a while.
+    """
     if not await api.has_package(package.name):
         await api.upload_package(package.name, package.data)
-
-
-async def submit_attempt(
-    api: JobsApi, run: Run, settings: JobSettings, *, attempt: int, package_uri: str
-) -> str:
-    """Submit an attempt at a run; its submission id."""
-    submission_id = run.submission_id(attempt)
     request = JobRequest(
-        submission_id=submission_id,
+        submission_id=run.submission_id(attempt),
         entrypoint=run.entrypoint,
-        runtime_env=runtime_env(settings, package_uri),
+        runtime_env=runtime_env(settings, package.uri),
         metadata=run.metadata(attempt),
         num_cpus=settings.driver_cpus,
         memory_bytes=round(settings.driver_memory_gib * 2**30),
     )
     await api.submit(request)
-    return submission_id
 
 
 def next_attempt(attempts: Sequence[Job]) -> int:

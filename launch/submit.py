@@ -14,7 +14,7 @@ from launch.connection import DuplicateError, find_address
 from launch.jobs_api import Job, JobsApi
 from launch.package import Package, make_package
 from launch.runs import Run, compose_run
-from launch.submission import JobSettings, next_attempt, runtime_env, submit_attempt, upload
+from launch.submission import JobSettings, next_attempt, runtime_env, submit_attempt
 from launch.submitted import COMMANDS, DETACHED, add_address, ending, follow, how_to_reattach, look
 
 
@@ -131,14 +131,13 @@ class _Submitter:
     async def _submit(self, api: JobsApi, last: Job | None, attempt: int) -> str:
         if last is not None:
             self._say(f"{last.submission_id} {ending(last)}; this attempt goes on from there")
-        await upload(api, self._package)
+        submission_id = self._run.submission_id(attempt)
         try:
-            submission_id = await submit_attempt(
-                api, self._run, self._settings, attempt=attempt, package_uri=self._package.uri
+            await submit_attempt(
+                api, self._run, self._settings, attempt=attempt, package=self._package
             )
         except DuplicateError:
             # Someone else submitted the same run a moment ago.
-            submission_id = self._run.submission_id(attempt)
             self._say(f"{submission_id} was submitted by another at the same time: following it")
             return submission_id
         self._say(f"submitted {submission_id}: {self._run.entrypoint}")

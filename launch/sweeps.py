@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from charactertrain.artifacts import Json
 from charactertrain.exceptions import ConfigError
 from launch import runs
-from launch.connection import DuplicateError, UnreachableError
+from launch.connection import ClusterError, DuplicateError, UnreachableError
 from launch.following import Contact
 from launch.jobs_api import Job, JobsApi
+from launch.package import Package
 from launch.runs import Run
 from launch.submission import JobSettings, next_attempt, submit_attempt
 
@@ -84,7 +86,7 @@ class Sweep:
         *,
         sweep_settings: SweepSettings,
         job_settings: JobSettings,
-        package_uri: str,
+        package: Package,
         say: Callable[[Point, str], None],
     ) -> None:
         """`say` shows a line about a point."""
@@ -92,7 +94,7 @@ class Sweep:
         self._points = points
         self._settings = sweep_settings
         self._job_settings = job_settings
-        self._package_uri = package_uri
+        self._package = package
         self._say = say
         self._contact = Contact(lambda line: say(points[0], line))
         self._seconds_since_logs = 0.0
@@ -114,10 +116,15 @@ class Sweep:
                 await self._contact.lost(error)
 
     async def cancel(self) -> None:
-        """Ask the cluster to stop the jobs of all points."""
+        """Ask the cluster to stop the jobs of all points; one that it cannot stop is named."""
         for point in self._points:
-            if point.is_submitted and point.submission_id is not None:
+            if point.is_over or point.submission_id is None:
+                continue
+            try:
                 await self._api.stop(point.submission_id)
+            except ClusterError as error:
+                self._say(point, f"{point.submission_id} could not be stopped: {error}")
+            else:
                 self._end(point, "stopped", "on request")
 
     async def _find(self) -> None:
@@ -142,17 +149,17 @@ class Sweep:
         waiting = [point for point in self._points if point.state == "waiting"]
         for point in waiting[: max(0, free)]:
             attempt = next_attempt(point.attempts) + point.num_retries
-            try:
-                point.submission_id = await submit_attempt(
+            # Before it is sent: an interrupt in between is to find it.
+            point.submission_id = point.run.submission_id(attempt)
+            # A duplicate was sent before, when the answer was lost, or by another sweep.
+            with suppress(DuplicateError):
+                await submit_attempt(
                     self._api,
                     point.run,
                     self._job_settings,
                     attempt=attempt,
-                    package_uri=self._package_uri,
+                    package=self._package,
                 )
-            except DuplicateError:
-                # Sent before, when the answer was lost, or by another sweep with this point.
-                point.submission_id = point.run.submission_id(attempt)
             self._enter(point, "pending", f"submitted as {point.submission_id}")
 
     async def _update(self) -> None:

@@ -4,10 +4,11 @@ import asyncio
 import json
 import math
 import os
+import re
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
 import openai

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from jobs_server import RUN, FakeJob, JobsServer, command, run_on, wait_until
+from jobs_server import RUN, FakeJob, JobsServer, command, run_on, succeed, wait_until
 
 from charactertrain.artifacts import Identity, Outcome, commit
 from charactertrain.storage import open_directory
@@ -204,6 +204,32 @@ def test_an_interrupt_cancels_only_if_asked(sweep: Sweeping, cancel: bool) -> No
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
     assert len(sweep.server.stopped) == (2 if cancel else 0)
+
+
+def test_a_job_that_cannot_be_stopped_does_not_keep_the_others_from_it(sweep: Sweeping) -> None:
+    sweep.server.step = run_on
+    option = "hydra.launcher.cancel_on_interrupt=true"
+    with sweep.start("seed=1,2,3", option) as process:
+        wait_until(
+            lambda: [job.status for job in sweep.server.jobs.values()] == ["RUNNING"] * 3,
+            seconds=60,
+        )
+        sweep.server.unstoppable = next(iter(sweep.server.jobs))
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert f"{sweep.server.unstoppable} could not be stopped" in output
+    assert len(sweep.server.stopped) == 2
+
+
+def test_a_package_that_the_cluster_forgot_is_sent_again(sweep: Sweeping) -> None:
+    def forget(job: FakeJob) -> None:
+        sweep.server.packages.clear()
+        succeed(job)
+
+    sweep.server.step = forget
+    status, output = sweep.run("seed=1,2", "hydra.launcher.max_concurrent=1")
+    assert status == 0, output
+    assert (len(sweep.server.jobs), sweep.server.num_uploads) == (2, 2)
 
 
 def test_points_that_are_one_run_are_one_job(sweep: Sweeping) -> None:

@@ -74,6 +74,8 @@ class JobsServer:
     packages: dict[str, bytes] = field(default_factory=dict)
     num_uploads: int = 0
     stopped: list[str] = field(default_factory=list)
+    unstoppable: str = ""
+    """A job of which the server answers that it is out of order."""
     max_running: int = 0
     """Most jobs that were not over at one time."""
     num_tails: int = 0
@@ -191,6 +193,8 @@ class JobsServer:
 
     async def _stop(self, request: web.Request) -> web.Response:
         name = request.match_info["id"]
+        if name == self.unstoppable:
+            return web.Response(status=500, text="out of order")
         self.stopped.append(name)
         job = self.jobs[name]
         was_running = job.status in ("PENDING", "RUNNING")
