@@ -40,6 +40,8 @@ class ReliabilityRow:
 class Agreement:
     """How often another ranker prefers the same response of a pair."""
 
+    subject: str
+    """A trait, or all of them."""
     ranker: str
     """The other ranker."""
     same_winner: Estimate

@@ -34,17 +34,23 @@ def measured(directory: Directory, names: Sequence[str], *, num_resamples: int, 
         )
         return asdict(found)
 
+    def agreement(trait_ids: Sequence[str]) -> Json:
+        """Of rankers that were asked on two prompts of the traits or more."""
+        by_ranker = {ranker: gathered.opinions_of(ranker, trait_ids) for ranker in gathered.rankers}
+        return {
+            ranker: asdict(
+                statistics.cluster_bootstrap_mean(found, num_resamples=num_resamples, seed=seed)
+            )
+            for ranker, found in by_ranker.items()
+            if len(found) > 1
+        }
+
     traits = sorted(gathered.prompts)
     return {
         "reliability": summary(traits),
         "reliability_by_trait": {trait_id: summary([trait_id]) for trait_id in traits},
-        "agreement": {
-            ranker: asdict(
-                statistics.cluster_bootstrap_mean(found, num_resamples=num_resamples, seed=seed)
-            )
-            for ranker, found in sorted(gathered.opinions.items())
-            if len(found) > 1
-        },
+        "agreement": agreement(traits),
+        "agreement_by_trait": {trait_id: agreement([trait_id]) for trait_id in traits},
         "cost": gathered.cost(),
     }
 
@@ -55,8 +61,8 @@ class _Gathered:
     def __init__(self) -> None:
         self.prompts: dict[str, list[PromptReliability]] = defaultdict(list)
         self.lengths: dict[str, list[reliability.Group]] = defaultdict(list)
-        self.opinions: dict[str, dict[str, list[float]]] = defaultdict(dict)
-        """By ranker and prompt."""
+        self._opinions: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(dict)
+        """By ranker and trait, then by prompt."""
         self._prompt_tokens = self._cached_tokens = self._num_comparisons = 0
 
     def add(self, row: Ranking) -> None:
@@ -73,10 +79,24 @@ class _Gathered:
         self.lengths[row.trait_id].append((row.utilities, tokens))
         for opinion in row.opinions:
             if opinion.same_winner is not None:
-                self.opinions[opinion.ranker][row.prompt_id] = [opinion.same_winner]
+                own = self._opinions[opinion.ranker, row.trait_id]
+                own[row.prompt_id] = [opinion.same_winner]
         self._prompt_tokens += row.prompt_tokens
         self._cached_tokens += row.cached_tokens
         self._num_comparisons += len(row.pair_probabilities)
+
+    @property
+    def rankers(self) -> list[str]:
+        """That were asked for an opinion."""
+        return sorted({ranker for ranker, _ in self._opinions})
+
+    def opinions_of(self, ranker: str, trait_ids: Sequence[str]) -> dict[str, list[float]]:
+        """By prompt, over the traits."""
+        return {
+            prompt_id: opinion
+            for trait_id in trait_ids
+            for prompt_id, opinion in self._opinions.get((ranker, trait_id), {}).items()
+        }
 
     def cost(self) -> Json:
         """Tokens, the chosen ranker's alone."""

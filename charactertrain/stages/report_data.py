@@ -60,17 +60,20 @@ def ranking(summary: Json) -> RankingView:
     """Reliability and cost of the rankings, as their manifest has them."""
     cost = summary["cost"]
     rows = {"all traits": summary["reliability"], **summary["reliability_by_trait"]}
+    agreements = {"all traits": summary["agreement"], **summary["agreement_by_trait"]}
     return RankingView(
         ranker=summary["ranker"],
         judge=summary["judge"],
         reliability=tuple(_reliability(subject, values) for subject, values in rows.items()),
         agreement=tuple(
             Agreement(
+                subject=subject,
                 ranker=ranker,
                 same_winner=_interval(values),
                 num_prompts=values["num_clusters"],
             )
-            for ranker, values in summary["agreement"].items()
+            for subject, by_ranker in agreements.items()
+            for ranker, values in by_ranker.items()
         ),
         num_comparisons=cost["num_comparisons"],
         tokens_per_comparison=cost["prompt_tokens_per_comparison"],

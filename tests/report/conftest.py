@@ -628,6 +628,7 @@ def data() -> DataView:
             ),
             agreement=(
                 Agreement(
+                    subject="all traits",
                     ranker="judge",
                     same_winner=Estimate(value=0.567, ci_low=0.489, ci_high=0.645),
                     num_prompts=32,

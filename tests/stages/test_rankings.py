@@ -740,6 +740,20 @@ def test_agreement_needs_two_prompts_on_which_both_decide(tmp_path: Path) -> Non
     assert measured(tmp_path / "one", [RANKING, SECOND])["agreement"] == {}
 
 
+def test_agreement_is_of_each_trait_too(tmp_path: Path) -> None:
+    opinions = (Opinion("judge", 0.25),)
+    more = replace(SECOND, prompt_id="p9", opinions=(Opinion("judge", 0.75),))
+    honest = [replace(RANKING, opinions=opinions), more]
+    other = [replace(row, trait_id="curious", prompt_id=f"c{row.prompt_id}") for row in honest]
+    other = [replace(row, opinions=(Opinion("judge", 1.0),)) for row in other]
+    found = measured(tmp_path, honest, other)
+    assert found["agreement"]["judge"]["estimate"] == pytest.approx((0.25 + 0.75 + 2) / 4)
+    by_trait = found["agreement_by_trait"]
+    assert by_trait["honest"]["judge"]["estimate"] == pytest.approx(0.5)
+    assert by_trait["curious"]["judge"]["estimate"] == 1.0
+    assert by_trait["curious"]["judge"]["num_clusters"] == 2
+
+
 def test_no_ranking_costs_nothing_and_says_nothing(tmp_path: Path) -> None:
     found = measured(tmp_path, [])
     assert found["cost"]["num_comparisons"] == 0

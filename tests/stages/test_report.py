@@ -356,6 +356,7 @@ def summaries() -> dict[str, Json]:
             "reliability": reliability(30),
             "reliability_by_trait": {"warm": reliability(10)},
             "agreement": {"judge": estimate(0.625)},
+            "agreement_by_trait": {"warm": {"judge": estimate(0.5)}, "brief": {}},
             "cost": {
                 "num_comparisons": 90,
                 "prompt_tokens_per_comparison": 173.4,
