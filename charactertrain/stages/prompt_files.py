@@ -6,7 +6,7 @@ is wrong.
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, get_args
 
 from charactertrain.config import PromptsSection
@@ -22,7 +22,10 @@ from charactertrain.stages.row_files import (
     read_rows,
 )
 
-_KEYS = {"text", "prompt", "trait_id", "kind", "family", "facet", "split", "language", "prompt_id"}
+_KEPT = ("facet", "persona", "style", "length", "language")
+"""Texts that go into the report as they are."""
+_KEYS = {field.name for field in fields(Prompt)} | {"prompt"}
+"""Those of a run's own prompts, so that one run's are another's file."""
 _MAX_CHARACTERS = 20_000
 
 
@@ -122,7 +125,7 @@ def _prompt(row: Mapping[str, Any], where: str, trait_ids: Collection[str]) -> P
     if row.get("split") is not None:
         check_one_of(row["split"], get_args(Split), "split", where)
     trait_id = _trait_id(row, kind, where, trait_ids)
-    for key in ("family", "facet", "language", "prompt_id"):
+    for key in ("family", "prompt_id", *_KEPT):
         check_text(row.get(key), key, where)
     # Never as it stands: it may be that of a message which the model is to write.
     given = row.get("prompt_id")
@@ -134,12 +137,8 @@ def _prompt(row: Mapping[str, Any], where: str, trait_ids: Collection[str]) -> P
         kind=kind,
         text=text,
         split="train",
-        facet=row.get("facet") or "",
-        persona="",
-        style="",
-        length="",
-        language=row.get("language") or "",
         source="file",
+        **{key: row.get(key) or "" for key in _KEPT},
     )
 
 

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from row_writers import Row, write_arrow, write_jsonl, write_parquet
 
 from charactertrain.config import PromptsSection, RunConfig
 from charactertrain.exceptions import ConfigError
-from charactertrain.records import NO_TRAIT, Prompt
+from charactertrain.records import NO_TRAIT, Prompt, to_table
 from charactertrain.seeds import stable_id
 from charactertrain.stages import row_files
 from charactertrain.stages.prompt_files import check, read_prompts
@@ -228,8 +229,8 @@ TURN = {"role": "user", "content": "Hi?"}
         (
             {**GOOD, "statement": "x", "a": 1},
             "unknown keys ['a', 'statement']; expected some of ['facet', 'family', 'kind', "
-            "'language', 'prompt', 'prompt_id', 'split', 'text', 'trait_id']. Rename them, or take "
-            "them out.",
+            "'language', 'length', 'persona', 'prompt', 'prompt_id', 'source', 'split', 'style', "
+            "'text', 'trait_id']. Rename them, or take them out.",
         ),
         ({"trait_id": "honest"}, "text is None; expected a message in `text` or `prompt`"),
         ({**GOOD, "text": " \n"}, "text is ' \\n'; expected a message in `text` or `prompt`"),
@@ -464,3 +465,18 @@ def test_a_file_is_checked_to_its_last_row(smoke_config: RunConfig, tmp_path: Pa
     with pytest.raises(ConfigError, match="line 2: trait_id is 'warm'"):
         check(section, trait_ids=["honest"], seed=1)
     check(smoke_config.prompts, trait_ids=["honest"], seed=1)
+
+
+def test_prompts_of_another_run_are_a_file_as_they_stand(tmp_path: Path) -> None:
+    theirs = [
+        Prompt("p1", "honest", "f1", "trait", "Is it so?", "test", "a gift", "a nurse", "terse"),
+        Prompt("p2", "curious", "f2", "values", "Why?", "train", length="a line", language="en"),
+    ]
+    for index, prompt in enumerate(theirs):
+        pq.write_table(to_table([prompt], Prompt), tmp_path / f"part-{index:06d}.parquet")
+    found = read(tmp_path)
+    assert [
+        replace(p, prompt_id=t.prompt_id, source="model")
+        for p, t in zip(found, theirs, strict=True)
+    ] == theirs
+    assert {prompt.source for prompt in found} == {"file"}
