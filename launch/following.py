@@ -65,15 +65,17 @@ class Follower:
         while True:
             try:
                 job = await self._api.job(self._submission_id)
-                self._contact.found()
                 if job.is_over:
                     self._show(await self._api.logs(self._submission_id))
                     return job
                 if job.status == "PENDING":
+                    self._contact.found()
                     self._show_reason(job)
                     await asyncio.sleep(_POLL_SECONDS)
                 else:
                     await self._tail()
+                    # Not before: jobs may answer where a proxy lets no socket through.
+                    self._contact.found()
             except UnreachableError as error:
                 await self._contact.lost(error)
 

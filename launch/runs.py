@@ -17,7 +17,7 @@ from charactertrain import artifacts, pipeline
 from charactertrain.__main__ import CONSTITUTIONS, ROOT, code_version
 from charactertrain.artifacts import Json, Manifest
 from charactertrain.config import RunConfig, validate
-from charactertrain.exceptions import ConfigError
+from charactertrain.exceptions import ArtifactError, ConfigError
 from charactertrain.models.sources import model_identity
 from charactertrain.stages.definitions import define
 from charactertrain.storage import open_directory, without_keys
@@ -91,8 +91,11 @@ class Run:
 
     def finished_manifest(self) -> Manifest | None:
         """The manifest of the last stage, where it is finished and can be read from here."""
-        directory = open_directory(self.directory).child(self.last_stage)
-        manifest = artifacts.read_manifest(directory)
+        try:
+            directory = open_directory(self.directory).child(self.last_stage)
+            manifest = artifacts.read_manifest(directory)
+        except (ArtifactError, ConfigError):
+            return None  # storage of the cluster's, for which there are no keys here
         is_ours = manifest is not None and manifest.fingerprint == self.fingerprint
         return manifest if is_ours else None
 

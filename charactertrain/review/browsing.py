@@ -235,12 +235,12 @@ def samples(
     """Held-out prompts with the replies of each arm side by side: before and after."""
     table = desk.run.table("evaluation", "samples")
     prompt_ids: list[str] = []
-    num_prompts = 0
+    num_prompts, is_cut = 0, False
     if len(table):
         among = table.where(trait_id=trait_id) if trait_id else None
         if q:
             hits = table.search(q, ("prompt", "text"), among, start=0, limit=PAGE_ROWS * 10)
-            among = np.array(hits.positions, np.int64)
+            among, is_cut = np.array(hits.positions, np.int64), hits.next_start is not None
         column = table.column("prompt_id").to_pylist()
         chosen = column if among is None else [column[int(p)] for p in among]
         distinct = list(dict.fromkeys(chosen))
@@ -256,6 +256,7 @@ def samples(
         q=q,
         start=start,
         num_prompts=num_prompts,
+        is_cut=is_cut,
         next_start=following if following < num_prompts else None,
     )
 

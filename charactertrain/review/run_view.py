@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -80,19 +80,26 @@ class RunView:
         if manifest is not None:
             entries = manifest.table(name)
             return self._tables(
-                stage, tuple(TableFile(entry.name, entry.num_rows or 0) for entry in entries)
+                stage,
+                tuple(TableFile(e.name, e.num_rows or 0, e.checksum) for e in entries),
             )
         directory = self.directory.child(stage)
         # No manifest lists the chunks yet; each appears only when it is whole.
         names = [file for file in directory.files(name) if file.endswith(".parquet")]
-        return self._tables(
-            stage, tuple(TableFile(file, self._num_rows(stage, file)) for file in names)
-        )
+        return self._tables(stage, tuple(self._files_now(stage, names)))
+
+    def _files_now(self, stage: str, names: Sequence[str]) -> Iterator[TableFile]:
+        """Of a running stage, with the rows that each file has."""
+        directory = self.directory.child(stage)
+        infos = directory.filesystem.get_file_info([directory.path(name) for name in names])
+        for name, info in zip(names, infos, strict=True):
+            version = str(info.mtime_ns)
+            yield TableFile(name, self._num_rows(stage, name, version), version)
 
     def _open_table(self, stage: str, files: tuple[TableFile, ...]) -> Table:
         return Table(self.directory.child(stage), files)
 
-    def _read_num_rows(self, stage: str, file: str) -> int:
+    def _read_num_rows(self, stage: str, file: str, _version: str) -> int:
         return self.directory.child(stage).num_rows(file)
 
     def stages(self) -> list[StageState]:
@@ -110,9 +117,9 @@ class RunView:
         if artifacts.unfinished(directory) is None:
             return StageState(name, "waiting", {}, 0, None, "", None)
         counts: Counter[str] = Counter()
-        for file in directory.files():
-            if file.endswith(".parquet"):
-                counts[file.rpartition("/")[0]] += self._num_rows(name, file)
+        parquet = [file for file in directory.files() if file.endswith(".parquet")]
+        for found in self._files_now(name, parquet):
+            counts[found.name.rpartition("/")[0]] += found.num_rows
         rejects = sum(n for table, n in counts.items() if table.startswith("rejects/"))
         rows = {table: n for table, n in counts.items() if not table.startswith("rejects/")}
         return StageState(name, "running", rows, rejects, None, "", self._changed_at(directory))

@@ -28,6 +28,8 @@ class TableFile:
 
     name: str
     num_rows: int
+    version: str
+    """Another one for other contents under the same name: a stage may be made anew."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from review_browser import PORT, Browser
-from reviewed_run import HOSTILE, commit, make_run, prompt_row, ranking_row, response_rows
+from reviewed_run import (
+    HOSTILE,
+    commit,
+    make_run,
+    prompt_row,
+    ranking_row,
+    response_rows,
+    sample_row,
+)
 
 from charactertrain import artifacts
 from charactertrain.artifacts import Identity
-from charactertrain.records import Ranking, Response, to_table
+from charactertrain.records import EvaluationSample, Prompt, Ranking, Response, from_table, to_table
 from charactertrain.review.app import make_app
 from charactertrain.review.rendering import MAX_TEXT_CHARACTERS
 from charactertrain.review.security import Access
@@ -133,6 +141,38 @@ def test_progress_is_that_of_finished_chunks(run: Directory) -> None:
     run.write_table("rankings/rankings/part-000001.parquet", table)
     assert browser.get("/list/rankings").count("data-item") == before + 1
     assert "36 of 36 source rows" in browser.get("/?part=1")
+
+
+def test_a_stage_that_was_made_anew_is_read_anew(run: Directory, browser: Browser) -> None:
+    """With files of the same names and row counts, and the texts of other prompts."""
+    first = prompt_row(0)
+    before = said_to(browser, first)
+    entries = artifacts.require(run.child("responses"), "responses").table("responses")
+    name = f"responses/{entries[0].name}"
+    rows = from_table(run.read_table(name), Response)
+    changed = [replace(row, text=f"Anew: {row.text}") for row in rows]
+    run.delete("responses/manifest.json")
+    run.delete(name)
+    run.write_table(name, to_table(changed, Response))
+    artifacts.begin(run.child("responses"), Identity("responses", {}, {}))
+    after = said_to(browser, first)
+    assert "Anew: " not in before
+    assert "Anew: " in after
+
+
+def said_to(browser: Browser, prompt: Prompt) -> str:
+    return browser.get(f"/prompt?id={prompt.prompt_id}")
+
+
+def test_a_search_of_samples_that_stopped_at_its_limit_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    unfinish(run, "evaluation")
+    rows = [sample_row(index, arm) for index in range(300) for arm in ("base", "policy")]
+    table = to_table(rows, EvaluationSample)
+    run.write_table("evaluation/samples/part-000099.parquet", table)
+    browser = open_browser(run)
+    assert "and perhaps more" in browser.get("/samples?q=poem")
+    assert "and perhaps more" not in browser.get("/samples")
 
 
 def test_responses_progress_by_prompts(run: Directory) -> None:
