@@ -3,7 +3,6 @@
 Labels (`targets`) may be soft: the probability, 0 to 1, that the first response is better.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -166,17 +165,6 @@ def accuracy(margins: ArrayLike, targets: ArrayLike) -> float:
     if not decided.any():
         raise ValueError(f"accuracy of {target.size} pairs is undefined: all are labelled 0.5")
     return float((np.sign(margin) == np.sign(target - 0.5))[decided].mean())
-
-
-def accuracy_by_group(
-    margins: Sequence[float], targets: Sequence[float], groups: Sequence[str]
-) -> dict[str, float]:
-    """Accuracy of each group, such as a trait; a group without a decided pair has none."""
-    pairs_of: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for margin, target, group in zip(margins, targets, groups, strict=True):
-        if target != 0.5:
-            pairs_of[group].append((margin, target))
-    return {group: accuracy(*zip(*pairs, strict=True)) for group, pairs in sorted(pairs_of.items())}
 
 
 def _checked(probabilities: ArrayLike, targets: ArrayLike) -> tuple[Array, Array]:

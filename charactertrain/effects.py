@@ -14,6 +14,7 @@ from charactertrain.records import EvaluationSample, Judgement
 from charactertrain.significance import holm, prompts_needed
 from charactertrain.statistics import (
     Difference,
+    SetStatistic,
     cluster_bootstrap_difference,
     cluster_jackknife_statistic,
     values_by_cluster,
@@ -30,6 +31,11 @@ _FIELDS = {
 }
 """Measures of a trait, and the sample's field that holds each."""
 _OVERALL = {"length": "num_tokens", "kl": "kl"}
+_OF_TEXTS: dict[str, SetStatistic[str]] = {
+    "opening_share": measures.opening_share_without,
+    "boilerplate_share": measures.boilerplate_share_without,
+}
+"""Constant phrases: a trait that has become one is a rule."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +250,8 @@ def _overall(
         found["natural_length"] = _compared(lengths, means)
     texts = _by_arm(samples, _text)
     found["distinct_2"] = _compared(_by_arm(samples, _words), _distinct_2)
-    found["opening_share"] = _compared(texts, _opening_share)
+    for measure, statistic in _OF_TEXTS.items():
+        found[measure] = _compared(texts, partial(_jackknifed, statistic))
     found["within_prompt_diversity"] = _compared(
         {arm: _diversities(by_prompt) for arm, by_prompt in texts.items()}, means
     )
@@ -270,8 +277,10 @@ def _distinct_2(
     return cluster_jackknife_statistic(base, other, partial(measures.distinct_n_without, n=2))
 
 
-def _opening_share(base: dict[str, list[str]], other: dict[str, list[str]]) -> Difference:
-    return cluster_jackknife_statistic(base, other, measures.opening_share_without)
+def _jackknifed(
+    statistic: SetStatistic[str], base: dict[str, list[str]], other: dict[str, list[str]]
+) -> Difference:
+    return cluster_jackknife_statistic(base, other, statistic)
 
 
 def _diversities(by_prompt: Mapping[str, list[str]]) -> dict[str, list[float]]:

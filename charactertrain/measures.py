@@ -5,10 +5,9 @@ Words are what white space parts, without regard to case.
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence, Set
 from itertools import combinations
-from statistics import fmean, linear_regression
+from statistics import fmean
 
 import regex
 
@@ -16,16 +15,6 @@ from charactertrain.exceptions import ConstitutionError
 
 MAX_DETECTOR_SECONDS = 1.0
 """For one text; a sound pattern takes microseconds."""
-
-
-@dataclass(frozen=True)
-class Phrase:
-    """Words that responses share."""
-
-    words: tuple[str, ...]
-    """In lower case; empty where no response has as many words as were asked for."""
-    share: float
-    """Of the responses that have them, 0 to 1."""
 
 
 def detector_matches(pattern: str, text: str) -> bool:
@@ -98,25 +87,49 @@ def distinct_n_without(
 def opening_share_without(
     groups: Sequence[Sequence[str]], num_words: int = 5
 ) -> tuple[float, list[float]]:
-    """`opening_share` of all texts, and of all without each group in turn, in one pass.
+    """Share of responses that begin with the words that most begin with.
 
-    NaN where no text is left.
+    Of all responses, and of all without each group in turn; NaN where none is left. A response of
+    fewer words opens with all that it has, so that every response counts.
     """
-    counts = [Counter(tuple(_words(text)[:num_words]) for text in texts) for texts in groups]
-    together = sum(counts, Counter[tuple[str, ...]]())
+    openings = [[{tuple(_words(text)[:num_words])} for text in texts] for texts in groups]
+    return _frequent_share_without(openings)
+
+
+def boilerplate_share_without(
+    groups: Sequence[Sequence[str]], num_words: int = 5
+) -> tuple[float, list[float]]:
+    """Share of responses that hold the run of words, anywhere, that most of them hold.
+
+    Of all responses, and of all without each group in turn; NaN where none is left. A response
+    counts once however often it repeats the phrase; one of fewer words holds none.
+    """
+    return _frequent_share_without(
+        [[set(_ngrams(_words(text), num_words)) for text in texts] for texts in groups]
+    )
+
+
+def _frequent_share_without(
+    groups: Sequence[Sequence[Set[tuple[Hashable, ...]]]],
+) -> tuple[float, list[float]]:
+    """Of responses, given as the phrases of each, the share that has the most frequent one."""
+    counts = [Counter(phrase for phrases in group for phrase in phrases) for group in groups]
+    together: Counter[tuple[Hashable, ...]] = Counter()
+    for own in counts:
+        together.update(own)
     frequent = together.most_common()
     total = sum(map(len, groups))
 
-    def without(left_out: Counter[tuple[str, ...]]) -> float:
-        num_left = total - left_out.total()
+    def without(left_out: Counter[tuple[Hashable, ...]], size: int) -> float:
         best = 0
-        for opening, count in frequent:
+        for phrase, count in frequent:
             if count <= best:  # and so are all that follow
                 break
-            best = max(best, count - left_out[opening])
-        return best / num_left if num_left else math.nan
+            best = max(best, count - left_out[phrase])
+        return best / (total - size) if total > size else math.nan
 
-    return without(Counter()), [without(own) for own in counts]
+    parts = [without(own, len(group)) for own, group in zip(counts, groups, strict=True)]
+    return without(Counter(), 0), parts
 
 
 def repetition_fraction(token_ids: Sequence[Hashable], n: int) -> float:
@@ -143,51 +156,6 @@ def within_prompt_diversity(texts: Sequence[str]) -> float:
     if len(texts) < 2:
         raise ValueError(f"{len(texts)} text: diversity needs two responses to a prompt at least")
     return fmean(_jaccard_distance(_words(a), _words(b)) for a, b in combinations(texts, 2))
-
-
-def opening_share(texts: Sequence[str], num_words: int = 5) -> Phrase:
-    """The words that most responses begin with; of equally frequent ones the first met.
-
-    A response of fewer words opens with all that it has, so that every response counts.
-
-    Raises:
-        ValueError: There is no text.
-    """
-    return _most_frequent([[tuple(_words(text)[:num_words])] for text in texts])
-
-
-def boilerplate(texts: Sequence[str], num_words: int = 5) -> Phrase:
-    """The run of words, anywhere, that most responses have; of equally frequent ones the first met.
-
-    A response counts once however often it repeats the phrase, and one of fewer words counts as
-    one that has none.
-
-    Raises:
-        ValueError: There is no text.
-    """
-    return _most_frequent([_ngrams(_words(text), num_words) for text in texts])
-
-
-def drift(values_by_turn: Sequence[float]) -> float:
-    """By how much a measure rises per turn of a conversation: the least-squares slope.
-
-    Raises:
-        ValueError: There are fewer than two turns.
-    """
-    if len(values_by_turn) < 2:
-        raise ValueError(f"{len(values_by_turn)} turn: a slope needs two turns at least")
-    return linear_regression(range(len(values_by_turn)), values_by_turn).slope
-
-
-def _most_frequent(phrases: Sequence[Iterable[tuple[Hashable, ...]]]) -> Phrase:
-    if not phrases:
-        raise ValueError("no text: a share needs one response at least")
-    # Not sets, whose order differs from one process to the next.
-    counts = Counter(phrase for found in phrases for phrase in dict.fromkeys(found))
-    if not counts:
-        return Phrase(words=(), share=0.0)
-    words, count = counts.most_common(1)[0]
-    return Phrase(words=tuple(str(word) for word in words), share=count / len(phrases))
 
 
 def _jaccard_distance(first: Sequence[str], second: Sequence[str]) -> float:

@@ -10,7 +10,6 @@ from charactertrain.calibration import (
     MIN_TEMPERATURE,
     ReliabilityBin,
     accuracy,
-    accuracy_by_group,
     brier_score,
     calibration_error_interval,
     expected_calibration_error,
@@ -118,15 +117,6 @@ def test_accuracy_by_hand() -> None:
 def test_accuracy_of_undecided_pairs_is_refused() -> None:
     with pytest.raises(ValueError, match="all are labelled"):
         accuracy([1.0, 2.0], [0.5, 0.5])
-
-
-def test_accuracy_by_group_by_hand() -> None:
-    found = accuracy_by_group(
-        [1.0, -1.0, 1.0, 1.0, 1.0],
-        [1.0, 1.0, 1.0, 0.5, 0.5],
-        ["warm", "warm", "bold", "bold", "shy"],
-    )
-    assert found == {"bold": 1.0, "warm": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,10 @@ def test_results_take_length_kl_and_distinct_2_over_all_replies() -> None:
     assert overall("distinct_2")["num_responses"] == 5
     # All of the policy's replies begin alike, and three of the base's five.
     assert (overall("opening_share")["base"], overall("opening_share")["arm"]) == (0.6, 1.0)
+    long = [replace(s, text=f"{s.prompt_id} so it is as I say") for s in SAMPLES]
+    phrases = [replace(s, text=s.text if s.arm == "base" else s.sample_id) for s in long]
+    shares = overall("boilerplate_share", report(phrases))
+    assert (shares["base"], shares["arm"]) == (1.0, 0.0)
 
 
 def test_within_prompt_diversity_is_of_prompts_with_several_replies() -> None:

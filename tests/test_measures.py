@@ -7,13 +7,10 @@ import pytest
 
 from charactertrain.exceptions import ConstitutionError
 from charactertrain.measures import (
-    Phrase,
-    boilerplate,
+    boilerplate_share_without,
     detector_matches,
     distinct_n,
     distinct_n_without,
-    drift,
-    opening_share,
     opening_share_without,
     repetition_fraction,
     within_prompt_diversity,
@@ -94,41 +91,18 @@ def test_within_prompt_diversity_needs_two_texts() -> None:
 
 
 def test_opening_share_by_hand() -> None:
-    texts = ["What a lovely day", "what a  lovely thing", "Well, what a day", "What a"]
-    assert opening_share(texts, 3) == Phrase(("what", "a", "lovely"), 0.5)
-    # Of two words the shortest response has all.
-    assert opening_share(texts, 2) == Phrase(("what", "a"), 0.75)
+    groups = [["What a lovely day", "what a lovely cat"], ["What a pity", "No"]]
+    # Three words: two of four; without the first group each of two stands alone.
+    assert opening_share_without(groups, 3) == (0.5, [0.5, 1.0])
+    assert opening_share_without(groups, 2) == (0.75, [0.5, 1.0])
+    assert opening_share_without([["a b c d e f"], ["a b c d e x"], ["b c"]])[0] == 2 / 3
 
 
-def test_opening_share_is_of_five_words_and_takes_the_first_of_equals() -> None:
-    assert opening_share(["a b c d e f", "b c"]) == Phrase(("a", "b", "c", "d", "e"), 0.5)
-
-
-def test_boilerplate_counts_a_response_once() -> None:
-    # "b c" is in two of three; "a a" in one, though three times.
-    assert boilerplate(["a a a a", "b c d", "d B c"], 2) == Phrase(("b", "c"), 2 / 3)
-
-
-def test_boilerplate_of_short_responses_is_none() -> None:
-    assert boilerplate(["a b", "c"], 3) == Phrase((), 0.0)
-    assert boilerplate(["a b", "a b c", "x"], 3) == Phrase(("a", "b", "c"), 1 / 3)
-
-
-def test_phrases_need_a_text() -> None:
-    for measure in (opening_share, boilerplate):
-        with pytest.raises(ValueError, match="no text"):
-            measure([])
-
-
-def test_drift_by_hand() -> None:
-    # Turns 0 to 3 about 1.5, values about 2: (1.5 * 1 + 0.5 * 1 + 0.5 * 0 + 1.5 * 2) / 5.
-    assert drift([1.0, 1.0, 2.0, 4.0]) == pytest.approx(1.0)
-    assert drift([0.5, 0.5, 0.5]) == 0.0
-
-
-def test_drift_needs_two_turns() -> None:
-    with pytest.raises(ValueError, match="1 turn: a slope"):
-        drift([1.0])
+def test_boilerplate_share_by_hand() -> None:
+    # "b c" in two of three responses, once or twice; one word holds none.
+    groups = [["a a a a"], ["b c b c"], ["x B c"]]
+    assert boilerplate_share_without(groups, 2) == (2 / 3, [1.0, 0.5, 0.5])
+    assert boilerplate_share_without([["a"], ["b"]], 2) == (0.0, [0.0, 0.0])
 
 
 def test_left_out_statistics_are_those_of_the_texts_that_are_left() -> None:
@@ -147,10 +121,11 @@ def test_left_out_statistics_are_those_of_the_texts_that_are_left() -> None:
         assert found == pytest.approx(distinct_n(left, 2))
     texts = [[" ".join(text) for text in group] for group in groups]
     together, parts = opening_share_without(texts, num_words=1)
-    assert together == opening_share([t for group in texts for t in group], 1).share
+    firsts = [text.partition(" ")[0] for group in texts for text in group]
+    assert together == max(map(firsts.count, firsts)) / len(firsts)
     for index, found in enumerate(parts):
-        left_texts = [t for i, group in enumerate(texts) if i != index for t in group]
-        assert found == pytest.approx(opening_share(left_texts, 1).share)
+        own = [t.partition(" ")[0] for i, g in enumerate(texts) if i != index for t in g]
+        assert found == pytest.approx(max(map(own.count, own)) / len(own))
 
 
 def test_left_out_statistics_are_unknown_where_nothing_is_left() -> None:

@@ -79,6 +79,7 @@ OVERALL_LABELS: dict[str, tuple[str, str]] = {
     "distinct_2": ("Distinct bigrams", "share"),
     "within_prompt_diversity": ("Diversity within a prompt", "0 to 1"),
     "opening_share": ("Replies with the commonest opening", "share"),
+    "boilerplate_share": ("Replies with the commonest five words", "share"),
     "kl": ("KL from the base", "nats per token"),
 }
 """Title and unit of each measure over all responses; another is shown by its name."""
