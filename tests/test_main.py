@@ -51,6 +51,28 @@ def test_a_dry_run_finds_what_is_wrong_with_a_prompt_file(planned: Planned, tmp_
         planned(f"prompts.file={path}")
 
 
+@pytest.mark.parametrize(
+    ("ablate", "problem"),
+    [
+        ("[nosuch]", "no trait 'nosuch'; expected some of enthusiastic, uncertain, scientific"),
+        ("[enthusiastic,uncertain,scientific]", "nothing is left to be trained on"),
+    ],
+)
+def test_a_dry_run_finds_an_ablation_that_cannot_be(
+    planned: Planned, ablate: str, problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"ablate: {problem}"):
+        planned(f"ablate={ablate}")
+
+
+def test_a_dry_run_finds_that_another_run_is_not_finished(planned: Planned, tmp_path: Path) -> None:
+    compare = f"evaluation.compare=[{tmp_path / 'other'}]"
+    with pytest.raises(ArtifactError, match="other/policy"):
+        planned(compare)
+    # Stages before the evaluation do not want it.
+    planned(compare, "run.until=policy")
+
+
 def test_a_dry_run_finds_that_an_input_is_missing(planned: Planned) -> None:
     with pytest.raises(ArtifactError, match="no traits artifact"):
         planned("run.only=rankings")

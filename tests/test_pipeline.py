@@ -487,3 +487,20 @@ def test_settings_that_an_objective_does_without_are_no_identity_of_its_policy(
     assert plain.identity_config["policy"]["lora"] is None
     learnt_from = "pairs" if objective == "dpo" else "preference_model"
     assert plain.inputs[-1] == learnt_from
+
+
+def test_an_ablation_is_another_run_from_the_pairs_on_and_shares_what_comes_before(
+    compose: Any,
+) -> None:
+    def fingerprints(*overrides: str) -> dict[str, str]:
+        config = validate(compose("experiment=smoke", *overrides))
+        traits = tuple(Trait(id=name, statement=f"I am {name}.") for name in ("warm", "calm"))
+        constitution = Constitution(name="small", description="Two traits.", traits=traits)
+        stages = define(config, constitution, lambda path: {"name": path})
+        found = pipeline.identities(stages)
+        return {name: identity.fingerprint for name, identity in found.items()}
+
+    whole, without = fingerprints(), fingerprints("ablate=[warm]")
+    changed = {name for name in whole if whole[name] != without[name]}
+    assert changed == {"pairs", "preference_model", "policy", "evaluation", "report"}
+    assert fingerprints("ablate=[calm,warm]") == fingerprints("ablate=[warm,calm]")

@@ -230,6 +230,23 @@ def test_the_stage_writes_pairs_and_rejects_of_every_file(
     assert weights == {"honest": 0.5, "curious": 1.0}
 
 
+def test_traits_that_are_ablated_leave_no_pair_of_rankings_or_of_a_file(
+    make_work: MakeWork, smoke_config: RunConfig, tmp_path: Path
+) -> None:
+    path = write_rows(
+        tmp_path / "own.jsonl",
+        own_row(0, trait_id="curious", split="train"),
+        own_row(1, trait_id="honest", split="validation"),
+        own_row(2, split="train"),
+    )
+    work = make_work("validation")
+    ablated = smoke_config.model_copy(update={"ablate": ("curious",)})
+    outcome = pairs.run(work, context(ablated, 0.5, file=path))
+    found = {pair.trait_id for part in read_parts(work, outcome) for pair in part}
+    assert found == {"honest", "general"}
+    assert outcome.summary["ablated"] == ["curious"]
+
+
 def test_a_split_without_pairs_stops_the_stage(
     make_work: MakeWork, smoke_config: RunConfig
 ) -> None:
