@@ -5,17 +5,16 @@ Shapes: I rows, J columns, K prompts of a column, R resamples.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from charactertrain.artifacts import Json
 from charactertrain.records import EvaluationSample
 from charactertrain.resampling import interval_quantiles, resampled
 from charactertrain.significance import holm
 from charactertrain.statistics import cluster_bootstrap_difference, values_by_cluster
 
-Json = dict[str, Any]
 Array = NDArray[np.float64]
 
 

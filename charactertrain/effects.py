@@ -6,9 +6,10 @@ A prompt that one of two arms has no value for, its replies being rejected, is l
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from charactertrain import attribution, measures, several_runs, win_rates
+from charactertrain.artifacts import Json
 from charactertrain.evaluation_gates import OUTCOME_MEASURES
 from charactertrain.records import EvaluationSample, Judgement
 from charactertrain.significance import holm, prompts_needed
@@ -20,7 +21,6 @@ from charactertrain.statistics import (
     values_by_cluster,
 )
 
-Json = dict[str, Any]
 T = TypeVar("T")
 
 _FIELDS = {

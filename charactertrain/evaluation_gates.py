@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-Json = dict[str, Any]
+from charactertrain.artifacts import Json
 
 SIGNIFICANCE = 0.05
 """Of p-values after Holm's correction over traits, which must be below it."""

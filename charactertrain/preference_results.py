@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
-from typing import Any
 
+from charactertrain.artifacts import Json
 from charactertrain.effects import Bootstrap, as_json
 from charactertrain.records import Offer, OfferCondition, TraitChoice
 from charactertrain.revealed_preferences import (
@@ -16,8 +16,6 @@ from charactertrain.revealed_preferences import (
 )
 from charactertrain.significance import holm
 from charactertrain.statistics import cluster_bootstrap_mean, values_by_cluster
-
-Json = dict[str, Any]
 
 
 def preference_results(

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from charactertrain.effects import Bootstrap, Json, as_json, unknown
+from charactertrain.artifacts import Json
+from charactertrain.effects import Bootstrap, as_json, unknown
 from charactertrain.resampling import ROUNDING, resampled
 from charactertrain.statistics import cluster_bootstrap_difference, difference_of_resamples
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from charactertrain import probe_rows
-from charactertrain.effects import Bootstrap, Json
+from charactertrain.artifacts import Json
+from charactertrain.effects import Bootstrap
 from charactertrain.probe_descriptions import ON_TRAIT, Description
 from charactertrain.probe_file import PLAIN
 from charactertrain.probe_measures import MEASURES, Better

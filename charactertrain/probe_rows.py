@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from charactertrain import probe_effects
-from charactertrain.effects import Bootstrap, Json
+from charactertrain.artifacts import Json
+from charactertrain.effects import Bootstrap
 from charactertrain.probe_effects import Values
 from charactertrain.probe_file import PLAIN
 from charactertrain.records import ScriptReply

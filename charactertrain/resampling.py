@@ -13,9 +13,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 MAX_RESAMPLED = 1024
-"""Clusters that are resampled one by one; of more, groups of clusters are."""
-_MAX_REMEMBERED = 1024
-"""Clusters whose draws are kept for the next measure: 16 MiB of 2,000 resamples."""
+"""Clusters resampled one by one, 16 MiB of 2,000 resamples; of more, groups of them are."""
 UPPER_TAIL = 0.975
 """Below the upper end of a 95 % interval."""
 ROUNDING = 1e-12
@@ -85,15 +83,10 @@ def resampled(sums_CK: Array, *, num_resamples: int, seed: int) -> Array:
     the same, and time and memory stay bounded.
     """
     num_clusters = sums_CK.shape[1]
-    if num_clusters <= _MAX_REMEMBERED:
-        return sums_CK @ _remembered_draws(seed, num_clusters, num_resamples).T
-    rng = np.random.default_rng(seed)
     if num_clusters > MAX_RESAMPLED:
-        group_K = rng.permutation(num_clusters) % MAX_RESAMPLED
+        group_K = np.random.default_rng(seed).permutation(num_clusters) % MAX_RESAMPLED
         sums_CK = np.stack([np.bincount(group_K, row, MAX_RESAMPLED) for row in sums_CK])
-        num_clusters = MAX_RESAMPLED
-    draws_RK = cluster_draws(rng, num_clusters, num_resamples=num_resamples)
-    return sums_CK @ draws_RK.T
+    return sums_CK @ _remembered_draws(seed, sums_CK.shape[1], num_resamples).T
 
 
 @lru_cache(maxsize=8)

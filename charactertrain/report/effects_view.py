@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from charactertrain import evaluation_gates
+from charactertrain.probe_measures import Better
 from charactertrain.report.data_view import Estimate
 
 BASE = "base"
@@ -38,9 +39,6 @@ Measure = Literal[
     "gold_reward",
 ]
 """Per-trait measures: nats per token, shares from 0 to 1, preference models' scalars."""
-
-Better = Literal["higher", "lower", "unchanged"]
-"""Which way a probe's measure should move."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,8 +7,9 @@ from typing import Literal
 
 from charactertrain import evaluation_gates
 from charactertrain.evaluation_gates import OUTCOME_MEASURES
+from charactertrain.probe_measures import Better
 from charactertrain.report.data_view import Estimate
-from charactertrain.report.effects_view import POLICY, Better, Effect, Measure
+from charactertrain.report.effects_view import POLICY, Effect, Measure
 from charactertrain.report.text import interval, number, shorten
 from charactertrain.report.view import ReportView, TraitView
 

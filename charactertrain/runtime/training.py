@@ -9,11 +9,12 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.train.torch import TorchConfig
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -28,6 +29,7 @@ from charactertrain.storage import Directory
 _POLL_SECONDS = 0.5
 _COLLECTIVE_SECONDS = 3 * 3600
 """Workers wait for rank 0 in a collective, and it for engines whose nodes may have to boot."""
+_ABORT_SECONDS = 30
 _CHECKPOINT_INDEX = "checkpoints/checkpoint_manager_snapshot.json"
 
 
@@ -72,7 +74,7 @@ def fit(
     resources = {"CPU": workers.cpus_per_worker}
     if use_gpu:
         resources["GPU"] = workers.gpus_per_worker
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         run_packed,
         train_loop_config={
             "loop_and_arguments": ray.cloudpickle.dumps((loop, dict(arguments))),
@@ -103,9 +105,31 @@ def fit(
         except TrainingFailedError as error:
             reason = ray.get(relay.stopped.remote())
             raise TrainingError(reason or _cause(error)) from error
+        except BaseException:
+            trainer.abort()
+            raise
         reason = ray.get(relay.stopped.remote())
         if reason is not None:
             raise TrainingError(reason)
+
+
+class _Trainer(TorchTrainer):
+    """A TorchTrainer that leaves interrupts to its caller.
+
+    Ray's handler of SIGINT takes the place of the caller's, ends the process with status 0 in the
+    middle of a run, and stays after the run, where it calls a controller that is gone.
+    """
+
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self._controller = controller
+
+    def abort(self) -> None:
+        """Stop the workers now; nothing happens where there are none any more."""
+        if self._controller is not None:
+            with suppress(RayError):
+                ray.get(self._controller.abort.remote(), timeout=_ABORT_SECONDS)
 
 
 def drop_leftovers(storage: Directory) -> None:

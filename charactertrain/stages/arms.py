@@ -4,30 +4,16 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal
 
 from charactertrain import artifacts
 from charactertrain.artifacts import Json, Manifest, iter_rows
 from charactertrain.exceptions import ConfigError
 from charactertrain.records import Prompt
+from charactertrain.report.effects_view import ArmKind
 from charactertrain.storage import Directory, open_directory
 
 _NAME = re.compile(r"[\w.=,+-]*[\w=,+-]", re.ASCII)
 """Of an arm: it becomes part of file names, and stands in tables."""
-
-ArmKind = Literal[
-    "base",
-    "prompted",
-    "policy",
-    "seed",
-    "dpo",
-    "best_of_n",
-    "neutral",
-    "placebo",
-    "ablation",
-    "run",
-]
-"""`seed`: another run with this one's settings and another seed."""
 
 CONTROLS: dict[ArmKind, str] = {
     "dpo": "objective=dpo",

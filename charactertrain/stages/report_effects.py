@@ -31,11 +31,11 @@ _MAX_PROMPTS_NAMED = 100_000
 def effect(values: Json) -> Effect:
     """One measure of one arm."""
     return Effect(
-        base=_or_nan(values["base"]),
-        arm=_or_nan(values["arm"]),
-        difference=_or_nan(values["difference"]),
-        ci_low=_or_nan(values["ci_low"]),
-        ci_high=_or_nan(values["ci_high"]),
+        base=or_nan(values["base"]),
+        arm=or_nan(values["arm"]),
+        difference=or_nan(values["difference"]),
+        ci_low=or_nan(values["ci_low"]),
+        ci_high=or_nan(values["ci_high"]),
         p_value=values.get("p_value"),
         p_holm=values.get("p_holm"),
         num_responses=values["num_responses"],
@@ -60,7 +60,7 @@ def _judged(values: Json) -> Judged:
         num_ties=values["ties"],
         num_unscored=values["unscored"],
         num_inconsistent=values["inconsistent"],
-        swap_consistency=_estimate(values["swap_consistency"]),
+        swap_consistency=estimate(values["swap_consistency"]),
     )
 
 
@@ -111,8 +111,8 @@ def gate(values: Json) -> GateView:
         name=values["name"],
         measure=values["text"],
         value=values["value"],
-        ci_low=_or_nan(values["ci_low"]),
-        ci_high=_or_nan(values["ci_high"]),
+        ci_low=or_nan(values["ci_low"]),
+        ci_high=or_nan(values["ci_high"]),
         threshold=values["threshold"],
         is_ceiling=values["is_ceiling"],
         is_met=values["is_met"],
@@ -172,15 +172,15 @@ def _matrix(design: str, measure: Measure, values: Json) -> Attribution:
         cells={
             (row, column): Cell(
                 difference=cell["difference"],
-                ci_low=_or_nan(cell["ci_low"]),
-                ci_high=_or_nan(cell["ci_high"]),
+                ci_low=or_nan(cell["ci_low"]),
+                ci_high=or_nan(cell["ci_high"]),
                 p_holm=cell.get("p_holm"),
                 num_prompts=cell["num_prompts"],
             )
             for row, by_column in cells.items()
             for column, cell in by_column.items()
         },
-        dominance=_estimate(dominance),
+        dominance=estimate(dominance),
     )
 
 
@@ -230,9 +230,9 @@ def revealed_preferences(results: Json) -> RevealedPreferences | None:
     return RevealedPreferences(
         words=values["words"],
         changes={trait_id: by_arm(found) for trait_id, found in values["changes"].items()},
-        order_agreement={arm: _estimate(found) for arm, found in values["order_agreement"].items()},
+        order_agreement={arm: estimate(found) for arm, found in values["order_agreement"].items()},
         num_words=len(values["arms"]["base"]),
-        recognised=_estimate(told.get("recognised")),
+        recognised=estimate(told.get("recognised")),
         readings=tuple(
             ChoiceReading(
                 arm=arm,
@@ -240,8 +240,8 @@ def revealed_preferences(results: Json) -> RevealedPreferences | None:
                 num_choices=found["num_choices"],
                 num_unread=found["num_unread"],
                 num_ties=found["num_ties"],
-                first_taken=_estimate(found["first_taken"]),
-                swap_consistency=_estimate(found.get("swap_consistency")),
+                first_taken=estimate(found["first_taken"]),
+                swap_consistency=estimate(found.get("swap_consistency")),
             )
             for arm, by_condition in values["reading"].items()
             for condition, found in by_condition.items()
@@ -249,17 +249,19 @@ def revealed_preferences(results: Json) -> RevealedPreferences | None:
     )
 
 
-def _estimate(values: Json | None) -> Estimate | None:
-    if values is None:
+def estimate(values: Json | None) -> Estimate | None:
+    """A value with its interval; None where it was not measured."""
+    if values is None or values["estimate"] is None:
         return None
     return Estimate(
         value=values["estimate"],
-        ci_low=_or_nan(values["ci_low"]),
-        ci_high=_or_nan(values["ci_high"]),
+        ci_low=or_nan(values["ci_low"]),
+        ci_high=or_nan(values["ci_high"]),
     )
 
 
-def _or_nan(value: float | None) -> float:
+def or_nan(value: float | None) -> float:
+    """What the page takes for a number that there is not."""
     return math.nan if value is None else value
 
 

@@ -1,10 +1,7 @@
 """The preference model's part of the report's view."""
 
-import math
-
 from charactertrain.artifacts import Json
 from charactertrain.records import NO_TRAIT
-from charactertrain.report.data_view import Estimate
 from charactertrain.report.preference_view import (
     Accuracy,
     Calibration,
@@ -17,6 +14,7 @@ from charactertrain.report.preference_view import (
     StrengthBand,
 )
 from charactertrain.report.training_view import PreferenceModelView
+from charactertrain.stages.report_effects import estimate, or_nan
 
 _GATES_WITH_A_CEILING = {"calibration_error"}
 
@@ -39,7 +37,7 @@ def preference_model(summary: Json) -> PreferenceModelView:
         ),
         accuracy_same_variant=_accuracy(summary["accuracy_same_variant"]),
         shortcuts=tuple(_shortcut(edit, values) for edit, values in summary["shortcuts"].items()),
-        length_correlation=_estimate(summary["length_correlation"]),
+        length_correlation=estimate(summary["length_correlation"]),
         length_slope=summary["length_slopes"]["model"],
         before_temperature=_calibration(summary["before_temperature"]),
         after_temperature=_calibration(summary["after_temperature"]),
@@ -64,16 +62,12 @@ def _gate(values: Json) -> GateView:
         name=values["name"],
         measure=values["measure"],
         value=values["value"],
-        ci_low=_or_nan(values["ci_low"]),
-        ci_high=_or_nan(values["ci_high"]),
+        ci_low=or_nan(values["ci_low"]),
+        ci_high=or_nan(values["ci_high"]),
         threshold=values["threshold"],
         is_ceiling=values["name"] in _GATES_WITH_A_CEILING,
         is_met=values["is_met"],
     )
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _accuracy(values: Json) -> Accuracy | None:
@@ -81,25 +75,15 @@ def _accuracy(values: Json) -> Accuracy | None:
         return None
     return Accuracy(
         accuracy=values["estimate"],
-        ci_low=_or_nan(values["ci_low"]),
-        ci_high=_or_nan(values["ci_high"]),
+        ci_low=or_nan(values["ci_low"]),
+        ci_high=or_nan(values["ci_high"]),
         num_pairs=values["num_pairs"],
         num_prompts=values["num_clusters"],
         # Of parts that are not of a trait or of all pairs, the baselines are not taken.
         length_only=values.get("length_only"),
-        above_length=_estimate(values.get("above_length")),
+        above_length=estimate(values.get("above_length")),
         provenance_only=values.get("provenance_only"),
-        above_provenance=_estimate(values.get("above_provenance")),
-    )
-
-
-def _estimate(values: Json | None) -> Estimate | None:
-    if values is None or values["estimate"] is None:
-        return None
-    return Estimate(
-        value=values["estimate"],
-        ci_low=_or_nan(values["ci_low"]),
-        ci_high=_or_nan(values["ci_high"]),
+        above_provenance=estimate(values.get("above_provenance")),
     )
 
 
@@ -118,8 +102,8 @@ def _calibration(values: Json) -> Calibration:
     return Calibration(
         bins=tuple(CalibrationBin(**entry) for entry in values["bins"]),
         ece=values["ece"],
-        ece_ci_low=_or_nan(values["ece_ci_low"]),
-        ece_ci_high=_or_nan(values["ece_ci_high"]),
+        ece_ci_low=or_nan(values["ece_ci_low"]),
+        ece_ci_high=or_nan(values["ece_ci_high"]),
         brier=values["brier"],
         nll=values["nll"],
     )
@@ -135,5 +119,5 @@ def _member(name: str, summary: Json) -> Member:
         num_steps=len(training["history"]),
         best_step=training["best_step"],
         accuracy=_accuracy(other["accuracy"] if other else summary["accuracy"]),
-        same_order=_estimate(other["same_order"] if other else None),
+        same_order=estimate(other["same_order"] if other else None),
     )

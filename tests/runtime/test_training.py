@@ -1,11 +1,17 @@
 """Ray Train around a loop without a model: metrics, restarts, and failures."""
 
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pyarrow.fs as pafs
 import pytest
 import ray.train
@@ -61,6 +67,13 @@ def descend(
     (Path(directory) / f"x{worker.rank}.txt").write_text(str(x.item()))
 
 
+def wait_after_a_step(worker: Worker, directory: str) -> None:
+    (Path(directory) / f"pid{worker.rank}.txt").write_text(str(os.getpid()))
+    torch.distributed.barrier()
+    worker.send({"step": 1})
+    time.sleep(600)
+
+
 def save_as(rank: int, state: dict[str, Any]) -> Callable[[Path], None]:
     def save(path: Path) -> None:
         (path / f"rank{rank}.json").write_text(json.dumps(state))
@@ -98,7 +111,9 @@ def expected_losses() -> list[float]:
 
 
 def test_fit_hands_on_every_metric_of_rank_0_once_and_in_order(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
     lines = fit(tmp_path, workers=2)
+    assert signal.getsignal(signal.SIGINT) is before
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
     assert [line["loss"] for line in lines] == pytest.approx(expected_losses(), rel=1e-5)
     assert (tmp_path / "x0.txt").read_text() == (tmp_path / "x1.txt").read_text()
@@ -128,6 +143,27 @@ def test_fit_that_failed_too_often_says_why_and_goes_on_when_called_again(tmp_pa
     lines = fit(tmp_path)
     assert [line["step"] for line in lines] == [4, 5]
     assert [line["loss"] for line in lines] == pytest.approx(expected_losses()[3:], rel=1e-5)
+
+
+def test_an_interrupt_stops_the_workers_and_stays_an_interrupt(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt_once(line: dict[str, Any]) -> None:
+        if line["step"] == 1:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(
+            wait_after_a_step,
+            {"directory": str(tmp_path)},
+            workers=WorkerSettings(2, 0.5, 0.0, 1, None),
+            storage=open_directory(str(tmp_path)),
+            on_metrics=interrupt_once,
+        )
+    for rank in (0, 1):
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(int((tmp_path / f"pid{rank}.txt").read_text())).wait(timeout=30)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_leftovers_of_kills_are_dropped_and_checkpoints_stay(tmp_path: Path) -> None:
