@@ -23,7 +23,7 @@ from charactertrain import __version__, pipeline
 from charactertrain.artifacts import Json, Manifest, Outcome
 from charactertrain.config import RunConfig, validate
 from charactertrain.constitution import Constitution
-from charactertrain.exceptions import CharacterTrainError, ConfigError
+from charactertrain.exceptions import CharacterTrainError, ConfigError, UnavailableError
 from charactertrain.models.sources import model_identity
 from charactertrain.pipeline import Action, Share, Step, Work
 from charactertrain.points import point_name
@@ -35,6 +35,8 @@ from charactertrain.trait_file import load_constitution
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTITUTIONS = ROOT / "constitutions"
+TRY_AGAIN = 75
+"""Exit status, EX_TEMPFAIL, where the same command may succeed in a while; 2 where it would not."""
 SUMMARY_MEASURES = {
     "contrast": "contrast",
     "detector_rate": "detector rate",
@@ -65,7 +67,7 @@ def _compose_and_run(composed: DictConfig) -> float | None:
     except CharacterTrainError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False)
-        sys.exit(2)
+        sys.exit(TRY_AGAIN if isinstance(error, UnavailableError) else 2)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from here")
         sys.exit(130)

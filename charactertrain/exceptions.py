@@ -17,6 +17,10 @@ class ArtifactError(CharacterTrainError, RuntimeError):
     """An artifact is missing, damaged or another run's: make it again or look elsewhere."""
 
 
+class UnavailableError(ArtifactError):
+    """Storage failed, or another process took over: the same command may succeed in a while."""
+
+
 class ModelError(CharacterTrainError, ValueError):
     """A model cannot be found or used as configured: install or choose another."""
 

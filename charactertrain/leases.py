@@ -9,6 +9,7 @@ number that was taken before. A holder that was overtaken stops.
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -19,12 +20,13 @@ from types import FrameType
 from typing import Any
 from uuid import uuid4
 
-from charactertrain.exceptions import ArtifactError
+from charactertrain.exceptions import ArtifactError, UnavailableError
 from charactertrain.storage import Directory
 
 LEASE_SECONDS = 120.0
 """Longer than an NFS client may show a directory as it was, which is a minute."""
 _FOLDER = "leases"
+_NAME = re.compile(rf"{_FOLDER}/(?P<number>\d+)\.json", re.ASCII)
 _BEATS = 6
 """Renewals while a lease lasts."""
 
@@ -44,13 +46,13 @@ class Lease:
         self._keeper.start()
 
     def check(self) -> None:
-        """Raise ArtifactError if another process has overtaken this one."""
+        """Raise UnavailableError if another process has overtaken this one."""
         if self._why_lost is None:
             newest = _newest(self._directory)
             if newest > self._number:
                 self._why_lost = f"{_holder(_read(self._directory, newest))} took over"
         if self._why_lost is not None:
-            raise ArtifactError(
+            raise UnavailableError(
                 f"{self._directory.uri}: the lease to work here was lost: {self._why_lost}. This "
                 "process was held up, or the storage was, for longer than a lease lasts "
                 f"({self._seconds:g} s). Run the same command again: it waits for the other."
@@ -106,7 +108,7 @@ def hold(
         seconds: How long a lease lasts without being renewed.
 
     Raises:
-        ArtifactError: The lease was lost to another process.
+        UnavailableError: The lease was lost to another process.
     """
     lease = Lease(directory, _acquire(directory, say, seconds), seconds=seconds)
     try:
@@ -118,7 +120,7 @@ def hold(
 
 @contextmanager
 def _stopping_when_lost(lease: Lease) -> Iterator[None]:
-    """Make the interrupt that the keeper sends an ArtifactError; others stay what they are."""
+    """Make the interrupt that the keeper sends an UnavailableError; others stay what they are."""
     before = signal.getsignal(signal.SIGINT)
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -158,9 +160,9 @@ def _is_free(number: int, content: bytes) -> bool:
 
 
 def _newest(directory: Directory) -> int:
-    """The highest number there; 0 where there is none."""
-    names = [name.removeprefix(f"{_FOLDER}/") for name in directory.files(_FOLDER)]
-    return max((int(name.removesuffix(".json")) for name in names), default=0)
+    """The highest number there; 0 where there is none. What others have put there is left alone."""
+    matches = [_NAME.fullmatch(name) for name in directory.files(_FOLDER)]
+    return max((int(match["number"]) for match in matches if match), default=0)
 
 
 def _name(number: int) -> str:

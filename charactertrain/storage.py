@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import xxhash
 
-from charactertrain.exceptions import ArtifactError, ConfigError
+from charactertrain.exceptions import ArtifactError, ConfigError, UnavailableError
 
 _COPY_CHUNK_BYTES = 8 * 2**20
 _NUM_READERS = 16
@@ -30,6 +30,18 @@ _NUM_READERS = 16
 _READ_AHEAD = 64
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
 """Another file system, or one without hard links, or too many of them."""
+_LASTING = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)
+"""What does not pass by itself; a store's errors have no number, and may."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,8 @@ class Directory:
             yield
         except OSError as error:
             where = f"{self.uri}/{name}" if name else self.uri
-            raise ArtifactError(f"{where}: {error}. {_advice(error)}") from error
+            kind = ArtifactError if error.errno in _LASTING else UnavailableError
+            raise kind(f"{where}: {error}. {_advice(error)}") from error
 
     def exists(self, name: str) -> bool:
         """Whether a file or directory `name` exists."""
@@ -172,7 +185,8 @@ class Directory:
                 # pyarrow says OSError for some kinds of damage, and for a store that went away.
                 is_sure = isinstance(error, pa.ArrowInvalid)
                 unreachable = "" if is_sure else "If the store was not reached, run again. If not: "
-                raise ArtifactError(
+                kind = ArtifactError if is_sure else UnavailableError
+                raise kind(
                     f"{self.uri}/{name}: {error}. {unreachable}The file was damaged after it was "
                     "written: restore it, or move the stage's directory away and run again."
                 ) from error

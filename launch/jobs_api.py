@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import aiohttp
 
+from charactertrain.storage import without_keys
 from launch.connection import ClusterError, DuplicateError, UnreachableError, auth_headers
 
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10)
@@ -80,7 +81,9 @@ class JobsApi:
 
     def __init__(self, address: str, session: aiohttp.ClientSession) -> None:
         """Remember both; `address` as of `find_address`."""
-        self.address = address
+        self._url = address
+        # For messages: without the password that may stand in front of the host.
+        self.address = without_keys(address)
         self._session = session
 
     @classmethod
@@ -155,7 +158,7 @@ class JobsApi:
 
     async def tail(self, submission_id: str) -> AsyncIterator[str]:
         """What the driver prints, from its first line on; ends with the job, or after a silence."""
-        url = f"{self.address}{_path(submission_id)}/logs/tail"
+        url = f"{self._url}{_path(submission_id)}/logs/tail"
         timeout = aiohttp.ClientWSTimeout(ws_receive=_TAIL_SECONDS, ws_close=1.0)
         try:
             async with self._session.ws_connect(url, timeout=timeout) as socket:
@@ -188,7 +191,7 @@ class JobsApi:
         timeout = _UPLOAD_TIMEOUT if "data" in content else _TIMEOUT
         try:
             async with self._session.request(
-                method, f"{self.address}{path}", timeout=timeout, allow_redirects=False, **content
+                method, f"{self._url}{path}", timeout=timeout, allow_redirects=False, **content
             ) as response:
                 if response.status != 200 and response.status not in allowed:
                     raise self._refused(response.status, await response.text())

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from charactertrain.exceptions import ConfigError
+from charactertrain.storage import without_keys
 from launch.connection import find_address
 from launch.following import Follower
 from launch.jobs_api import Job, JobsApi
@@ -136,7 +137,8 @@ def _find(jobs: Sequence[Job], name: str, address: str) -> Job:
     if not found:
         names = dict.fromkeys(job.metadata.get("run_name", job.submission_id) for job in jobs)
         raise ConfigError(
-            f"no run {name!r} on {address}; it remembers {', '.join(names) or 'none at all'}"
+            f"no run {name!r} on {without_keys(address)}; it remembers "
+            f"{', '.join(names) or 'none at all'}"
         )
     if len({job.metadata.get("fingerprint") for job in found}) > 1:
         ids = ", ".join(job.submission_id for job in found)

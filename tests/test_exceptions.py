@@ -11,6 +11,7 @@ HIERARCHY = [
     (exceptions.ConfigError, exceptions.CharacterTrainError, ValueError),
     (exceptions.ConstitutionError, exceptions.ConfigError, ValueError),
     (exceptions.ArtifactError, exceptions.CharacterTrainError, RuntimeError),
+    (exceptions.UnavailableError, exceptions.ArtifactError, RuntimeError),
     (exceptions.ModelError, exceptions.CharacterTrainError, ValueError),
     (exceptions.SamplingError, exceptions.CharacterTrainError, RuntimeError),
     (exceptions.ChoiceError, exceptions.SamplingError, RuntimeError),

@@ -127,6 +127,9 @@ def test_an_error_releases_the_lease(tmp_path: Path) -> None:
 def test_a_lease_that_was_begun_and_not_written_expires(tmp_path: Path) -> None:
     directory = open_directory(str(tmp_path))
     directory.create("leases/000007.json", b'{"host": "no')
+    # What an editor or a file system leaves beside it is no lease.
+    for name in ("leases/000009.json~", "leases/notes.txt", "leases/old/000010.json"):
+        directory.create(name, b"")
     said: list[str] = []
     with hold(directory, say=said.append, seconds=0.5):
         assert directory.exists("leases/000008.json")

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from charactertrain import __main__
 from charactertrain.__main__ import _print_summary, _resolved_yaml, default_values, run
 from charactertrain.artifacts import Identity, Outcome, begin, commit
 from charactertrain.config import validate
-from charactertrain.exceptions import ArtifactError, ConfigError
+from charactertrain.exceptions import ArtifactError, ConfigError, UnavailableError
 from charactertrain.storage import open_directory
 
 Planned = Callable[..., str]
@@ -141,3 +142,26 @@ def test_defaults_are_those_of_a_run_without_overrides(compose: Any) -> None:
     assert default_values()["policy"]["num_steps"] != (
         validate(compose("experiment=smoke")).policy.num_steps
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ConfigError("seed: expected a number"), 2),
+        (ArtifactError("runs/mine: damaged"), 2),
+        (UnavailableError("runs/mine: timed out"), 75),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_the_exit_status_says_whether_it_helps_to_try_again(
+    error: BaseException, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(__main__, "run", fail)
+    monkeypatch.setattr("sys.argv", ["charactertrain", f"run.dir={tmp_path}/run"])
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == status

@@ -410,7 +410,9 @@ def test_addresses_are_those_of_a_dashboard(given: str, found: str) -> None:
     assert find_address(given) == found
 
 
-@pytest.mark.parametrize("given", ["ray://head:10001", "auto://"])
+@pytest.mark.parametrize(
+    "given", ["ray://head:10001", "auto://", "http://[head", "http://head:port"]
+)
 def test_other_addresses_are_refused(given: str) -> None:
     with pytest.raises(ConfigError, match="expected the dashboard"):
         find_address(given)

@@ -353,6 +353,7 @@ def job(exit_code: int | None, error_type: str | None = None) -> Job:
         (job(1, "JOB_ENTRYPOINT_COMMAND_ERROR"), True),
         (job(-9), True),
         (job(None, "JOB_SUPERVISOR_ACTOR_DIED"), True),
+        (job(75), True),
         (job(2), False),
         (job(130), False),
         (job(None, "RUNTIME_ENV_SETUP_FAILURE"), False),
