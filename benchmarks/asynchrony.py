@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from charactertrain.stages.definitions import NAMES
-from charactertrain.statistics import cluster_bootstrap_difference
+from charactertrain.statistics.bootstrap import cluster_bootstrap_difference
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_UP = 1

@@ -26,7 +26,7 @@ from charactertrain.config import RunConfig, validate
 from charactertrain.records import Prompt, Trait
 from charactertrain.runtime.chunks import ComputedSource
 from charactertrain.runtime.dataflow import run_chunks
-from charactertrain.stages.responses import response_job
+from charactertrain.stages.responses.stage import response_job
 from charactertrain.stages.start import open_session
 from charactertrain.storage import Directory, open_directory
 

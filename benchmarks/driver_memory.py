@@ -25,7 +25,7 @@ from charactertrain.runtime.chunks import ComputedSource
 from charactertrain.runtime.dataflow import PoolSettings, run_chunks
 from charactertrain.runtime.fake_sampler import FakeSampler
 from charactertrain.runtime.progress import Progress
-from charactertrain.stages.responses import response_job
+from charactertrain.stages.responses.stage import response_job
 from charactertrain.stages.start import open_session
 from charactertrain.storage import Directory, open_directory
 

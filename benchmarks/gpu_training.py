@@ -46,16 +46,16 @@ from charactertrain.objectives.advantages import RunningBaseline
 from charactertrain.runtime.torch_engine import TorchEngine
 from charactertrain.runtime.training_engine import Computing, OptimizerSettings, TrainingEngine
 from charactertrain.runtime.worker import LocalWorker, process_group_of_one
-from charactertrain.stages.policy_objective import PolicyGradient
-from charactertrain.stages.policy_step import policy_step
-from charactertrain.stages.preference_step import (
+from charactertrain.stages.policy.objective import PolicyGradient
+from charactertrain.stages.policy.rollouts import Rollout
+from charactertrain.stages.policy.step import policy_step
+from charactertrain.stages.preference_model.step import (
     PreferenceObjective,
     RankedPair,
     RankedPrompt,
     preference_step,
 )
 from charactertrain.stages.response_logits import Models
-from charactertrain.stages.rollouts import Rollout
 
 CANDIDATES = 4
 PROMPT_SHARE = 0.25

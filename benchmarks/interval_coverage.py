@@ -21,9 +21,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from charactertrain.resampling import resampled
-from charactertrain.several_runs import difference_over_runs
-from charactertrain.statistics import cluster_bootstrap_difference
+from charactertrain.statistics.bootstrap import cluster_bootstrap_difference
+from charactertrain.statistics.resampling import resampled
+from charactertrain.statistics.several_runs import difference_over_runs
 
 Array = NDArray[np.float64]
 NUM_RESPONSES = 3

@@ -178,8 +178,8 @@ def ours(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     from charactertrain.models import sources
     from charactertrain.runtime.worker import LocalWorker, process_group_of_one
-    from charactertrain.stages.policy_loop import Sampling, train
-    from charactertrain.stages.rollout_buffer import RolloutBuffer
+    from charactertrain.stages.policy.loop import Sampling, train
+    from charactertrain.stages.policy.rollout_buffer import RolloutBuffer
     from charactertrain.stages.start import open_session
     from charactertrain.storage import open_directory
 
@@ -228,8 +228,8 @@ def _config() -> Any:
 def _task(arguments: argparse.Namespace, model: Path, output: Any) -> Any:
     from charactertrain.runtime.training_engine import OptimizerSettings
     from charactertrain.runtime.zero import ZeroSettings
-    from charactertrain.stages.policy_objective import PolicyGradient
-    from charactertrain.stages.policy_task import OptimiseTask, PolicyTask, WarmStartTask
+    from charactertrain.stages.policy.objective import PolicyGradient
+    from charactertrain.stages.policy.task import OptimiseTask, PolicyTask, WarmStartTask
 
     objective = PolicyGradient(
         advantages="grpo",
@@ -264,10 +264,10 @@ def _task(arguments: argparse.Namespace, model: Path, output: Any) -> Any:
 
 def _buffer_settings(arguments: argparse.Namespace, log: str) -> Any:
     from charactertrain.runtime.sampling import SamplingSettings
-    from charactertrain.stages.ensemble import EnsembleReward
-    from charactertrain.stages.ledger import LedgerSettings
-    from charactertrain.stages.rollout_buffer import BufferSettings
-    from charactertrain.stages.rollouts import RolloutSettings
+    from charactertrain.stages.policy.ledger import LedgerSettings
+    from charactertrain.stages.policy.rollout_buffer import BufferSettings
+    from charactertrain.stages.policy.rollouts import RolloutSettings
+    from charactertrain.stages.preference_model.ensemble import EnsembleReward
 
     ahead = 1 if arguments.side == "ahead" else 0
     sampling = SamplingSettings(1.0, 1.0, arguments.tokens, arguments.tokens, ())

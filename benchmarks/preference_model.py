@@ -69,7 +69,7 @@ def sample(arguments: argparse.Namespace) -> None:
     from charactertrain.models import sources
     from charactertrain.records import Prompt, Response, Trait, from_table, to_table
     from charactertrain.runtime.chunks import FileSource
-    from charactertrain.stages.responses import response_job
+    from charactertrain.stages.responses.stage import response_job
     from charactertrain.stages.start import open_session
     from charactertrain.storage import open_directory
     from charactertrain.templates import CHECK_MESSAGES
@@ -133,7 +133,7 @@ def ours(arguments: argparse.Namespace) -> None:
     from charactertrain.runtime.training_engine import OptimizerSettings
     from charactertrain.runtime.worker import LocalWorker, process_group_of_one
     from charactertrain.runtime.zero import ZeroEngine, ZeroSettings
-    from charactertrain.stages.preference_step import (
+    from charactertrain.stages.preference_model.step import (
         PreferenceObjective,
         RankedPair,
         RankedPrompt,

@@ -25,10 +25,10 @@ from ranking import (
     written_verdicts,
 )
 
-from charactertrain import calibration, statistics
 from charactertrain.records import Trait
 from charactertrain.seeds import derive_seed
-from charactertrain.stages.comparisons import Comparisons, Group
+from charactertrain.stages.rankings.comparisons import Comparisons, Group
+from charactertrain.statistics import bootstrap, calibration
 from charactertrain.templates import CHECK_MESSAGES
 from charactertrain.trait_file import load_constitution
 
@@ -127,8 +127,8 @@ def _written(letters: Sequence[str | None], groups: Sequence[Group], better: str
 
 
 def _accuracy(wins: Sequence[float], groups: Sequence[Group]) -> dict[str, Any]:
-    by_message = statistics.values_by_cluster(wins, [group.prompt for group in groups])
-    interval = statistics.cluster_bootstrap_mean(by_message, num_resamples=2000, seed=0)
+    by_message = bootstrap.values_by_cluster(wins, [group.prompt for group in groups])
+    interval = bootstrap.cluster_bootstrap_mean(by_message, num_resamples=2000, seed=0)
     return {
         "accuracy": round(interval.estimate, 3),
         "ci_low": round(interval.ci_low, 3),

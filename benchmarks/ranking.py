@@ -31,9 +31,9 @@ from charactertrain.records import Message, Trait
 from charactertrain.runtime.engines import LeasedSampler
 from charactertrain.runtime.sampling import Sample, SampleRequest, SamplingSettings
 from charactertrain.seeds import derive_seed
-from charactertrain.stages.comparisons import Candidate, Comparisons, Group
 from charactertrain.stages.context import response_settings
-from charactertrain.stages.rankers import make_ranker
+from charactertrain.stages.rankings.comparisons import Candidate, Comparisons, Group
+from charactertrain.stages.rankings.rankers import make_ranker
 from charactertrain.stages.start import open_session
 from charactertrain.storage import open_directory
 from charactertrain.templates import (

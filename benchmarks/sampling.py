@@ -34,7 +34,7 @@ from charactertrain.runtime.engines import EngineSource
 from charactertrain.runtime.sampling import SampleRequest
 from charactertrain.runtime.session import Session
 from charactertrain.stages.context import response_settings
-from charactertrain.stages.responses import response_job
+from charactertrain.stages.responses.stage import response_job
 from charactertrain.stages.start import open_session
 from charactertrain.storage import Directory, open_directory
 from charactertrain.templates import CHECK_MESSAGES

@@ -27,9 +27,10 @@ from charactertrain.exceptions import CharacterTrainError, ConfigError, Unavaila
 from charactertrain.models.sources import model_identity
 from charactertrain.pipeline import Action, Share, Step, Work
 from charactertrain.points import point_name
-from charactertrain.stages import pair_files, prompt_files
-from charactertrain.stages.arms import check_finished
 from charactertrain.stages.definitions import define
+from charactertrain.stages.evaluation.arms import check_finished
+from charactertrain.stages.pairs import files as pair_files
+from charactertrain.stages.prompts import files as prompt_files
 from charactertrain.storage import Directory, open_directory, without_keys
 from charactertrain.trait_file import load_constitution
 
@@ -116,7 +117,7 @@ def _execute(
             name = step.stage.name
 
             def implementation(work: Work, name: str = name) -> Outcome:
-                module = importlib.import_module(f"charactertrain.stages.{name}")
+                module = importlib.import_module(f"charactertrain.stages.{name}.stage")
                 outcome: Outcome = module.run(work, context)
                 return outcome
 

@@ -14,7 +14,7 @@ import pytest
 
 from charactertrain import artifacts
 from charactertrain.artifacts import Json, Manifest
-from charactertrain.evaluation_gates import is_shown
+from charactertrain.evaluation.gates import is_shown
 from charactertrain.records import EvaluationSample, Prompt, Ranking, Response
 from charactertrain.stages.definitions import NAMES
 from charactertrain.storage import Directory, open_directory

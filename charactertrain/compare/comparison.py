@@ -16,8 +16,8 @@ from charactertrain.report.reading import MEASURE_LABELS
 from charactertrain.report.settings import ABSENT
 from charactertrain.report.view import Reply, Sample
 from charactertrain.seeds import derive_seed
-from charactertrain.stages import report_effects
-from charactertrain.stages.report_samples import sample_measures
+from charactertrain.stages.report import effects as report_effects
+from charactertrain.stages.report.samples import sample_measures
 
 NUM_TEXTS = 4
 """Prompts shown side by side, per trait."""

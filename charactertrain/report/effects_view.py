@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from charactertrain import evaluation_gates
-from charactertrain.probe_measures import Better
+from charactertrain.evaluation import gates as evaluation_gates
+from charactertrain.probes.measures import Better
 from charactertrain.report.data_view import Estimate
 
 BASE = "base"

@@ -11,7 +11,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from charactertrain import evaluation_gates
+from charactertrain.evaluation import gates as evaluation_gates
 from charactertrain.report import (
     arm_plots,
     effect_sections,

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from charactertrain import evaluation_gates
-from charactertrain.evaluation_gates import OUTCOME_MEASURES
-from charactertrain.probe_measures import Better
+from charactertrain.evaluation import gates as evaluation_gates
+from charactertrain.evaluation.gates import OUTCOME_MEASURES
+from charactertrain.probes.measures import Better
 from charactertrain.report.data_view import Estimate
 from charactertrain.report.effects_view import POLICY, Effect, Measure
 from charactertrain.report.text import interval, number, shorten

@@ -9,7 +9,7 @@ from itertools import pairwise, takewhile
 
 from markupsafe import Markup, escape
 
-from charactertrain.measures import detector_spans
+from charactertrain.texts.measures import detector_spans
 
 MAX_SHOWN_CHARACTERS = 4_000
 

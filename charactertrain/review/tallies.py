@@ -4,10 +4,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from charactertrain.agreement import Agreement, agreement, quadratic_weights
 from charactertrain.records import ReviewEvent
 from charactertrain.reviews import VOTES
-from charactertrain.statistics import Interval, cluster_bootstrap_mean, values_by_cluster
+from charactertrain.statistics.agreement import Agreement, agreement, quadratic_weights
+from charactertrain.statistics.bootstrap import Interval, cluster_bootstrap_mean, values_by_cluster
 
 NUM_RESAMPLES = 1000
 MIN_PROMPTS = 10

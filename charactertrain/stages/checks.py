@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 
-from charactertrain import measures, ranking, statistics
+from charactertrain import ranking
 from charactertrain.exceptions import SamplingError
 from charactertrain.records import Probe, Trait
 from charactertrain.runtime.sampling import (
@@ -22,13 +22,15 @@ from charactertrain.runtime.sampling import (
     ScoreRequest,
 )
 from charactertrain.seeds import derive_seed, stable_id
-from charactertrain.stages.comparisons import Candidate, Comparisons, Group, Ranker
+from charactertrain.stages.rankings.comparisons import Candidate, Comparisons, Group, Ranker
+from charactertrain.statistics import bootstrap
 from charactertrain.templates import (
     CHECK_MESSAGES,
     REFERENCE_VARIANT,
     plain_conversation,
     response_conversation,
 )
+from charactertrain.texts import measures
 
 _NUM_RESAMPLES = 2000
 _PROBE_VARIANTS = ("none", REFERENCE_VARIANT)
@@ -229,10 +231,10 @@ def _quality(
     if not wins:
         return no_quality(name, "")
     # Pairs of one message resemble each other, whichever trait they are of.
-    by_message = statistics.values_by_cluster(wins, [a.prompt for a, _ in pairs])
+    by_message = bootstrap.values_by_cluster(wins, [a.prompt for a, _ in pairs])
     if len(by_message) < 2:
         return RankerQuality(name, fmean(wins), 0.0, 1.0, len(wins))
-    interval = statistics.cluster_bootstrap_mean(by_message, num_resamples=_NUM_RESAMPLES, seed=0)
+    interval = bootstrap.cluster_bootstrap_mean(by_message, num_resamples=_NUM_RESAMPLES, seed=0)
     return RankerQuality(name, interval.estimate, interval.ci_low, interval.ci_high, len(wins))
 
 

@@ -11,10 +11,10 @@ from charactertrain.artifacts import Json
 from charactertrain.config import RunConfig, Section, identity
 from charactertrain.constitution import Constitution
 from charactertrain.pipeline import Stage
-from charactertrain.probe_file import fingerprints
+from charactertrain.probes.file import fingerprints
 from charactertrain.stages import row_files
-from charactertrain.stages.arms import OWN_ARMS, compared_policies
-from charactertrain.stages.evaluation_size import replies_at_most
+from charactertrain.stages.evaluation.arms import OWN_ARMS, compared_policies
+from charactertrain.stages.evaluation.size import replies_at_most
 
 NAMES = (
     "traits",

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from charactertrain.evaluation_gates import is_shown
+from charactertrain.evaluation.gates import is_shown
 from charactertrain.report.effects_view import Better, ByArm, Effect, Measure
 from charactertrain.report.reading import answer, headline, read_effect, read_probe, read_trait
 from charactertrain.report.view import ReportView

@@ -46,7 +46,7 @@ from charactertrain.runtime.sampling import (
 from charactertrain.runtime.torch_engine import TorchEngine
 from charactertrain.runtime.training_engine import OptimizerSettings
 from charactertrain.runtime.weights import own_weights
-from charactertrain.stages.preference_step import group_rewards
+from charactertrain.stages.preference_model.step import group_rewards
 from charactertrain.templates import JUDGE_CHOICES, Shown, judge_conversation, plain_conversation
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

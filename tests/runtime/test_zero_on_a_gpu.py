@@ -13,7 +13,7 @@ from charactertrain.runtime.torch_engine import TorchEngine
 from charactertrain.runtime.training_engine import OptimizerSettings, TrainingEngine
 from charactertrain.runtime.worker import LocalWorker
 from charactertrain.runtime.zero import ZeroEngine, ZeroSettings
-from charactertrain.stages.preference_step import (
+from charactertrain.stages.preference_model.step import (
     PreferenceObjective,
     RankedPair,
     RankedPrompt,

@@ -32,8 +32,9 @@ from charactertrain.runtime.weights import Weight, gather
 from charactertrain.runtime.worker import LocalWorker, Worker
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
 from charactertrain.runtime.zero_checkpoint import read_state
-from charactertrain.stages.policy_step import policy_step
-from charactertrain.stages.preference_step import (
+from charactertrain.stages.policy.rollouts import Rollout
+from charactertrain.stages.policy.step import policy_step
+from charactertrain.stages.preference_model.step import (
     PreferenceObjective,
     RankedPair,
     RankedPrompt,
@@ -41,7 +42,6 @@ from charactertrain.stages.preference_step import (
     preference_step,
 )
 from charactertrain.stages.response_logits import Models
-from charactertrain.stages.rollouts import Rollout
 
 STAGES = (0, 1, 2, 3)
 STEPPED = (0, 2, 3)

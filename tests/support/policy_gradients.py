@@ -1,6 +1,6 @@
 """A policy gradient that tests change what they are about of."""
 
-from charactertrain.stages.policy_objective import PolicyGradient
+from charactertrain.stages.policy.objective import PolicyGradient
 
 PLAIN = PolicyGradient(
     advantages="centered",

@@ -1,0 +1,1 @@
+"""Probes: scripts that ask for one behaviour, what is measured in the replies, and the sets."""

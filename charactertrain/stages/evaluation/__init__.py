@@ -1,0 +1,1 @@
+"""Evaluation: the arms' replies to held-out prompts, scored, judged and probed."""

@@ -1,0 +1,74 @@
+"""How many replies an evaluation samples, as far as its config and the constitution say."""
+
+import math
+from collections.abc import Sequence
+
+from charactertrain.config import RunConfig
+from charactertrain.config.evaluation import ProbesSection
+from charactertrain.probes.file import load
+from charactertrain.records import NO_TRAIT, Prompt, Script
+from charactertrain.stages.evaluation import probe_scripts, trait_choices
+from charactertrain.stages.evaluation.arms import OWN_ARMS
+
+
+def replies_at_most(
+    config: RunConfig, trait_ids: Sequence[str], *, num_tested: int, num_general: int
+) -> dict[str, int]:
+    """Replies of all arms by what they are for; one that is not asked for is absent.
+
+    At most: prompts that another run trained on are not asked, and conversations may be cut short.
+
+    Args:
+        config: Of the run.
+        trait_ids: Of the constitution.
+        num_tested: Held-out prompts of all traits together.
+        num_general: Held-out prompts for which no trait is at stake.
+    """
+    section = config.evaluation
+    num_arms = len(OWN_ARMS) + len(section.compare)
+    # The prompted base is neither asked for its natural length nor offered traits.
+    num_unprompted = num_arms - 1
+    of_an_arm = _probe_replies(section.probes, trait_ids, num_tested, num_general)
+    counts = {
+        "on held-out prompts": num_arms * num_tested * section.responses_per_prompt,
+        "for their length": num_unprompted * min(section.length_prompts, num_tested),
+        "in probes": num_arms * of_an_arm,
+        "to free choices": _choices(config, trait_ids, num_arms=num_unprompted),
+    }
+    return {what: count for what, count in counts.items() if count > 0}
+
+
+def _choices(config: RunConfig, trait_ids: Sequence[str], *, num_arms: int) -> int:
+    """Replies of all arms that are offered traits."""
+    pairs_per_trait = config.evaluation.preferences.pairs_per_trait
+    if pairs_per_trait == 0:
+        return 0
+    offered = trait_choices.offers(trait_ids, pairs_per_trait=pairs_per_trait, seed=config.seed)
+    # What it is to take up the base alone is told.
+    num_told = sum(offer.condition == "told" for offer in offered)
+    return num_arms * (len(offered) - num_told) + num_told
+
+
+def _probe_replies(
+    section: ProbesSection, trait_ids: Sequence[str], num_tested: int, num_general: int
+) -> int:
+    """Replies of one arm in all probes."""
+    per_trait = min(section.prompts_per_trait, math.ceil(num_tested / len(trait_ids)))
+    asked = [_any_prompt(trait_id, number) for trait_id in trait_ids for number in range(per_trait)]
+    scripts = probe_scripts.from_prompts(section.names, asked)
+    if probe_scripts.PREFILL in section.names:
+        given = {prompt.prompt_id: "" for prompt in asked}
+        scripts += probe_scripts.prefilled(asked, given)
+    for name, probe in load(section.names, section.files).items():
+        scripts += probe_scripts.from_file(name, probe)
+    num_own = min(section.prompts_per_trait, num_general) if "dose" in section.names else 0
+    return sum(map(_num_replies, scripts)) + num_own
+
+
+def _num_replies(script: Script) -> int:
+    return len(script.turns) - len(script.given_replies)
+
+
+def _any_prompt(trait_id: str, number: int) -> Prompt:
+    """A prompt that is only counted."""
+    return Prompt(f"{trait_id}-{number}", trait_id, NO_TRAIT, "trait", "?", "test")

@@ -1,0 +1,1 @@
+"""Pairs: of rankings, files and reviews."""

@@ -1,0 +1,1 @@
+"""The policy: rollouts, optimisation, and what is watched meanwhile."""

@@ -1,0 +1,1 @@
+"""The preference model: data, training, and what it is worth."""

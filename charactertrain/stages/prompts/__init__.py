@@ -1,0 +1,1 @@
+"""Prompts: planned, written, filtered and divided into splits."""

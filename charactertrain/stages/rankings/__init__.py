@@ -1,0 +1,1 @@
+"""Rankings: of each prompt's responses, by one of several rankers."""

@@ -1,0 +1,1 @@
+"""The report: every artifact's part of its view."""

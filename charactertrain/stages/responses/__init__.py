@@ -1,0 +1,1 @@
+"""Responses: several to each prompt."""

@@ -1,0 +1,1 @@
+"""Traits: the constitution's, as rows."""

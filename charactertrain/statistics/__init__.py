@@ -1,0 +1,1 @@
+"""Of numbers alone: intervals, tests, and how far raters and rankers agree."""
