@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
 from charactertrain.seeds import derive_seed
 
@@ -43,7 +44,7 @@ def pair_probability_from_contrast(score_a: float, score_b: float, *, temperatur
         score_b: Contrast score of B.
         temperature: In nats per token: the difference at which A is preferred with 0.73.
     """
-    return _sigmoid((score_a - score_b) / temperature)
+    return float(expit((score_a - score_b) / temperature))
 
 
 def judge_probability(logprob_a: float, logprob_b: float) -> float:
@@ -53,7 +54,7 @@ def judge_probability(logprob_a: float, logprob_b: float) -> float:
     """
     if max(logprob_a, logprob_b) == -math.inf:
         raise ValueError("the judge gave neither letter any probability: reject the judgement")
-    return _sigmoid(logprob_a - logprob_b)
+    return float(expit(logprob_a - logprob_b))
 
 
 def choice_probabilities(logprobs: Sequence[float]) -> list[float]:
@@ -215,7 +216,7 @@ def utilities_from_probabilities(probabilities_KK: ArrayLike, *, prior: float) -
     wins_KK, compared_KK = _wins(np.array(probabilities_KK, float))
     utilities_K = np.zeros(len(wins_KK))
     for _ in range(MAX_NEWTON_STEPS):
-        predicted_KK = compared_KK * _sigmoids(utilities_K[:, None] - utilities_K[None, :])
+        predicted_KK = compared_KK * expit(utilities_K[:, None] - utilities_K[None, :])
         gradient_K = (wins_KK - predicted_KK).sum(axis=1) - prior * utilities_K
         if np.abs(gradient_K).max() < GRADIENT_TOLERANCE:
             return [float(utility) for utility in utilities_K - utilities_K.mean()]
@@ -263,12 +264,3 @@ def _checked_shares(shares: Sequence[float]) -> Array:
 
 def _rows(matrix_KK: Array) -> list[list[float]]:
     return [[float(value) for value in row] for row in matrix_KK]
-
-
-def _sigmoid(value: float) -> float:
-    # exp of a large positive number overflows; tanh does not.
-    return 0.5 * (1 + math.tanh(0.5 * value))
-
-
-def _sigmoids(values: Array) -> Array:
-    return 0.5 * (1 + np.tanh(0.5 * values))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from charactertrain.statistics.bootstrap import (
     Difference,
@@ -154,8 +155,8 @@ def length_controlled_win_rate(
     return LengthControlledWinRate(
         rate=difference_of_resamples(
             EVEN,
-            float(_sigmoid(theta)),
-            _sigmoid(fits_R2[:, 0]) - EVEN,
+            float(expit(theta)),
+            expit(fits_R2[:, 0]) - EVEN,
             num_clusters=num_clusters,
             num_responses=2 * len(scored),
             negligible=NEGLIGIBLE_SPREAD,
@@ -217,7 +218,7 @@ def _fit(x_N: Array, y_N: Array, weights_RN: Array) -> Array:
     # No line search: from zero, where the curvature is largest, steps fall short and do not
     # overshoot.
     for _ in range(MAX_NEWTON_STEPS):
-        predicted_RN = _sigmoid(fits_R2 @ features_N2.T)
+        predicted_RN = expit(fits_R2 @ features_N2.T)
         gradients_R2 = (weights_RN * (predicted_RN - y_N)) @ features_N2 + ridge_2 * fits_R2
         if np.abs(gradients_R2).max() < GRADIENT_TOLERANCE:
             return fits_R2
@@ -227,8 +228,3 @@ def _fit(x_N: Array, y_N: Array, weights_RN: Array) -> Array:
     raise ArithmeticError(
         f"no convergence in {MAX_NEWTON_STEPS} Newton steps of {len(x_N)} comparisons"
     )
-
-
-def _sigmoid(values: Array) -> Array:
-    # exp of a large positive number overflows; tanh does not.
-    return 0.5 * (1 + np.tanh(0.5 * values))

@@ -221,18 +221,6 @@ def fall_from_best(
     )
 
 
-def left_out_in_turn(statistic: Callable[[list[T]], float]) -> SetStatistic[T]:
-    """Any statistic, computed anew without each group: as often as there are groups, and once."""
-
-    def evaluate(groups: Sequence[Sequence[T]]) -> tuple[float, list[float]]:
-        def without(left_out: int | None) -> float:
-            return statistic([v for i, group in enumerate(groups) if i != left_out for v in group])
-
-        return without(None), [without(index) for index in range(len(groups))]
-
-    return evaluate
-
-
 def cluster_jackknife_statistic(
     base_by_cluster: Mapping[str, Sequence[T]],
     arm_by_cluster: Mapping[str, Sequence[T]],

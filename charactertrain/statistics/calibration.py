@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
 from charactertrain.statistics.resampling import interval_quantiles, resampled
 
@@ -132,7 +133,7 @@ def fit_temperature(margins: ArrayLike, targets: ArrayLike) -> float:
         raise ValueError(f"cannot fit a temperature: all {margin.size} margins are zero")
 
     def slope(inverse_temperature: float) -> float:
-        return float(margin @ (_sigmoid(inverse_temperature * margin) - target))
+        return float(margin @ (expit(inverse_temperature * margin) - target))
 
     # The likelihood is convex in 1/T, so its slope crosses zero once: bisect, in log(1/T).
     low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
@@ -148,7 +149,7 @@ def fit_temperature(margins: ArrayLike, targets: ArrayLike) -> float:
 
 def probabilities(margins: ArrayLike, temperature: float) -> list[float]:
     """P(the first is better) of each margin: sigma(margin / temperature)."""
-    values: list[float] = _sigmoid(np.asarray(margins, dtype=np.float64) / temperature).tolist()
+    values: list[float] = expit(np.asarray(margins, dtype=np.float64) / temperature).tolist()
     return values
 
 
@@ -202,8 +203,3 @@ def _cross_term(target: Array, predicted: Array) -> Array:
     # 0 log 0 is 0.
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(target > 0, -target * np.log(predicted), 0.0)
-
-
-def _sigmoid(values: Array) -> Array:
-    # exp of a large positive number overflows; tanh does not.
-    return 0.5 * (1 + np.tanh(0.5 * values))

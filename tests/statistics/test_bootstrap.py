@@ -1,7 +1,8 @@
 """Intervals over prompts: by hand, and how often they hold the truth."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ from scipy.stats import ttest_1samp
 from charactertrain.statistics.bootstrap import (
     Difference,
     Interval,
+    SetStatistic,
     cluster_bootstrap_difference,
     cluster_bootstrap_mean,
     cluster_jackknife_statistic,
     fall_from_best,
-    left_out_in_turn,
     values_by_cluster,
 )
 from charactertrain.statistics.resampling import MAX_RESAMPLED, resampled
@@ -22,6 +23,18 @@ from charactertrain.texts.measures import distinct_n
 
 BASE = {"p": [0.0, 1.0], "q": [2.0], "r": [5.0, 3.0, 4.0]}
 POLICY = {"p": [2.0], "q": [3.0, 5.0], "r": [6.0]}
+
+
+def left_out_in_turn(statistic: Callable[[list[Any]], float]) -> SetStatistic[Any]:
+    """Any statistic, computed anew without each group: as often as there are groups, and once."""
+
+    def evaluate(groups: Sequence[Sequence[Any]]) -> tuple[float, list[float]]:
+        def without(left_out: int | None) -> float:
+            return statistic([v for i, group in enumerate(groups) if i != left_out for v in group])
+
+        return without(None), [without(index) for index in range(len(groups))]
+
+    return evaluate
 
 
 def test_values_by_cluster_gathers_in_order() -> None:
