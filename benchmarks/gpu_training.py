@@ -359,6 +359,7 @@ def _policy(arguments: argparse.Namespace, groups: list[PromptGroup]) -> Stage:
         aggregate="token",
         correction=None,
         kl_coef=KL_COEF,
+        kl_target=None,
         kl_place="loss",
         kl_estimator="k3",
     )

@@ -241,6 +241,7 @@ def _task(arguments: argparse.Namespace, model: Path, output: Any) -> Any:
         aggregate="token",
         correction=None,
         kl_coef=KL_COEF,
+        kl_target=None,
         kl_place="loss",
         kl_estimator="k3",
     )

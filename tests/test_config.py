@@ -426,6 +426,10 @@ WITHOUT_KL = (
             "policy.kl: coef is 0.05 and without is True: " + WITHOUT_KL,
         ),
         (
+            {"policy.kl.coef": 0, "policy.kl.without": True, "policy.kl.target": 0.1},
+            "policy.kl: target is 0.1, and there is no KL to steer: give null",
+        ),
+        (
             {"policy.kl.estimator": "k1"},
             "policy.kl: estimator k1 has no gradient in the loss (its expectation is 0): use k2, "
             "whose gradient is that of the KL, or place=reward",

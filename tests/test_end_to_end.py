@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from charactertrain import artifacts
+from charactertrain.objectives.kl_control import KlController
 from charactertrain.records import EvaluationSample, PreferencePair, Prompt, Response
 from charactertrain.stages.definitions import NAMES
 from charactertrain.storage import open_directory
@@ -34,6 +35,7 @@ _SETTINGS = (
     "deepspeed@preference_model.deepspeed=zero2",
     "deepspeed@policy.deepspeed=zero3",
     "policy.num_steps=8",
+    "policy.kl.target=0.01",
     "policy.resources.checkpoint_every=2",
     # Two chunks at a time, so that some are done when others are not.
     "sampler.resources.max_num_seqs=8",
@@ -195,6 +197,14 @@ def test_sampler_and_trainer_agree_before_and_after_the_first_update(finished: P
     assert history[0]["ratio"] == pytest.approx(1.0, abs=1e-3)
     assert history[0]["clip_fraction"] == 0.0
     assert history[0]["sync_difference"] < 1e-3
+
+
+def test_the_pull_to_the_reference_is_steered_over_the_kill(finished: Path) -> None:
+    history = json.loads((finished / "policy" / "optimise.json").read_text())
+    controller = KlController(0.05, target=0.01)
+    for row in history:
+        assert row["kl_coef"] == pytest.approx(controller.coef)
+        controller = controller.after(row["kl"])
 
 
 def test_engines_write_ahead_as_far_as_they_may(finished: Path) -> None:

@@ -15,6 +15,8 @@ class KlSection(Section):
     place: Literal["loss", "reward"]
     """In the loss its gradient is taken; in the reward it is a cost of what was sampled."""
     estimator: Literal["k1", "k2", "k3"]
+    target: PositiveFloat | None
+    """KL in nats per token that `coef` is steered to from step to step; null leaves it alone."""
     without: bool
     """Must be true for coef 0: an unanchored policy is asked for by name."""
 
@@ -26,6 +28,8 @@ class KlSection(Section):
                 "reference drifts into hacks of its reward; ask for it by setting both coef=0 and "
                 "without=true"
             )
+        if self.target is not None and self.without:
+            raise ValueError(f"target is {self.target}, and there is no KL to steer: give null")
         if self.place == "loss" and self.estimator == "k1":
             raise ValueError(
                 "estimator k1 has no gradient in the loss (its expectation is 0): use k2, whose "

@@ -35,6 +35,12 @@ METRIC_TITLES: dict[MetricName, str] = {
     "loss": "Loss",
     "seconds": "Seconds",
 }
+TIME_TITLES = {
+    "sample_seconds": "waiting for rollouts",
+    "train_seconds": "training",
+    "sync_seconds": "sending weights to the engines",
+    "probe_seconds": "checking that they arrived",
+}
 PHASE_TITLES: dict[Phase, str] = {
     "warm_start": "Warm start",
     "optimise": "Optimisation against the preference model",
@@ -49,6 +55,18 @@ class Chart:
     """Caption."""
     svg: Markup
     """Inline SVG."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeRow:
+    """What a part of a step took."""
+
+    title: str
+    """Part of the step."""
+    seconds: float
+    """Mean over steps."""
+    share: float
+    """Of all parts together, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +85,12 @@ class PhaseSection:
     """One chart a metric."""
     rows: tuple[PolicyStep, ...]
     """Steps in the table, thinned to about `MAX_STEP_ROWS`."""
+    time: tuple[TimeRow, ...]
+    """Where the time of a step went; empty when it was not recorded by parts."""
+    max_staleness: int | None
+    """Steps by which the oldest weights of any token were behind; None without rollouts."""
+    refills: int
+    """Groups that took the place of such as teach nothing, over all steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,6 +165,25 @@ def phase_section(phase: Phase, policy: Sequence[PolicyStep]) -> PhaseSection:
             if points
         ),
         rows=_thinned(steps),
+        time=_time(steps),
+        max_staleness=max(
+            (step.max_staleness for step in steps if step.max_staleness is not None), default=None
+        ),
+        refills=sum(step.refills or 0 for step in steps),
+    )
+
+
+def _time(steps: Sequence[PolicyStep]) -> tuple[TimeRow, ...]:
+    # A step whose weights went nowhere has no such part; it took no time.
+    sums = {
+        title: sum(getattr(step, name) or 0.0 for step in steps)
+        for name, title in TIME_TITLES.items()
+    }
+    total = sum(sums.values())
+    return tuple(
+        TimeRow(title=title, seconds=seconds / len(steps), share=seconds / total)
+        for title, seconds in sums.items()
+        if total > 0
     )
 
 

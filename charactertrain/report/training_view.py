@@ -98,6 +98,18 @@ class PolicyStep:
     """Loss of the step."""
     seconds: float | None
     """Wall time of the step."""
+    sample_seconds: float | None
+    """Of it, waiting for rollouts."""
+    train_seconds: float | None
+    """Of it, the gradient and the optimizer's step."""
+    sync_seconds: float | None
+    """Of it, sending the weights to the engines."""
+    probe_seconds: float | None
+    """Of it, checking that the engines hold them."""
+    max_staleness: int | None
+    """Steps by which the oldest weights that wrote a token of this step were behind."""
+    refills: int | None
+    """Groups that took the place of such as teach nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

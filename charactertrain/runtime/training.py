@@ -70,11 +70,33 @@ def fit(
     relay: Any = (
         ray.remote(Relay).options(num_cpus=0, scheduling_strategy=beside_the_driver()).remote()
     )
+    trainer = _trainer(loop, arguments, relay, workers, storage)
+    with _relayed(relay, on_metrics):
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            reason = ray.get(relay.stopped.remote())
+            raise TrainingError(reason or _cause(error)) from error
+        except BaseException:
+            trainer.abort()
+            raise
+        reason = ray.get(relay.stopped.remote())
+        if reason is not None:
+            raise TrainingError(reason)
+
+
+def _trainer(
+    loop: Loop,
+    arguments: Mapping[str, Any],
+    relay: Any,
+    workers: WorkerSettings,
+    storage: Directory,
+) -> "_Trainer":
     use_gpu = workers.gpus_per_worker > 0
     resources = {"CPU": workers.cpus_per_worker}
     if use_gpu:
         resources["GPU"] = workers.gpus_per_worker
-    trainer = _Trainer(
+    return _Trainer(
         run_packed,
         train_loop_config={
             "loop_and_arguments": ray.cloudpickle.dumps((loop, dict(arguments))),
@@ -99,18 +121,6 @@ def fit(
             worker_runtime_env={"env_vars": _environment(use_gpu=use_gpu)},
         ),
     )
-    with _relayed(relay, on_metrics):
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            reason = ray.get(relay.stopped.remote())
-            raise TrainingError(reason or _cause(error)) from error
-        except BaseException:
-            trainer.abort()
-            raise
-        reason = ray.get(relay.stopped.remote())
-        if reason is not None:
-            raise TrainingError(reason)
 
 
 class _Trainer(TorchTrainer):

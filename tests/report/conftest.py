@@ -517,6 +517,12 @@ def policy_steps() -> tuple[PolicyStep, ...]:
             zero_variance_fraction=None,
             loss=2.61 - 0.05 * step,
             seconds=8.4,
+            sample_seconds=None,
+            train_seconds=None,
+            sync_seconds=None,
+            probe_seconds=None,
+            max_staleness=None,
+            refills=None,
         )
         for step in range(1, 7)
     )
@@ -532,6 +538,12 @@ def policy_steps() -> tuple[PolicyStep, ...]:
             zero_variance_fraction=0.0,
             loss=0.013 * math.cos(step),
             seconds=21.7 + math.sin(step),
+            sample_seconds=12.0 + math.sin(step),
+            train_seconds=6.0,
+            sync_seconds=3.0,
+            probe_seconds=0.7,
+            max_staleness=step % 2,
+            refills=2 if step == 5 else 0,
         )
         for step in range(1, 13)
     )

@@ -640,6 +640,12 @@ def test_texts_of_the_preference_model_are_escaped(
 
 
 def test_metrics_that_a_phase_has_not_are_named(page: _Page) -> None:
+    assert (
+        "A step took 21.7 s on average: waiting for rollouts 12.0 s (55 %), training 6.0 s (28 %), "
+        "sending weights to the engines 3.0 s (14 %), checking that they arrived 0.7 s (3 %). "
+        "The oldest weights that wrote a token were 1 step behind; 2 groups took the place of such "
+        "as teach nothing."
+    ) in " ".join(page.text.split())
     assert "Not measured in this phase: Reward; KL to reference in nats per token;" in page.text
 
 

@@ -12,6 +12,7 @@ PLAIN = PolicyGradient(
     aggregate="token",
     correction=None,
     kl_coef=0.0,
+    kl_target=None,
     kl_place="loss",
     kl_estimator="k2",
 )

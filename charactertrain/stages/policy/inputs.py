@@ -195,6 +195,7 @@ def _policy_gradient(config: PolicySection) -> PolicyGradient | None:
         aggregate=objective.aggregate,
         correction=_correction(objective.correction),
         kl_coef=config.kl.coef,
+        kl_target=config.kl.target,
         kl_place=config.kl.place,
         kl_estimator=config.kl.estimator,
     )

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +14,7 @@ import torch
 from charactertrain.exceptions import TrainingError
 from charactertrain.models.packing import PromptGroup, pack
 from charactertrain.objectives.advantages import RunningBaseline
+from charactertrain.objectives.kl_control import KlController
 from charactertrain.runtime.engines import EngineSource
 from charactertrain.runtime.hardware import resolve_precision
 from charactertrain.runtime.learning_rate import Schedule
@@ -68,6 +69,10 @@ class _Optimisation:
         state = {} if checkpoint is None else read_state(checkpoint)
         self._history: list[dict[str, Any]] = state.get("history", [])
         self._baseline = RunningBaseline(**state.get("baseline", {}))
+        objective = task.optimise.objective
+        self._kl = KlController(0.0, None)
+        if objective is not None:
+            self._kl = KlController(state.get("kl_coef", objective.kl_coef), objective.kl_target)
         self._engines: RolloutEngines | None = None
         if worker.rank == 0:
             self._engines = RolloutEngines(
@@ -160,7 +165,12 @@ class _Optimisation:
 
     def _state(self) -> dict[str, Any]:
         """For a checkpoint; rank 0's is written."""
-        state = {"phase": "optimise", "history": self._history, "baseline": asdict(self._baseline)}
+        state = {
+            "phase": "optimise",
+            "history": self._history,
+            "baseline": asdict(self._baseline),
+            "kl_coef": self._kl.coef,
+        }
         if self._monitor is not None:
             state["readings"] = self._monitor.state()
         if self._engines is not None:
@@ -181,12 +191,15 @@ class _Optimisation:
             return warm_start_step(self._models, self._task, best, self._worker)
         values = policy_step(
             self._models,
-            objective,
+            replace(objective, kl_coef=self._kl.coef),
             batch.groups,
             self._worker,
             token_budget=budget,
             baseline=self._baseline,
         )
+        if objective.kl_target is not None:
+            values["kl_coef"] = self._kl.coef
+            self._kl = self._kl.after(values["kl"])
         if objective.baseline_decay is not None:
             earned = torch.tensor([[values["reward"] - values["kl_cost"]]])
             self._baseline = self._baseline.updated(earned, decay=objective.baseline_decay)

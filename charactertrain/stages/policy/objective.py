@@ -40,6 +40,7 @@ class PolicyGradient:
     aggregate: Literal["token", "sequence"]
     correction: Correction | None
     kl_coef: float
+    kl_target: float | None
     kl_place: Literal["loss", "reward"]
     kl_estimator: Literal["k1", "k2", "k3"]
 
