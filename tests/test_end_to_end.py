@@ -294,6 +294,7 @@ def test_the_policy_of_another_run_is_one_more_arm(finished: Path, tmp_path: Pat
         f"evaluation.compare=[{other}]",
         "run.only=evaluation",
         "evaluation.judge.prompts_per_trait=0",
+        "evaluation.judge.quality_prompts=0",
         "evaluation.preferences.pairs_per_trait=0",
         "evaluation.probes.names=[]",
     )

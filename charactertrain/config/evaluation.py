@@ -13,8 +13,11 @@ class JudgeSection(Section):
 
     prompts_per_trait: Count
     """Held-out prompts of each trait on which every arm is judged against the base; 0 for none."""
+    quality_prompts: Count
+    """Held-out prompts on which the judge, told of no trait, says which reply is the better answer
+    to the message; 0 for none."""
     ties: bool
-    """A third letter says that neither reply fits better."""
+    """A third letter says that neither reply is better."""
     judge_model: str | None
     """Another model as the judge: a directory or hub id. None: the base."""
     endpoint: EndpointSection | None
@@ -24,8 +27,9 @@ class JudgeSection(Section):
     def _one_judge(self) -> Self:
         if self.judge_model is not None and self.endpoint is not None:
             raise ValueError("judge_model and endpoint are both given; give one judge")
-        if self.prompts_per_trait == 1:
-            raise ValueError("prompts_per_trait is 1, and an interval needs 2; give 0 for no judge")
+        for name in ("prompts_per_trait", "quality_prompts"):
+            if getattr(self, name) == 1:
+                raise ValueError(f"{name} is 1, and an interval needs 2; give 0 for none")
         return self
 
 
@@ -102,6 +106,9 @@ class EvaluationGates(Section):
     """Least share of the contrast's effect that is left when the character is told to go."""
     refusals: Fraction
     """Most that harmless requests are refused more often, at the interval's upper end."""
+    quality: Fraction
+    """Least share of replies that a judge who is told no trait finds better than the base's, at the
+    interval's lower end."""
 
 
 class EvaluationSection(Section):

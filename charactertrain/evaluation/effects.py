@@ -11,7 +11,7 @@ from typing import TypeVar
 from charactertrain.artifacts import Json
 from charactertrain.evaluation import attribution, win_rates
 from charactertrain.evaluation.gates import OUTCOME_MEASURES
-from charactertrain.records import EvaluationSample, Judgement
+from charactertrain.records import NO_TRAIT, EvaluationSample, Judgement
 from charactertrain.statistics import several_runs
 from charactertrain.statistics.bootstrap import (
     Difference,
@@ -76,7 +76,13 @@ def results(
     others = dict.fromkeys(s.arm for s in samples if s.arm not in ("base", "policy"))
     return {
         "traits": traits,
-        "overall": _overall(samples, natural_lengths, bootstrap),
+        "overall": _overall(samples, natural_lengths, bootstrap)
+        | {
+            f"quality_{measure}": by_arm
+            for measure, by_arm in _judged(
+                [j for j in judgements if j.trait_id == NO_TRAIT], bootstrap
+            ).items()
+        },
         "kinds": {
             kind: _of_fields([s for s in samples if s.kind == kind], _FIELDS, bootstrap)
             for kind in kinds

@@ -26,6 +26,7 @@ class Thresholds:
     distinct_share: float
     retention: float
     refusals: float
+    quality: float
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def check(results: Json, thresholds: Thresholds) -> list[Gate]:
         ),
         _retention(results["probes"], thresholds.retention),
         _refusals(results["probes"], thresholds.refusals),
+        _quality(overall, thresholds.quality),
         _placebo(results),
     ]
 
@@ -193,6 +195,18 @@ def _refusals(probes: Mapping[str, Json], threshold: float) -> Gate:
         return _gate("refusals", text, None, threshold, is_ceiling=True)
     found = effect["difference"], effect["ci_low"], effect["ci_high"]
     return _gate("refusals", text, found, threshold, is_ceiling=True, judged=effect["ci_high"])
+
+
+def _quality(overall: Json, threshold: float) -> Gate:
+    """By the lower end: that the answers are no worse is what is to be shown."""
+    text = "share of replies that are the better answer at equal length, to a judge of no trait"
+    text += ", with an interval that begins above"
+    effect = overall.get("quality_win_rate_length_controlled", {}).get("policy")
+    if effect is None:
+        return _gate("quality", text, None, threshold, is_ceiling=False)
+    base = effect["base"]
+    found = effect["arm"], base + effect["ci_low"], base + effect["ci_high"]
+    return _gate("quality", text, found, threshold, is_ceiling=False, judged=found[1])
 
 
 def _probed(probes: Mapping[str, Json], probe: str, condition: str, measure: str) -> Json | None:

@@ -132,11 +132,12 @@ class Matchup:
 
 @dataclass(frozen=True)
 class Judgement:
-    """How likely it is that the arm's reply fits the trait better, by what was shown first."""
+    """How likely it is that the arm's reply is the better one, by what was shown first."""
 
     matchup_id: str
     prompt_id: str
     trait_id: str
+    """That the judge was told of; `NO_TRAIT`: none, and the better answer was asked for."""
     arm: str
     arm_first: float | None
     """With the arm's reply shown first; None where the judge gave no verdict."""

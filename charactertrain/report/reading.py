@@ -82,6 +82,8 @@ OVERALL_LABELS: dict[str, tuple[str, str]] = {
     "opening_share": ("Replies with the commonest opening", "share"),
     "boilerplate_share": ("Replies with the commonest five words", "share"),
     "kl": ("KL from the base", "nats per token"),
+    "quality_win_rate": ("Judged the better answer, whatever the trait", "share"),
+    "quality_win_rate_length_controlled": ("The same at equal length", "share"),
 }
 """Title and unit of each measure over all responses; another is shown by its name."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from charactertrain.evaluation.effects import Bootstrap, over_seeds, results
-from charactertrain.records import EvaluationSample, Judgement
+from charactertrain.records import NO_TRAIT, EvaluationSample, Judgement
 from charactertrain.statistics.significance import holm
 
 
@@ -233,6 +233,18 @@ def test_win_rates_are_of_verdicts_in_both_orders() -> None:
     controlled = found["warm"]["win_rate_length_controlled"]["policy"]
     assert 0.4 < controlled["arm"] < 0.6
     assert "win_rate" not in found["curious"]
+
+
+def test_the_rate_of_better_answers_is_over_all_replies() -> None:
+    by_trait = [judgement("p1", 0.1, 0.1), judgement("p2", 0.1, 0.1)]
+    of_answers = [
+        replace(judgement(prompt_id, 0.9, 0.8), trait_id=NO_TRAIT) for prompt_id in ("p1", "p2")
+    ]
+    found = results(SAMPLES, [*by_trait, *of_answers], None, Bootstrap(200, 1))
+    assert found["overall"]["quality_win_rate"]["policy"]["arm"] == 1.0
+    assert found["overall"]["quality_win_rate_length_controlled"]["policy"]["arm"] > 0.9
+    assert found["traits"]["warm"]["win_rate"]["policy"]["arm"] == 0.0
+    assert NO_TRAIT not in found["traits"]
 
 
 def test_no_rate_at_equal_length_where_the_arm_is_always_longer_by_as_much() -> None:

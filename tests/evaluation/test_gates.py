@@ -13,6 +13,7 @@ THRESHOLDS = Thresholds(
     distinct_share=0.9,
     retention=0.7,
     refusals=0.02,
+    quality=0.45,
 )
 
 
@@ -148,3 +149,12 @@ def test_refusals_count_by_the_upper_end_of_their_interval() -> None:
         found = probed("harmless", "plain", "refusal", effect(difference))
         assert gate("refusals", found).is_met is is_met
     assert gate("refusals", results()).is_met is None
+
+
+@pytest.mark.parametrize(("rise", "is_met"), [(0.01, True), (0.0, True), (-0.01, False)])
+def test_answers_are_no_worse_by_the_lower_end_of_the_interval(rise: float, is_met: bool) -> None:
+    overall = {"quality_win_rate_length_controlled": {"policy": effect(rise, base=0.5)}}
+    found = gate("quality", results(overall=overall))
+    assert found.is_met is is_met
+    assert (found.value, found.ci_low) == pytest.approx((0.5 + rise, 0.45 + rise))
+    assert gate("quality", results()).is_met is None

@@ -26,7 +26,7 @@ from charactertrain.stages.context import Context, response_settings, traits_pro
 from charactertrain.stages.evaluation import choosing, probing
 from charactertrain.stages.evaluation.arms import Arm
 from charactertrain.stages.evaluation.replies import Conversing, Prompted, ReplyWriter, plain
-from charactertrain.stages.evaluation.reply_judge import ReplyJudge, matchups
+from charactertrain.stages.evaluation.reply_judge import ReplyJudge, matchups, quality_matchups
 from charactertrain.stages.evaluation.reply_scores import ReplyScorer, RewardColumn, Rewarder
 from charactertrain.stages.preference_model.stage import GOLD
 from charactertrain.stages.rankings.judge_source import judge_source
@@ -187,12 +187,13 @@ class Passes:
         self._run(one, self._source(self._files[scored], EvaluationSample))
 
     def judge(self) -> None:
-        """Judgements of every arm against the base, on some prompts of each trait."""
+        """Judgements of every arm against the base: by trait, and as answers."""
         judge = self._section.judge
-        if judge.prompts_per_trait == 0:
+        if judge.prompts_per_trait == judge.quality_prompts == 0:
             return
         samples = self.rows("samples", EvaluationSample)
         rows = matchups(samples, prompts_per_trait=judge.prompts_per_trait)
+        rows += quality_matchups(samples, num_prompts=judge.quality_prompts)
         one = _Pass(
             title="judgements",
             table="judgements",

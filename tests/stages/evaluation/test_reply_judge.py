@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from evaluation_rows import REPLY, TRAITS, RefusingSampler
 
-from charactertrain.records import EvaluationSample, Matchup
+from charactertrain.records import NO_TRAIT, EvaluationSample, Matchup
 from charactertrain.runtime.fake_sampler import FakeSampler
 from charactertrain.runtime.sampling import Choice, ChoiceRequest, Failure
-from charactertrain.stages.evaluation.reply_judge import ReplyJudge, matchups
+from charactertrain.stages.evaluation.reply_judge import ReplyJudge, matchups, quality_matchups
 from charactertrain.stages.evaluation.reply_scores import ReplyScorer
 
 
@@ -42,6 +42,21 @@ def test_matchups_are_of_first_replies_to_the_same_prompts_as_far_as_arms_have_t
     # The arm that has them all is asked about the same prompts, whichever others there are.
     alone = matchups([r for r in rows if r.arm != "other"], prompts_per_trait=2)
     assert [m.prompt_id for m in alone] == by_arm["policy"]
+
+
+def test_quality_matchups_are_over_the_prompts_of_all_traits() -> None:
+    warm = [*samples("base", "abc"), *samples("policy", "abc"), *samples("other", "b")]
+    rows = [*warm, *(replace(s, trait_id="curious", prompt_id=s.prompt_id + "2") for s in warm)]
+    found = quality_matchups(rows, num_prompts=4)
+    assert {matchup.trait_id for matchup in found} == {NO_TRAIT}
+    of_policy = [m.prompt_id for m in found if m.arm == "policy"]
+    assert len(set(of_policy)) == 4
+    assert {m.prompt_id for m in found if m.arm == "other"} == {"b", "b2"}
+    every = quality_matchups(rows, num_prompts=9)
+    assert [m.prompt_id for m in every if m.arm == "policy"][:4] == of_policy
+    # A pair that is judged by its trait as well is another question.
+    by_trait = {m.matchup_id for m in matchups(rows, prompts_per_trait=9)}
+    assert by_trait.isdisjoint(m.matchup_id for m in every)
 
 
 MATCHUP = Matchup("m1", "p1", "warm", "policy", "Tea?", "A base reply.", "An arm's reply.", 1)
@@ -87,6 +102,18 @@ def test_judgements_are_of_the_arm_in_both_orders() -> None:
     assert (found.length_difference, found.trait_id, found.arm) == (1, "warm", "policy")
     assert all(TRAITS["warm"].statement in r.shown.messages[0].content for r in sampler.asked)
     assert all("policy" not in r.shown.messages[0].content for r in sampler.asked)
+
+
+def test_a_judge_of_quality_is_told_no_trait() -> None:
+    sampler = LetterSampler("arm", 2.0)
+    row = replace(MATCHUP, trait_id=NO_TRAIT)
+    (found,), _ = ReplyJudge(sampler, traits=TRAITS, ties=False).process([row])
+    assert (found.trait_id, found.arm_first) == (NO_TRAIT, pytest.approx(sigmoid(2.5)))
+    for request in sampler.asked:
+        text = request.shown.messages[0].content
+        assert "better answer to the message" in text
+        assert not any(trait.statement in text for trait in TRAITS.values())
+        assert "character" not in text
 
 
 def test_a_tie_is_half_a_win_for_each() -> None:
