@@ -564,7 +564,7 @@ def test_report_verdicts_are_the_gates_then_the_preference_models(
     lines = manifest.summary["verdicts"]
     assert [row["name"] for row in manifest.summary["gates"]] == [
         *("traits_shown", "win_rate", "length", "natural_length", "distinct_2"),
-        *("retention", "refusals", "placebo"),
+        *("retention", "refusals", "quality", "placebo"),
     ]
     marks = [line.partition(": ")[0] for line in lines]
     # Of three traits two are shown: the intervals of `brief` cross zero, whatever its p-values.
@@ -574,7 +574,7 @@ def test_report_verdicts_are_the_gates_then_the_preference_models(
         "ok",
         "unmeasured",
         "NOT",
-        *["unmeasured"] * 3,
+        *["unmeasured"] * 4,
         *["ok"] * 4,
     ]
     assert "at most 0.2; 0.100 [0.050, 0.150]" in lines[2]
