@@ -2,7 +2,7 @@
 
 Simulated studies of two arms on the same prompts, three responses each, whose true difference is
 known: normal scores, detections (yes or no) and values with a long tail. Ours: the interval of
-`statistics.cluster_bootstrap_difference`. Peer: the same bootstrap between its plain 2.5 and 97.5 %
+`bootstrap.cluster_bootstrap_difference`. Peer: the same bootstrap between its plain 2.5 and 97.5 %
 quantiles. Of a 95 % interval the share should be 0.95. Prints one JSON line; `ratio`: the share of
 studies that ours holds, by the peer's, with the fewest prompts of the values in which it is least.
 

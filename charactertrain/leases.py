@@ -125,13 +125,17 @@ def _stopping_when_lost(lease: Lease) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if lease.is_lost:
-            lease.check()
+            # All that Ray lets out of a call that waits; another error it would lose.
+            raise KeyboardInterrupt
         if callable(before):
             before(number, frame)
 
     signal.signal(signal.SIGINT, handle)
     try:
         yield
+    except KeyboardInterrupt:
+        lease.check()
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
 

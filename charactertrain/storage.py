@@ -31,6 +31,7 @@ _READ_AHEAD = 64
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
 """Another file system, or one without hard links, or too many of them."""
 _LASTING = (
+    errno.EEXIST,
     errno.ENOENT,
     errno.ENOTDIR,
     errno.EISDIR,
@@ -81,7 +82,7 @@ class Directory:
             yield
         except OSError as error:
             where = f"{self.uri}/{name}" if name else self.uri
-            kind = ArtifactError if error.errno in _LASTING else UnavailableError
+            kind = UnavailableError if may_pass(error) else ArtifactError
             raise kind(f"{where}: {error}. {_advice(error)}") from error
 
     def exists(self, name: str) -> bool:
@@ -183,7 +184,9 @@ class Directory:
                 yield stream
             except (pa.ArrowInvalid, OSError) as error:
                 # pyarrow says OSError for some kinds of damage, and for a store that went away.
-                is_sure = isinstance(error, pa.ArrowInvalid)
+                is_sure = isinstance(error, pa.ArrowInvalid) or (
+                    self.is_local and error.errno is None
+                )
                 unreachable = "" if is_sure else "If the store was not reached, run again. If not: "
                 kind = ArtifactError if is_sure else UnavailableError
                 raise kind(
@@ -316,7 +319,7 @@ def open_directory(location: str) -> Directory:
         filesystem, root = pafs.FileSystem.from_uri(location)
     except (pa.ArrowInvalid, ValueError, OSError) as error:
         raise ConfigError(
-            _without_userinfo(f"run.dir: cannot open {location!r}: {error}. ")
+            without_userinfo(f"run.dir: cannot open {location!r}: {error}. ")
             + "Expected a local path or a URI with scheme file, s3, gs or hdfs."
         ) from error
     # Shown in messages: without options, and without keys in front of the host.
@@ -324,13 +327,18 @@ def open_directory(location: str) -> Directory:
     return Directory(filesystem, root.rstrip("/"), uri)
 
 
+def may_pass(error: OSError) -> bool:
+    """Whether the same may work in a while: not of what is missing, forbidden or full."""
+    return error.errno not in _LASTING
+
+
 def without_keys(text: str) -> str:
     """`text` with the keys taken out of the URIs in it, for what people are shown."""
     return re.sub(r"(?<=://)[^/@\s]*@", "", text)
 
 
-def _without_userinfo(text: str) -> str:
-    """The same for URIs that do not parse: a key may hold a slash, so up to the last '@'."""
+def without_userinfo(text: str) -> str:
+    """The same for a URI that does not parse: a key may hold a slash, so up to the last '@'."""
     return re.sub(r"(?<=://)[^\s'\"]*@", "", text)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from charactertrain.exceptions import CharacterTrainError, ConfigError
-from charactertrain.storage import without_keys
+from charactertrain.storage import without_userinfo
 
 
 class ClusterError(CharacterTrainError, RuntimeError):
@@ -32,15 +32,16 @@ def find_address(given: str | None) -> str:
             "no cluster is named: give --address http://host:8265, the dashboard of its head, or "
             "set RAY_ADDRESS to it"
         )
+    url = address if "://" in address else f"http://{address}"
     try:
-        parts = urlsplit(address if "://" in address else f"http://{address}")
+        parts = urlsplit(url)
         is_dashboard = parts.scheme in ("http", "https") and bool(parts.hostname)
         is_dashboard = is_dashboard and (parts.port is None or parts.port > 0)
     except ValueError:
         is_dashboard = False
     if not is_dashboard:
         raise ConfigError(
-            f"address {without_keys(address)!r}: expected the dashboard of the cluster's head, "
+            f"address {without_userinfo(url)!r}: expected the dashboard of the cluster's head, "
             "such as http://host:8265 or https://host; it serves the Jobs API"
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"

@@ -4,14 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lease_worker
 import pytest
+import ray
 
-from charactertrain.exceptions import ArtifactError
+from charactertrain.exceptions import ArtifactError, UnavailableError
 from charactertrain.leases import hold
 from charactertrain.storage import Directory, open_directory
 
@@ -141,6 +143,22 @@ def test_an_interrupt_stays_an_interrupt(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), hold(directory, say=print, seconds=600):
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_lease_that_is_lost_ends_a_wait_for_ray(tmp_path: Path) -> None:
+    directory = open_directory(str(tmp_path))
+    never = ray.remote(lambda: time.sleep(600)).options(num_cpus=0).remote()
+    overtake = threading.Timer(1.0, lambda: directory.create("leases/000002.json", b"{}"))
+    overtake.start()
+    with (
+        pytest.raises(UnavailableError, match="the lease to work here was lost"),
+        hold(directory, say=print, seconds=1.0),
+    ):
+        ray.get(never, timeout=60)
+    overtake.join()
+    ray.cancel(never, force=True)
 
 
 def test_a_lease_that_was_overtaken_is_not_released(tmp_path: Path) -> None:

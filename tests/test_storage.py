@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 import pytest
 import xxhash
 
-from charactertrain.exceptions import ArtifactError, ConfigError
+from charactertrain.exceptions import ArtifactError, ConfigError, UnavailableError
 from charactertrain.storage import Directory, open_directory, without_keys
 
 # More than one part of a multi-part upload.
@@ -198,6 +198,23 @@ def test_a_place_that_cannot_be_written_is_named_with_what_to_do(tmp_path: Path)
         directory.write_bytes("a.json", b"{}")
 
 
+def test_what_does_not_pass_by_itself_is_told_from_what_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for location in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ArtifactError) as lasting:
+            open_directory(str(location)).write_bytes("a.json", b"{}")
+        assert not isinstance(lasting.value, UnavailableError)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UnavailableError, match=r"a\.json: .*Input/output error"):
+        open_directory(str(tmp_path)).write_bytes("a.json", b"{}")
+
+
 def test_a_full_disk_is_said_to_be_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -220,8 +237,12 @@ def test_a_table_damaged_anywhere_is_named(directory: Directory, start: int) -> 
     data = bytearray(directory.read_bytes("rows/part.parquet"))
     data[start : start + 8] = b"damaged!"
     directory.write_bytes("rows/part.parquet", bytes(data))
-    with pytest.raises(ArtifactError, match=r"(?s)rows/part\.parquet: .* The file was damaged"):
+    with pytest.raises(
+        ArtifactError, match=r"(?s)rows/part\.parquet: .* The file was damaged"
+    ) as damaged:
         directory.read_table("rows/part.parquet")
+    # Of a local file there is no doubt that it is.
+    assert type(damaged.value) is ArtifactError or not directory.is_local
 
 
 def test_a_file_that_is_not_there_is_named(directory: Directory) -> None:
@@ -294,10 +315,10 @@ def test_a_table_in_a_store_that_went_away_is_not_called_damaged_alone(
     directory.write_table("part.parquet", pa.table({"count": [1]}))
 
     def time_out(*_: object, **__: object) -> None:
-        raise OSError("timed out")
+        raise OSError(errno.ETIMEDOUT, "timed out")
 
     monkeypatch.setattr("charactertrain.storage.pq.read_table", time_out)
-    with pytest.raises(ArtifactError, match=r"timed out\. If the store was not reached, run again"):
+    with pytest.raises(UnavailableError, match=r"timed out\. If the store was not reached"):
         directory.read_table("part.parquet")
 
 

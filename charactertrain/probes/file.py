@@ -46,7 +46,7 @@ class Condition(_Record):
     given_replies: list[_Text] = []
     """In place of the model's own to the first turns."""
     measures: list[str]
-    """Names of `probe_measures.MEASURES`; `every_trait` for the contrast of each trait."""
+    """Names of `measures.MEASURES`; `every_trait` for the contrast of each trait."""
 
     @property
     def places(self) -> set[str]:

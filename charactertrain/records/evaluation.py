@@ -72,7 +72,7 @@ class Script:
     given_replies: tuple[str, ...]
     """In place of the arm's own to the first turns."""
     measures: tuple[str, ...]
-    """Of each reply's text: names of `probe_measures.MEASURES`."""
+    """Of each reply's text: names of `probes.measures.MEASURES`."""
     accepted: tuple[str, ...]
     """Right answers, where there is a truth."""
     mistaken: tuple[str, ...]

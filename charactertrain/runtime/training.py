@@ -9,22 +9,22 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.train.torch import TorchConfig
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from charactertrain.exceptions import TrainingError
+from charactertrain.exceptions import TrainingError, UnavailableError
 from charactertrain.runtime.placement import beside_the_driver, on_group
 from charactertrain.runtime.ray_worker import SAVING
 from charactertrain.runtime.relay import Loop, Relay, RestartNotice, run_packed
-from charactertrain.storage import Directory
+from charactertrain.storage import Directory, may_pass
 
 _POLL_SECONDS = 0.5
 _COLLECTIVE_SECONDS = 3 * 3600
@@ -65,6 +65,7 @@ def fit(
 
     Raises:
         TrainingError: The loop stopped itself, or failed more often than `max_failures` allows.
+        UnavailableError: It failed so often because storage did.
     """
     drop_leftovers(storage)
     relay: Any = (
@@ -76,6 +77,8 @@ def fit(
             trainer.fit()
         except TrainingFailedError as error:
             reason = ray.get(relay.stopped.remote())
+            if reason is None and _may_pass(error):
+                raise UnavailableError(_cause(error)) from error
             raise TrainingError(reason or _cause(error)) from error
         except BaseException:
             trainer.abort()
@@ -138,8 +141,12 @@ class _Trainer(TorchTrainer):
     def abort(self) -> None:
         """Stop the workers now; nothing happens where there are none any more."""
         if self._controller is not None:
-            with suppress(RayError):
+            try:
                 ray.get(self._controller.abort.remote(), timeout=_ABORT_SECONDS)
+            except GetTimeoutError:
+                ray.kill(self._controller)
+            except RayError:
+                pass  # it has ended, as it does when it has aborted
 
 
 def drop_leftovers(storage: Directory) -> None:
@@ -169,6 +176,18 @@ def _environment(*, use_gpu: bool) -> dict[str, str]:
         return {"DS_ACCELERATOR": "cuda"}
     # Ray hides no GPU from a worker that asked for none.
     return {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def _may_pass(error: TrainingFailedError) -> bool:
+    """Whether what failed may do better in a while, as storage may."""
+    failures = [*getattr(error, "worker_failures", {}).values()]
+    failures.append(getattr(error, "controller_failure", None))
+    # Ray wraps what a worker raised.
+    causes = [getattr(failure, "_base_exc", failure) for failure in failures]
+    return any(
+        isinstance(cause, UnavailableError) or (isinstance(cause, OSError) and may_pass(cause))
+        for cause in causes
+    )
 
 
 def _cause(error: TrainingFailedError) -> str:

@@ -73,12 +73,12 @@ def difference_over_runs(runs: Sequence[Run]) -> RunsDifference:
 
     Raises:
         ValueError: There are fewer than two runs, or they have not all the same prompts, or as
-            `statistics.cluster_bootstrap_difference`.
+            `bootstrap.cluster_bootstrap_difference`.
     """
     if len(runs) < 2:
         raise ValueError(
             f"{len(runs)} run: how much runs differ takes two at least, and three to be honest. Of "
-            "one run use statistics.cluster_bootstrap_difference."
+            "one run use bootstrap.cluster_bootstrap_difference."
         )
     clusters = _shared_clusters(runs)
     base_S, base_SK = _means_and_influences([base for base, _ in runs], clusters)

@@ -418,6 +418,13 @@ def test_other_addresses_are_refused(given: str) -> None:
         find_address(given)
 
 
+@pytest.mark.parametrize("given", ["me:secret@head:x", "http://me:se/cret@head:8265:1"])
+def test_a_refused_address_is_shown_without_its_password(given: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        find_address(given)
+    assert "cret" not in str(refused.value)
+
+
 def test_no_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="no cluster is named"):

@@ -1,5 +1,6 @@
 """Ray Train around a loop without a model: metrics, restarts, and failures."""
 
+import errno
 import json
 import os
 import signal
@@ -16,10 +17,12 @@ import pyarrow.fs as pafs
 import pytest
 import ray.train
 import torch
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from charactertrain.exceptions import TrainingError
+from charactertrain.exceptions import ArtifactError, TrainingError, UnavailableError
 from charactertrain.runtime import ray_worker, training
-from charactertrain.runtime.training import WorkerSettings
+from charactertrain.runtime.training import WorkerSettings, _may_pass
 from charactertrain.runtime.worker import Worker
 from charactertrain.storage import open_directory
 
@@ -164,6 +167,22 @@ def test_an_interrupt_stops_the_workers_and_stays_an_interrupt(tmp_path: Path) -
         with suppress(psutil.NoSuchProcess):
             psutil.Process(int((tmp_path / f"pid{rank}.txt").read_text())).wait(timeout=30)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("failure", "may_pass"),
+    [
+        (UnavailableError("/shared/run: timed out"), True),
+        (OSError(errno.EIO, "Input/output error"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (ArtifactError("/shared/run: damaged"), False),
+        (RuntimeError("no luck"), False),
+    ],
+)
+def test_what_storage_did_may_pass(failure: Exception, may_pass: bool) -> None:
+    wrapped = UserExceptionWithTraceback(failure, "Traceback ...")
+    assert _may_pass(WorkerGroupError("rank 1", {0: RuntimeError(""), 1: wrapped})) is may_pass
+    assert _may_pass(ControllerError(failure)) is may_pass
 
 
 def test_leftovers_of_kills_are_dropped_and_checkpoints_stay(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def stop_reason(readings: Sequence[Reading], settings: WatchSettings) -> str | N
 
     Over-optimisation, as in Gao et al. (2023), https://arxiv.org/abs/2210.10760: in the last
     `patience` readings the gold reward lay below its best by more than chance explains
-    (`statistics.fall_from_best`), and the reward that the policy is trained on above what it was
+    (`bootstrap.fall_from_best`), and the reward that the policy is trained on above what it was
     there. Without a gold model this cannot be seen. Collapse: entropy or distinct-2 below its
     floor, or length outside its band, in the last reading alone.
 
