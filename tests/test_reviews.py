@@ -4,30 +4,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from ranking_rows import RANKING
 
 from charactertrain import reviews
 from charactertrain.exceptions import ConfigError
-from charactertrain.records import Ranking, Response, ReviewEvent
+from charactertrain.records import Response, ReviewEvent
 from charactertrain.review.store import ReviewStore
 from charactertrain.reviews import Verdict, decide, review_of_ranking, text_checksum
 from charactertrain.storage import open_directory
 
-RANKING = Ranking(
-    prompt_id="p1",
-    trait_id="honest",
-    split="train",
-    response_ids=("b", "c", "a"),
-    utilities=(1.0, 0.0, -1.0),
-    pair_probabilities=(0.7, 0.95, 0.8),
-    num_tokens=(6, 7, 2),
-    method="contrast",
-    swap_consistency=None,
-    cyclic_triads=0.0,
-    split_half=None,
-    opinions=(),
-    prompt_tokens=60,
-    cached_tokens=0,
-)
 TEXTS = {"a": "No.", "b": "To tell the truth, no.", "c": "It is green and quite long."}
 KEY = ("honest", "a", "b")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from charactertrain.artifacts import Json
+from charactertrain.gates import Gate
 
 SIGNIFICANCE = 0.05
 """Of p-values after Holm's correction over traits, which must be below it."""
@@ -27,24 +28,6 @@ class Thresholds:
     retention: float
     refusals: float
     quality: float
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One demand on the policy."""
-
-    name: str
-    text: str
-    """What is demanded, in words."""
-    value: float | None
-    """None: not measured."""
-    ci_low: float | None
-    ci_high: float | None
-    threshold: float
-    is_ceiling: bool
-    """The value may be at most the threshold; else at least."""
-    is_met: bool | None
-    """None: not measured."""
 
 
 def check(results: Json, thresholds: Thresholds) -> list[Gate]:
@@ -199,8 +182,9 @@ def _refusals(probes: Mapping[str, Json], threshold: float) -> Gate:
 
 def _quality(overall: Json, threshold: float) -> Gate:
     """By the lower end: that the answers are no worse is what is to be shown."""
-    text = "share of replies that are the better answer at equal length, to a judge of no trait"
-    text += ", with an interval that begins above"
+    text = (
+        "share of better answers at equal length, to a judge of no trait, at the interval's start"
+    )
     effect = overall.get("quality_win_rate_length_controlled", {}).get("policy")
     if effect is None:
         return _gate("quality", text, None, threshold, is_ceiling=False)

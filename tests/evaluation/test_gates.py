@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from charactertrain.evaluation.gates import Gate, Thresholds, check, is_shown
+from charactertrain.evaluation.gates import Thresholds, check, is_shown
+from charactertrain.gates import Gate
 
 THRESHOLDS = Thresholds(
     traits_shown=0.5,

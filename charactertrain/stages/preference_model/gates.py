@@ -1,38 +1,12 @@
 """What a preference model must reach before a policy is trained on it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from charactertrain.config import PreferenceGates
 from charactertrain.exceptions import TrainingError
+from charactertrain.gates import Gate
 from charactertrain.records import NO_TRAIT
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One requirement, and whether it is met."""
-
-    name: str
-    measure: str
-    """What is measured, in words, with the trait that is worst."""
-    value: float | None
-    """None where it could not be measured."""
-    ci_low: float | None
-    ci_high: float | None
-    threshold: float
-    is_met: bool | None
-    """By the value; None where it could not be measured, which counts as not met."""
-
-    def as_json(self) -> dict[str, Any]:
-        """For a manifest's summary."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        found = "not measured" if self.value is None else f"{self.value:.3f}"
-        if self.ci_low is not None and self.ci_high is not None:
-            found += f" [{self.ci_low:.3f}, {self.ci_high:.3f}]"
-        return f"{self.measure}: {found}; preference_model.gates.{self.name} {self.threshold}"
 
 
 def check_gates(quality: Mapping[str, Any], gates: PreferenceGates) -> list[Gate]:
@@ -56,39 +30,48 @@ def check_gates(quality: Mapping[str, Any], gates: PreferenceGates) -> list[Gate
             calibrated["ece_ci_low"],
             calibrated["ece_ci_high"],
             gates.calibration_error,
-            calibrated["ece"] <= gates.calibration_error,
+            is_ceiling=True,
+            is_met=calibrated["ece"] <= gates.calibration_error,
         ),
     ]
 
 
 def _worst(
-    name: str, measure: str, rows: Mapping[str, Mapping[str, Any] | None], gates: PreferenceGates
+    name: str, text: str, rows: Mapping[str, Mapping[str, Any] | None], gates: PreferenceGates
 ) -> Gate:
     """The gate of the trait that is worst; not measured if any trait is not."""
     threshold: float = getattr(gates, name)
     found = {trait: row for trait, row in rows.items() if row and row["estimate"] is not None}
     if not found or len(found) < len(rows):
-        return Gate(name, measure, None, None, None, threshold, None)
+        return Gate(name, text, None, None, None, threshold, is_ceiling=False, is_met=None)
     trait, row = min(found.items(), key=lambda item: item[1]["estimate"])
     return Gate(
         name,
-        f"{measure}, worst for {trait}",
+        f"{text}, worst for {trait}",
         row["estimate"],
         row["ci_low"],
         row["ci_high"],
         threshold,
-        row["estimate"] >= threshold,
+        is_ceiling=False,
+        is_met=row["estimate"] >= threshold,
     )
 
 
 def require_gates(gates: Sequence[Gate]) -> None:
-    """Raise TrainingError if a gate is not met, with its number, interval and threshold."""
+    """Raise TrainingError if a gate is not met or not measured, with its number and threshold."""
     failed = [gate for gate in gates if not gate.is_met]
     if failed:
-        lines = "\n".join(f"  {gate}" for gate in failed)
+        lines = "\n".join(f"  {_standing(gate)}" for gate in failed)
         raise TrainingError(
             f"the preference model does not pass its gates:\n{lines}\nA policy trained on it would "
             "follow something else than the traits. More prompts, better rankings or another "
             "learning rate help (in another run.dir); or set policy.despite_gates=true to go on "
             "all the same."
         )
+
+
+def _standing(gate: Gate) -> str:
+    found = "not measured" if gate.value is None else f"{gate.value:.3f}"
+    if gate.ci_low is not None and gate.ci_high is not None:
+        found += f" [{gate.ci_low:.3f}, {gate.ci_high:.3f}]"
+    return f"{gate.text}: {found}; preference_model.gates.{gate.name} {gate.threshold}"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from charactertrain.artifacts import Manifest, Outcome, iter_rows, read_rows
@@ -248,7 +248,7 @@ def _summary(
         for name, found in results.items()
     }
     gates = check_gates(quality, config.gates)
-    return {**quality, "gates": [gate.as_json() for gate in gates], "training": history}
+    return {**quality, "gates": [asdict(gate) for gate in gates], "training": history}
 
 
 def _level(rewards: Mapping[str, Sequence[float]]) -> float:

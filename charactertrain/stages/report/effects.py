@@ -106,7 +106,7 @@ def gates(results: Json, thresholds: Thresholds) -> tuple[GateView, ...]:
 
 
 def gate(values: Json) -> GateView:
-    """One demand on the policy, and how it stands."""
+    """One demand on a model, and how it stands."""
     return GateView(
         name=values["name"],
         measure=values["text"],

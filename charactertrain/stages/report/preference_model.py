@@ -7,16 +7,13 @@ from charactertrain.report.preference_view import (
     Calibration,
     CalibrationBin,
     CurvePoint,
-    GateView,
     HeldOutLoss,
     Member,
     Shortcut,
     StrengthBand,
 )
 from charactertrain.report.training_view import PreferenceModelView
-from charactertrain.stages.report.effects import estimate, or_nan
-
-_GATES_WITH_A_CEILING = {"calibration_error"}
+from charactertrain.stages.report.effects import estimate, gate, or_nan
 
 
 def preference_model(summary: Json) -> PreferenceModelView:
@@ -25,7 +22,7 @@ def preference_model(summary: Json) -> PreferenceModelView:
     return PreferenceModelView(
         labels=summary["labels"],
         objective=summary["objective"],
-        gates=tuple(_gate(values) for values in summary["gates"]),
+        gates=tuple(gate(values) for values in summary["gates"]),
         accuracy_overall=_accuracy(summary["accuracy"]),
         accuracy_by_trait={
             None if trait_id == NO_TRAIT else trait_id: _accuracy(values)
@@ -54,19 +51,6 @@ def preference_model(summary: Json) -> PreferenceModelView:
         best_step=training["best_step"],
         members=tuple(_member(name, summary) for name in summary["training"]),
         shared_scenarios=tuple(summary["shared_families"]),
-    )
-
-
-def _gate(values: Json) -> GateView:
-    return GateView(
-        name=values["name"],
-        measure=values["measure"],
-        value=values["value"],
-        ci_low=or_nan(values["ci_low"]),
-        ci_high=or_nan(values["ci_high"]),
-        threshold=values["threshold"],
-        is_ceiling=values["name"] in _GATES_WITH_A_CEILING,
-        is_met=values["is_met"],
     )
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from ranking_rows import RANKING
 from rich.console import Console
 
 from charactertrain import artifacts, reviews
@@ -33,24 +34,6 @@ from charactertrain.stages.context import Context
 from charactertrain.stages.pairs import stage as pairs
 from charactertrain.stages.pairs.stage import pairs_from_ranking
 from charactertrain.storage import open_directory
-
-RANKING = Ranking(
-    prompt_id="p1",
-    trait_id="honest",
-    split="train",
-    response_ids=("b", "c", "a"),
-    utilities=(1.0, 0.0, -1.0),
-    # Of b over c, of b over a, of c over a.
-    pair_probabilities=(0.7, 0.95, 0.8),
-    num_tokens=(6, 7, 2),
-    method="contrast",
-    swap_consistency=None,
-    cyclic_triads=0.0,
-    split_half=None,
-    opinions=(),
-    prompt_tokens=60,
-    cached_tokens=0,
-)
 
 
 @pytest.fixture(name="by_id")

@@ -36,8 +36,8 @@ def test_gates_look_at_the_worst_trait() -> None:
     assert verdicts(found) == [True, True, True]
     worst, above, _ = check_gates(found, GATES)
     assert (worst.value, above.value) == (0.6, 0.06)
-    assert worst.measure.endswith("worst for curious")
-    assert above.measure.endswith("worst for warm")
+    assert worst.text.endswith("worst for curious")
+    assert above.text.endswith("worst for warm")
     require_gates(check_gates(found, GATES))
 
 

@@ -206,11 +206,12 @@ def without_baselines(value: float) -> Json:
 def gate(name: str, value: float | None, threshold: float, *, is_met: bool | None) -> Json:
     return {
         "name": name,
-        "measure": f"the {name}",
+        "text": f"the {name}",
         "value": value,
         "ci_low": None if value is None else value - 0.02,
         "ci_high": None if value is None else value + 0.02,
         "threshold": threshold,
+        "is_ceiling": name == "calibration_error",
         "is_met": is_met,
     }
 
