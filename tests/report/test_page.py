@@ -698,3 +698,11 @@ def test_scenarios_that_the_gold_model_shares_are_named(view: ReportView) -> Non
     found = render(replace(view, preference_model=shared))
     assert "of which those of a gift, " in found
     assert HOSTILE not in found
+
+
+def test_a_drawing_outside_a_figure_is_the_mark_of_an_arm_and_as_small(page: _Page) -> None:
+    rest = re.sub(r"<figure.*?</figure>", "", page.html, flags=re.DOTALL)
+    widths = [float(width) for width in re.findall(r'<svg[^>]*viewBox="0 0 ([\d.]+) ', rest)]
+    assert widths
+    assert max(widths) < 21
+    assert ":not(figure) > svg { width: 20px; height: 13px;" in page.html
