@@ -183,7 +183,8 @@ def _refusals(probes: Mapping[str, Json], threshold: float) -> Gate:
 def _quality(overall: Json, threshold: float) -> Gate:
     """By the lower end: that the answers are no worse is what is to be shown."""
     text = (
-        "share of better answers at equal length, to a judge of no trait, at the interval's start"
+        "share of replies that a judge who is told no trait finds the better answer, at equal "
+        "length, where its interval begins"
     )
     effect = overall.get("quality_win_rate_length_controlled", {}).get("policy")
     if effect is None:
