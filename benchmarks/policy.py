@@ -178,8 +178,9 @@ def ours(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     from charactertrain.models import sources
     from charactertrain.runtime.worker import LocalWorker, process_group_of_one
-    from charactertrain.stages.policy.loop import Sampling, train
+    from charactertrain.stages.policy.loop import train
     from charactertrain.stages.policy.rollout_buffer import RolloutBuffer
+    from charactertrain.stages.policy.rollout_engines import Sampling
     from charactertrain.stages.start import open_session
     from charactertrain.storage import open_directory
 
@@ -192,7 +193,8 @@ def ours(arguments: argparse.Namespace) -> None:
             buffer: Any = ray.remote(RolloutBuffer).options(num_cpus=0)
             buffer = buffer.remote(_buffer_settings(arguments, log), str(model))
             worker = LocalWorker(lambda _: ends.append(End.now()))
-            train(worker, _task(arguments, model, root), Sampling(engines, 1, buffer))
+            sampling = Sampling(engines, 1, buffer, is_colocated=False)
+            train(worker, _task(arguments, model, root), sampling)
         history = json.loads(root.read_bytes("optimise.json"))
         scoring = sum(map(float, Path(log).read_text().split())) / len(history)
     num_responses = arguments.prompts * arguments.group_size

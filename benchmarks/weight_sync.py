@@ -41,7 +41,7 @@ from vllm.distributed.weight_transfer.base import ParamMeta
 from charactertrain.models import loading, sources
 from charactertrain.runtime.engine_broker import EngineBroker
 from charactertrain.runtime.engine_spec import EngineSpec
-from charactertrain.runtime.engines import EngineSource
+from charactertrain.runtime.engines import EngineSource, LeasedSampler
 from charactertrain.runtime.weight_sync.sender import WeightSender
 from charactertrain.runtime.weight_sync.shared_memory import (
     Segment,
@@ -116,12 +116,15 @@ def _measure(directory: Path, saved: Path, runs: int) -> dict[str, Any]:
     num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     seconds: dict[str, list[float]] = {}
     with (
-        _engine(directory) as handle,
+        _engine(directory) as sampler,
         _transport(model) as transport,
         _raw(model) as raw,
         _gloo(model) as gloo,
     ):
-        sender = WeightSender(own_weights(model), [handle], rank=0, dtype=torch.float32)
+        handle = sampler.handle
+        sender = WeightSender(
+            own_weights(model), [handle], sampler.spec, rank=0, dtype=torch.float32
+        )
 
         def reload() -> None:
             model.save_pretrained(saved)
@@ -155,8 +158,8 @@ def _measure(directory: Path, saved: Path, runs: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _engine(directory: Path) -> Iterator[Any]:
-    """The handle of an engine with the model."""
+def _engine(directory: Path) -> Iterator[LeasedSampler]:
+    """An engine with the model."""
     broker: Any = ray.remote(EngineBroker).options(name=BROKER, num_cpus=0, max_concurrency=9)
     broker = broker.remote(1)
     spec = EngineSpec(
@@ -175,8 +178,7 @@ def _engine(directory: Path) -> Iterator[Any]:
         threads=os.cpu_count() or 1,
         latency=None,
     )
-    (sampler,) = EngineSource(BROKER, spec, str(directory)).open_for_training(1)
-    yield sampler.handle
+    yield EngineSource(BROKER, spec, str(directory)).open_for_training()
     ray.get(broker.shutdown.remote())
     ray.kill(broker)
 

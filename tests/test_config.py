@@ -330,6 +330,15 @@ LATENCY = {
     "seconds_per_step": 0.01,
     "seconds_per_sequence": 0.001,
 }
+
+
+def colocated(**changes: object) -> dict[str, object]:
+    """Engines of the policy on the workers' GPUs, with changes to how."""
+    how = {"memory_fraction": 0.35, "reward_memory_fraction": 0.1, "sleep": False}
+    gpus = {"cluster.gpus_per_worker": 1, "sampler.resources.gpus_per_engine": 1}
+    return {**gpus, "policy.resources.colocated": how | changes}
+
+
 NO_JUDGE = "rankings: ranker is contrast, which asks no judge; leave out judge_model and endpoint"
 
 WITHOUT_KL = (
@@ -372,9 +381,33 @@ WITHOUT_KL = (
             "sampler=vllm, or stop before it with run.until=preference_model",
         ),
         (
-            {"sampler.resources.tensor_parallel_size": 2, "run.until": "report"},
-            "sampler.resources.tensor_parallel_size is 2, and weights are sent to engines of one "
-            "GPU; use 1, or stop before the policy with run.until=preference_model",
+            colocated() | {"cluster.gpus_per_worker": 2},
+            "policy.resources.colocated: each engine shares one GPU with one worker, and "
+            "cluster.gpus_per_worker is 2 and sampler.resources.tensor_parallel_size 1; give 1 and "
+            "1, or colocated=null",
+        ),
+        (
+            colocated()
+            | {"sampler.resources.tensor_parallel_size": 2, "sampler.resources.gpus_per_engine": 2},
+            "policy.resources.colocated: each engine shares one GPU with one worker, and "
+            "cluster.gpus_per_worker is 1 and sampler.resources.tensor_parallel_size 2; give 1 and "
+            "1, or colocated=null",
+        ),
+        (
+            colocated() | {"policy.resources.engines": 2, "sampler.resources.num_engines": (1, 2)},
+            "policy.resources.colocated: policy.resources.engines is 2, each on the GPU of one of "
+            "cluster.num_workers=1; give 1 at most",
+        ),
+        (
+            colocated(memory_fraction=0.8),
+            "policy.resources.colocated: an engine of 0.8 and 2 of 0.1 take 1 of a GPU, which "
+            "leaves its training worker nothing; lower the fractions",
+        ),
+        (
+            colocated(sleep=True) | {"policy.max_staleness": 1},
+            "policy.resources.colocated.sleep is true, and engines that write ahead of the step "
+            "never rest: policy.max_staleness is 1 and policy.objective.kind policy_gradient; give "
+            "max_staleness 0 and a policy gradient, or sleep false",
         ),
         (
             {"cluster.gpus_per_worker": 1},

@@ -19,6 +19,7 @@ from charactertrain.config.data import (
     ResponsesSection,
     SamplerSection,
 )
+from charactertrain.config.devices import device_problems, optimises_policy
 from charactertrain.config.evaluation import EvaluationSection
 from charactertrain.config.objective import KINDS
 from charactertrain.config.section import Count, NodeGroup, PositiveFloat, PositiveInt, Section
@@ -100,9 +101,7 @@ class RunConfig(Section):
             *_sampler_problems(self),
             *_language_problems(self),
             *_directory_problems(self),
-            *_device_problems(self),
-            *_worker_problems(self),
-            *_group_problems(self),
+            *device_problems(self),
             *_control_problems(self),
         ]
         if problems:
@@ -181,18 +180,12 @@ def _sampler_problems(config: RunConfig) -> list[str]:
             f"{config.policy.ending}: the policy would be trained on responses that end otherwise "
             "than those it was prepared for; give both the same"
         )
-    if not _optimises_policy(config):
+    if not optimises_policy(config):
         return problems
     if config.sampler.kind == "fake":
         problems.append(
             "sampler.kind is fake, and the policy stage needs engines that take new weights; use "
             "sampler=vllm, or stop before it with run.until=preference_model"
-        )
-    if config.sampler.resources.tensor_parallel_size > 1:
-        problems.append(
-            "sampler.resources.tensor_parallel_size is "
-            f"{config.sampler.resources.tensor_parallel_size}, and weights are sent to engines of "
-            "one GPU; use 1, or stop before the policy with run.until=preference_model"
         )
     return problems
 
@@ -205,13 +198,6 @@ def _language_problems(config: RunConfig) -> list[str]:
         f"prompts.languages is {list(config.prompts.languages)}, and the worked lines of "
         "model.prompt_synthesis=completion are English; use [en], or a model that is asked in chat"
     ]
-
-
-def _optimises_policy(config: RunConfig) -> bool:
-    """Whether this invocation may come to the stages that need a policy on engines."""
-    chosen = config.run.only or config.run.until
-    before = ("traits", "prompts", "responses", "rankings", "pairs", "preference_model")
-    return chosen not in before and config.run.only != "report"
 
 
 def _directory_problems(config: RunConfig) -> list[str]:
@@ -252,86 +238,12 @@ def _run_directory_problems(config: RunConfig) -> list[str]:
     ]
 
 
-def _device_problems(config: RunConfig) -> list[str]:
-    problems = []
-    engines = config.sampler.resources
-    if (config.cluster.gpus_per_worker > 0) != (engines.gpus_per_engine > 0):
-        problems.append(
-            f"cluster.gpus_per_worker is {config.cluster.gpus_per_worker} and sampler.resources."
-            f"gpus_per_engine is {engines.gpus_per_engine}: weights go from workers to engines of "
-            "the same kind of device; give both GPUs (sampler=vllm_gpu and "
-            "cluster.gpus_per_worker=1) or neither"
-        )
-    if engines.gpus_per_engine >= 1 and engines.gpus_per_engine != engines.tensor_parallel_size:
-        problems.append(
-            f"sampler.resources: gpus_per_engine {engines.gpus_per_engine} and "
-            f"tensor_parallel_size {engines.tensor_parallel_size} differ; an engine takes one GPU "
-            "per tensor-parallel rank"
-        )
-    return problems
-
-
-def _worker_problems(config: RunConfig) -> list[str]:
-    problems = []
-    fewest, most = config.sampler.resources.num_engines
-    if fewest > most:
-        problems.append(f"sampler.resources.num_engines is ({fewest}, {most}); give (fewest, most)")
-    cluster = config.cluster
-    workers = cluster.num_workers
-    least, largest = (workers, workers) if isinstance(workers, int) else workers
-    if least > largest:
-        problems.append(f"cluster.num_workers is ({least}, {largest}); give (fewest, most)")
-    needed = cpus_at_once(config, least)
-    if cluster.address == "local" and cluster.num_cpus is not None and needed > cluster.num_cpus:
-        problems.append(
-            f"cluster: {least} workers of {cluster.cpus_per_worker:g} CPUs and "
-            f"{engines_at_once(config)} engines of "
-            f"{config.sampler.resources.cpus_per_engine:g} beside them need {needed:g}, and "
-            f"cluster.num_cpus is {cluster.num_cpus}; raise it, or give null"
-        )
-    return problems
-
-
-def _group_problems(config: RunConfig) -> list[str]:
-    if config.cluster.address != "local":
-        return []
-    groups = {
-        "cluster.node_group": config.cluster.node_group,
-        "sampler.resources.node_group": config.sampler.resources.node_group,
-    }
-    return [
-        f"{key} is {group}, and cluster.address local is one node without a group; use cluster=ray,"
-        " or null"
-        for key, group in groups.items()
-        if group is not None
-    ]
-
-
 def _control_problems(config: RunConfig) -> list[str]:
     problems = neutral_problems(config.model, config.responses, config.rankings)
     # Up to the preference model a placebo has nothing that could teach a policy.
-    if _optimises_policy(config):
+    if optimises_policy(config):
         problems += placebo_problems(config.model, config.preference_model, config.policy)
     return problems
-
-
-def cpus_at_once(config: RunConfig, num_workers: int) -> float:
-    """Logical CPUs that training holds, and the engines beside it."""
-    engines = engines_at_once(config) * config.sampler.resources.cpus_per_engine
-    return num_workers * config.cluster.cpus_per_worker + engines
-
-
-def engines_at_once(config: RunConfig) -> int:
-    """Engines that live while workers train, most of them in the policy stage.
-
-    There those of the policy, of each member of the preference model and of the gold model; and in
-    either stage the model's own, which is idle on a CPU, and another's that judged.
-    """
-    judges = int(config.rankings.judge_model is not None)
-    if not _optimises_policy(config) or config.policy.objective.kind == "dpo":
-        return 1 + judges
-    model = config.preference_model
-    return config.policy.resources.engines + model.ensemble + (model.gold_share > 0) + judges
 
 
 def validate(values: Mapping[str, Any]) -> RunConfig:

@@ -121,11 +121,24 @@ class WarmStartSection(Section):
     learning_rate: PositiveFloat
 
 
+class ColocatedSection(Section):
+    """Engines on the training workers' own GPUs."""
+
+    memory_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share of a GPU's memory that an engine of the policy takes."""
+    reward_memory_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share that an engine of a preference model takes."""
+    sleep: bool
+    """The policy's engines give theirs back while a step is trained: where both do not fit."""
+
+
 class PolicyResources(TrainingResources):
     """How the policy stage runs."""
 
     engines: PositiveInt
     """That sample, beside those of the preference model."""
+    colocated: ColocatedSection | None
+    """None for engines on GPUs of their own."""
 
 
 class WatchSection(Section):

@@ -5,7 +5,10 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
 from charactertrain.runtime.engine_spec import EngineSpec
 from charactertrain.runtime.fake_engine import FakeEngine
@@ -40,6 +43,13 @@ def start_engine(spec: EngineSpec, weights: str, name: str) -> EngineActor:
         "max_concurrency": 1000,
     }
     group = None
+    if spec.beside is not None:
+        # The device is the training worker's, which Ray has given it whole.
+        options |= {
+            "num_gpus": 0,
+            "label_selector": None,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(spec.beside.node_id, soft=False),
+        }
     if spec.tensor_parallel_size > 1:
         # The actor drives; its ranks are vLLM's own Ray workers, one to a bundle. PACK: on one
         # node where one has the devices.

@@ -16,6 +16,15 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Device:
+    """An accelerator of a training worker's, which an engine can be put on beside it."""
+
+    node_id: str
+    visible: str
+    """What CUDA_VISIBLE_DEVICES calls it on that node."""
+
+
+@dataclass(frozen=True)
 class EngineSpec:
     """What decides whether a running engine can serve: all but its weights."""
 
@@ -38,6 +47,10 @@ class EngineSpec:
     """OpenMP threads of an engine that runs on CPU."""
     latency: Latency | None
     """Of a simulation; None answers at once."""
+    beside: Device | None = None
+    """The device that it shares with a training worker; None for devices of its own."""
+    sleeps: bool = False
+    """Whether it can give its memory back for a while."""
 
     def environment(self) -> dict[str, str]:
         """Environment variables that must be set before the actor's process starts."""
@@ -52,6 +65,8 @@ class EngineSpec:
             variables["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
             # With it, vLLM puts a CPU engine's model into one more process, which binds threads.
             variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        if self.beside is not None:
+            variables["CUDA_VISIBLE_DEVICES"] = self.beside.visible
         return variables
 
 

@@ -4,14 +4,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from charactertrain.exceptions import SamplingError
-from charactertrain.runtime.engine_spec import EngineSpec
+from charactertrain.runtime.engine_spec import Device, EngineSpec
 from charactertrain.runtime.sampling import (
     Choice,
     ChoiceRequest,
@@ -41,22 +41,34 @@ class EngineSource:
         """A sampler on a leased engine."""
         return LeasedSampler(ray.get_actor(self.broker), self.spec, self.weights)
 
-    def open_for_training(self, count: int) -> "list[LeasedSampler]":
-        """Samplers whose engines' weights are about to be changed by weight updates.
+    def beside(self, device: Device) -> "EngineSource":
+        """Of an engine on a training worker's device."""
+        return replace(self, spec=replace(self.spec, beside=device))
 
-        Use their `handle`: an engine that took the place of one that died would have other weights,
+    def open_for_training(self) -> "LeasedSampler":
+        """A sampler whose engine's weights are about to be changed by weight updates.
+
+        Use its `handle`: an engine that took the place of one that died would have other weights,
         until it is sent those in training.
         """
-        samplers = []
-        for _ in range(count):
-            # Disowned before the next is opened, which could otherwise be given the same engine.
-            samplers.append(self.open())
-            samplers[-1].disown_weights()
-        return samplers
+        sampler = self.open()
+        # Before another is opened, which could otherwise be given the same engine.
+        sampler.disown_weights()
+        return sampler
 
     def end_leases(self) -> None:
         """End every lease, such as those of workers that were killed."""
-        ray.get(ray.get_actor(self.broker).release_all.remote())
+        broker = ray.get_actor(self.broker)
+        ray.get(broker.release_all.remote())
+        if self.spec.beside is not None:
+            # Workers that start again may be given other devices, whose memory these hold.
+            ray.get(broker.stop_idle.remote())
+
+
+def start_all(sources: "Sequence[EngineSource]") -> None:
+    """Have engines ready to be leased, as many of a source as it is named."""
+    for sampler in open_all(sources):
+        sampler.close()
 
 
 def open_all(sources: Sequence[EngineSource]) -> "list[LeasedSampler]":
@@ -74,7 +86,7 @@ class LeasedSampler:
 
     def __init__(self, broker: Any, spec: EngineSpec, weights: str) -> None:
         """Lease an engine now, starting one if need be."""
-        self._broker, self._spec, self._weights = broker, spec, weights
+        self._broker, self.spec, self._weights = broker, spec, weights
         self._replacing = threading.Lock()
         self._lease()
 
@@ -94,11 +106,11 @@ class LeasedSampler:
         wait, longest = _POLL_SECONDS
         while claim != "ready":
             if claim == "gone":
-                lease = ray.get(self._broker.acquire.remote(self._spec, self._weights))
+                lease = ray.get(self._broker.acquire.remote(self.spec, self._weights))
             elif claim == "no room":
                 raise SamplingError(
                     f"no engine for {self._weights} has started: the cluster has no room for "
-                    f"{self._spec.num_gpus:g} GPUs and {self._spec.num_cpus:g} CPUs beside what "
+                    f"{self.spec.num_gpus:g} GPUs and {self.spec.num_cpus:g} CPUs beside what "
                     "runs on it. Where another model judges, both must have room."
                 )
             else:

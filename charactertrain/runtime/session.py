@@ -16,7 +16,7 @@ from charactertrain.exceptions import ConfigError
 from charactertrain.runtime.dataflow import ChunkJob, PoolSettings, Produced, run_chunks
 from charactertrain.runtime.engine_broker import EngineBroker
 from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec, Latency
-from charactertrain.runtime.engines import EngineSource, open_all
+from charactertrain.runtime.engines import EngineSource, start_all
 from charactertrain.runtime.metrics import MetricLog
 from charactertrain.runtime.placement import beside_the_driver
 from charactertrain.runtime.progress import Progress
@@ -174,12 +174,8 @@ class Session:
             ray.get(self._broker.stop_idle.remote())
 
     def start_engines(self, sources: Sequence[EngineSource]) -> None:
-        """Have engines ready for training to lease: as many of a source as it is named.
-
-        Before the workers: an elastic group takes every device that is left.
-        """
-        for sampler in open_all(sources):
-            sampler.close()
+        """Have engines ready for training to lease: as many of a source as it is named."""
+        start_all(sources)
 
     def _broker_name(self) -> str:
         name = f"charactertrain-engines-{ray.get_runtime_context().get_job_id()}"

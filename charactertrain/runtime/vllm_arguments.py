@@ -4,10 +4,8 @@ from typing import Any
 
 from charactertrain.runtime.engine_spec import EngineSpec
 from charactertrain.runtime.hardware import has_accelerator, resolve_precision
-from charactertrain.runtime.weight_sync import SHARED_MEMORY_BACKEND
+from charactertrain.runtime.weight_sync import IPC_BACKEND, NCCL_BACKEND, SHARED_MEMORY_BACKEND
 from charactertrain.runtime.weight_sync.worker_extension import WorkerExtension
-
-WEIGHT_TRANSFER_BACKENDS = {"cpu": SHARED_MEMORY_BACKEND, "cuda": "nccl"}
 
 
 def engine_arguments(spec: EngineSpec, weights: str) -> dict[str, Any]:
@@ -45,5 +43,13 @@ def engine_arguments(spec: EngineSpec, weights: str) -> dict[str, Any]:
         "logprobs_mode": "processed_logprobs",
         # The letters of a judge of lists, or the digits of a rating.
         "max_logprobs": 32,
-        "weight_transfer_config": {"backend": WEIGHT_TRANSFER_BACKENDS[device]},
+        "enable_sleep_mode": spec.sleeps and device == "cuda",
+        "weight_transfer_config": {"backend": _transport(spec, device)},
     }
+
+
+def _transport(spec: EngineSpec, device: str) -> str:
+    if device == "cpu":
+        return SHARED_MEMORY_BACKEND
+    # NCCL refuses two processes on one device.
+    return NCCL_BACKEND if spec.beside is None else IPC_BACKEND

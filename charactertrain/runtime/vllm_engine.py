@@ -279,6 +279,23 @@ class VllmEngine:
         """Fourth phase: the new weights count, under this name; every sample carries it."""
         await self._updates.finish(version)
 
+    async def received_sums(self) -> list[dict[str, tuple[int, int, int]]]:
+        """Checksums of what each tensor-parallel rank has received in this update."""
+        sums: list[dict[str, Any]] = await self._engine.collective_rpc("received_sums")
+        # vLLM's messages make lists of tuples.
+        return [{name: tuple(values) for name, values in rank.items()} for rank in sums]
+
+    @_ends_with_its_engine
+    async def sleep(self) -> None:
+        """Give the device's memory back: weights go to the host, and caches are forgotten."""
+        # Level 2 would drop what is no weight and no buffer of a module, and that no update brings.
+        await self._engine.sleep(level=1)
+
+    @_ends_with_its_engine
+    async def wake(self) -> None:
+        """Take it again."""
+        await self._engine.wake_up()
+
     @_ends_with_its_engine
     async def rest(self) -> None:
         """Between stages: give back memory that the last requests took."""

@@ -6,7 +6,7 @@ import os
 from rich.console import Console
 
 from charactertrain.config import RunConfig
-from charactertrain.config.run import cpus_at_once
+from charactertrain.config.devices import cpus_at_once
 from charactertrain.runtime.engine_spec import Latency
 from charactertrain.runtime.metrics import MetricLog
 from charactertrain.runtime.session import ClusterSettings, EngineSettings, Session

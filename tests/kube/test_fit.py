@@ -8,7 +8,7 @@ import pytest
 from kube_manifests import GPU, OVERLAYS, SHARED, Manifest, Pod, one, overrides, pods
 
 from charactertrain.config import RunConfig, validate
-from charactertrain.config.run import cpus_at_once, engines_at_once
+from charactertrain.config.devices import cpus_at_once, engines_at_once, gpus_in_policy
 from charactertrain.runtime.placement import GROUP_LABEL
 
 Build = Callable[[Path | str], list[Manifest]]
@@ -64,10 +64,11 @@ def fit_problems(documents: Sequence[Manifest], compose: Compose) -> list[str]:
         found.append(f"{engine_places} places for {engines.num_engines[1]} engines")
     # On GPUs engines make room, unless the policy stage wants both; separate groups hold both.
     at_once = cpus_at_once(config, most)
-    if samplers == trainers and cluster.gpus_per_worker == 0:
+    is_shared = cluster.gpus_per_worker == 0 or config.policy.resources.colocated is not None
+    if samplers == trainers and is_shared:
         cpus = sum(pod.most * pod.ray_cpus for pod in trainers)
         found += [f"{cpus:g} CPUs for {at_once:g}"] if cpus < at_once else []
-    elif samplers == trainers and config.policy.objective.kind != "dpo":
+    elif samplers == trainers and gpus_in_policy(config) > most * cluster.gpus_per_worker:
         found.append("rollouts want GPUs beside those of the workers")
     return found
 

@@ -343,16 +343,22 @@ def test_counts_are_on_rays_prometheus_endpoint(sampler: LeasedSampler) -> None:
 # Weights
 
 
+def sender_of(model: PreTrainedModel, sampler: LeasedSampler) -> Any:
+    from charactertrain.runtime.weight_sync.sender import WeightSender
+
+    return WeightSender(
+        own_weights(model), [sampler.handle], sampler.spec, rank=0, dtype=torch.float32
+    )
+
+
 @on_cpu
 def test_weights_that_are_sent_are_those_sampled_from(
     engines: Engines, sampler: LeasedSampler, model: PreTrainedModel, tiny_model: Path
 ) -> None:
-    from charactertrain.runtime.weight_sync.sender import WeightSender
-
     (before,) = draw(sampler, [1])
     ray.get(engines.broker.rename_weights.remote(sampler.lease, "in training"))
     trained = perturbed(model, tiny_model, seed=1)
-    sender = WeightSender(own_weights(trained), [sampler.handle], rank=0, dtype=torch.float32)
+    sender = sender_of(trained, sampler)
     for version in ("7", "8"):
         if version == "8":
             with torch.no_grad():
@@ -371,17 +377,36 @@ def test_weights_that_are_sent_are_those_sampled_from(
 
 
 @on_cpu
+@pytest.mark.slow
+def test_an_engine_of_two_ranks_takes_the_weights_that_are_sent(
+    engines: Engines, model: PreTrainedModel, tiny_model: Path
+) -> None:
+    spec = replace(engines.generate, tensor_parallel_size=2, num_cpus=2.0)
+    sampler = EngineSource(BROKER, spec, str(tiny_model)).open_for_training()
+    (sample,) = draw(sampler, [1])
+    expected = expected_logprobs(model, sample.prompt_token_ids, sample.token_ids)
+    assert list(sample.logprobs) == pytest.approx(expected, abs=1e-4)
+    trained = perturbed(model, tiny_model, seed=4)
+    sender = sender_of(trained, sampler)
+    sender.send("1")
+    (sample,) = draw(sampler, [1])
+    assert sample.weight_versions == (("1", 0),)
+    expected = expected_logprobs(trained, sample.prompt_token_ids, sample.token_ids)
+    assert list(sample.logprobs) == pytest.approx(expected, abs=1e-4)
+    sender.close()
+    ray.get(engines.broker.discard.remote(sampler.lease))
+
+
+@on_cpu
 def test_a_text_in_writing_goes_on_with_the_new_weights(
     engines: Engines, tiny_model: Path, model: PreTrainedModel
 ) -> None:
-    from charactertrain.runtime.weight_sync.sender import WeightSender
-
     sampler = engines.open(tiny_model)
     ray.get(engines.broker.rename_weights.remote(sampler.lease, "in training"))
     others = perturbed(model, tiny_model, seed=8)
-    old_sender = WeightSender(own_weights(model), [sampler.handle], rank=0, dtype=torch.float32)
+    old_sender = sender_of(model, sampler)
     old_sender.send("1")
-    sender = WeightSender(own_weights(others), [sampler.handle], rank=0, dtype=torch.float32)
+    sender = sender_of(others, sampler)
     # Several times what is written at a time, so that it takes a while.
     requests = [SampleRequest(f"r{seed}", SHOWN, seed) for seed in range(96)]
     writing = sampler.handle.sample.remote(requests, NATURAL)
@@ -439,8 +464,6 @@ def tied_tiny_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) 
 def test_a_tied_output_layer_takes_the_new_weights_too(
     engines: Engines, tied_model: Path, tmp_path: Path
 ) -> None:
-    from charactertrain.runtime.weight_sync.sender import WeightSender
-
     tied = replace(engines, generate=replace(engines.generate, architecture=str(tied_model)))
     model = loading.load_causal_lm(tied_model, torch.float32)
     ids = list(range(40, 80))
@@ -454,7 +477,7 @@ def test_a_tied_output_layer_takes_the_new_weights_too(
     assert holds(model)
     sent = perturbed(model, tied_model, seed=6)
     ray.get(engines.broker.rename_weights.remote(sampler.lease, "in training"))
-    WeightSender(own_weights(sent), [sampler.handle], rank=0, dtype=torch.float32).send("1")
+    sender_of(sent, sampler).send("1")
     assert holds(sent)
     sampler.close()
     loaded = perturbed(model, tied_model, seed=7)
@@ -535,14 +558,12 @@ def test_a_damaged_part_is_refused_and_the_engine_takes_whole_weights_again(
 def test_trainer_that_died_in_an_update_can_be_replaced(
     engines: Engines, tiny_model: Path, model: PreTrainedModel
 ) -> None:
-    from charactertrain.runtime.weight_sync.sender import WeightSender
-
     sampler = engines.open(tiny_model)
     ray.get(engines.broker.rename_weights.remote(sampler.lease, "in training"))
-    first = WeightSender(own_weights(model), [sampler.handle], rank=0, dtype=torch.float32)
+    first = sender_of(model, sampler)
     first._client.start_weight_update()
     trained = perturbed(model, tiny_model, seed=4)
-    WeightSender(own_weights(trained), [sampler.handle], rank=0, dtype=torch.float32).send("9")
+    sender_of(trained, sampler).send("9")
     (sample,) = draw(sampler, [1])
     assert sample.weight_versions == (("9", 0),)
     expected = expected_logprobs(trained, sample.prompt_token_ids, sample.token_ids)

@@ -8,7 +8,7 @@ import ray
 from engine_specs import FAKE
 
 from charactertrain.runtime.engine_broker import EngineBroker
-from charactertrain.runtime.engines import EngineSource, open_all
+from charactertrain.runtime.engines import EngineSource, open_all, start_all
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -31,14 +31,15 @@ def test_engines_that_were_started_before_are_those_that_training_gets(
     started = open_all([source, source])
     for sampler in started:
         sampler.close()
-    leased = source.open_for_training(2)
+    start_all([source, source])
+    leased = [source.open_for_training() for _ in range(2)]
     assert {s.handle for s in leased} == {s.handle for s in started}
 
 
 def test_training_gets_each_engine_once_in_a_second_attempt_too(source: EngineSource) -> None:
-    first = source.open_for_training(2)
+    first = [source.open_for_training() for _ in range(2)]
     assert len({sampler.handle for sampler in first}) == 2
     # What the first attempt held, it did not give back. Its engines have other weights now.
     source.end_leases()
-    second = source.open_for_training(2)
+    second = [source.open_for_training() for _ in range(2)]
     assert {s.handle for s in second} == {s.handle for s in first}

@@ -14,7 +14,8 @@ from ray.cluster_utils import Cluster
 
 from charactertrain.runtime import training
 from charactertrain.runtime.engine_actor import start_engine
-from charactertrain.runtime.placement import GROUP_LABEL
+from charactertrain.runtime.engine_spec import Device
+from charactertrain.runtime.placement import GROUP_LABEL, on_group, own_device
 from charactertrain.runtime.training import WorkerSettings
 from charactertrain.runtime.worker import Worker
 from charactertrain.storage import open_directory
@@ -33,7 +34,8 @@ def nodes_of_two_groups() -> Iterator[dict[str, str]]:
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
         # More room than is asked for, on either: nothing but the label decides.
         for group in ("samplers", "trainers"):
-            cluster.add_node(num_cpus=8, labels={GROUP_LABEL: group})
+            # The GPUs are Ray's alone: no process that is given one looks for it.
+            cluster.add_node(num_cpus=8, num_gpus=2, labels={GROUP_LABEL: group})
     ray.init(address=cluster.address, log_to_driver=False)
     cluster.wait_for_nodes()
     yield {
@@ -77,3 +79,31 @@ def test_training_workers_start_on_their_group(
     )
     places = {(tmp_path / rank).read_text() for rank in ("0", "1")}
     assert places == {groups[group]}
+
+
+def test_an_engine_shares_the_device_of_a_training_worker(groups: dict[str, str]) -> None:
+    class TrainingWorker:
+        def device(self) -> Device:
+            return own_device()
+
+    workers: list[Any] = [
+        ray.remote(TrainingWorker).options(num_gpus=1, label_selector=on_group("trainers")).remote()
+        for _ in range(2)
+    ]
+    devices: list[Device] = ray.get([worker.device.remote() for worker in workers])
+    assert {device.node_id for device in devices} == {groups["trainers"]}
+    assert {device.visible for device in devices} == {"0", "1"}
+    # Of a kind that would else be given a GPU of its own, of which there is none left there.
+    spec = replace(FAKE, num_gpus=1.0, node_group="samplers")
+    for device in devices:
+        engine = start_engine(replace(spec, beside=device), "none", f"engine-{device.visible}")
+        found = engine.handle.__ray_call__.remote(
+            lambda _: (
+                ray.get_runtime_context().get_node_id(),  # type: ignore[no-untyped-call]
+                os.environ["CUDA_VISIBLE_DEVICES"],
+            )
+        )
+        assert ray.get(found) == (device.node_id, device.visible)
+        engine.kill()
+    for worker in workers:
+        ray.kill(worker)

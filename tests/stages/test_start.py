@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from charactertrain.config import validate
-from charactertrain.config.run import cpus_at_once
+from charactertrain.config.devices import cpus_at_once
 from charactertrain.stages import start
 from charactertrain.stages.start import open_session
 from charactertrain.storage import open_directory

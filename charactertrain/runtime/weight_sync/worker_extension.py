@@ -26,6 +26,11 @@ class WorkerExtension:
         """Finish a reload from disk."""
         repack_tied_head(self.model_runner.get_model())  # type: ignore[attr-defined]
 
+    def received_sums(self) -> dict[str, tuple[int, int, int]]:
+        """Checksums of the weights that a transport between GPUs has brought in this update."""
+        sums: dict[str, tuple[int, int, int]] = self.weight_transfer_engine.received_sums()  # type: ignore[attr-defined]
+        return sums
+
     def trim_heap(self) -> None:
         """Give back what the last requests took."""
         trim_heap()

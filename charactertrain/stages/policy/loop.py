@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +16,6 @@ from charactertrain.exceptions import TrainingError
 from charactertrain.models.packing import PromptGroup, pack
 from charactertrain.objectives.advantages import RunningBaseline
 from charactertrain.objectives.kl_control import KlController
-from charactertrain.runtime.engines import EngineSource
 from charactertrain.runtime.hardware import resolve_precision
 from charactertrain.runtime.learning_rate import Schedule
 from charactertrain.runtime.worker import Worker, checkpoint_is_due
@@ -24,7 +24,7 @@ from charactertrain.runtime.zero_checkpoint import read_state
 from charactertrain.stages.policy.ledger import Batch
 from charactertrain.stages.policy.monitor import PolicyMonitor
 from charactertrain.stages.policy.rollout_buffer import Taken
-from charactertrain.stages.policy.rollout_engines import RolloutEngines
+from charactertrain.stages.policy.rollout_engines import RolloutEngines, Sampling, leave_room
 from charactertrain.stages.policy.rollouts import Rollout
 from charactertrain.stages.policy.step import policy_step
 from charactertrain.stages.policy.task import (
@@ -39,16 +39,6 @@ from charactertrain.stages.policy.task import (
 from charactertrain.stages.policy.warm_start import warm_start_once, warm_start_step
 from charactertrain.stages.policy.weight_probe import probe
 from charactertrain.stages.response_logits import Models, response_logits
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Where rank 0 gets its rollouts."""
-
-    engines: EngineSource
-    num_engines: int
-    buffer: Any
-    """The actor."""
 
 
 def train(worker: Worker, task: PolicyTask, sampling: Sampling) -> None:
@@ -73,11 +63,11 @@ class _Optimisation:
         self._kl = KlController(0.0, None)
         if objective is not None:
             self._kl = KlController(state.get("kl_coef", objective.kl_coef), objective.kl_target)
+        sources = sampling.sources()
+        self._spec = sources[0].spec
         self._engines: RolloutEngines | None = None
         if worker.rank == 0:
-            self._engines = RolloutEngines(
-                sampling.engines, sampling.num_engines, sampling.buffer, state.get("ledger")
-            )
+            self._engines = RolloutEngines(sources, sampling.buffer, state.get("ledger"))
         with starting_weights(task) as start:
             self._engine = training_engine(task, start, checkpoint)
             self._models = Models(self._engine, _reference(task, start), forbidden_tokens(task))
@@ -99,7 +89,7 @@ class _Optimisation:
         handles = self._engines.handles if self._engines is not None else []
         dtype = resolve_precision(self._task.precision)
         self._sender = WeightSender(
-            policy_weights(self._engine), handles, rank=self._worker.rank, dtype=dtype
+            policy_weights(self._engine), handles, self._spec, rank=self._worker.rank, dtype=dtype
         )
 
     def run(self) -> None:
@@ -124,8 +114,9 @@ class _Optimisation:
         )
         taken, batch = self._take(step)
         clock.lap("sample_seconds")
-        values = self._step(batch)
-        values["grad_norm"] = self._engine.step(rates.rate(step))
+        with self._engines_asleep():
+            values = self._step(batch)
+            values["grad_norm"] = self._engine.step(rates.rate(step))
         clock.lap("train_seconds")
         lost = self._lost(taken)
         if lost:
@@ -230,11 +221,29 @@ class _Optimisation:
 
     def _replace(self, lost: Sequence[int]) -> None:
         """Other engines in the place of those that died. They have yet to be sent the weights."""
+        if self._spec.beside is not None:
+            leave_room()
+            torch.distributed.barrier()
         if self._engines is not None:
             self._engines.replace(lost)
         if self._sender is not None:
             self._sender.close()
             self._meet()
+
+    @contextmanager
+    def _engines_asleep(self) -> Iterator[None]:
+        """A context in which devices are the trainer's alone, where its engines can sleep."""
+        if not self._spec.sleeps:
+            yield
+            return
+        if self._engines is not None:
+            self._engines.sleep()
+        torch.distributed.barrier()
+        yield
+        leave_room()
+        torch.distributed.barrier()
+        if self._engines is not None:
+            self._engines.wake()
 
     def _send(self, version: int) -> None:
         """The weights as they are to all engines, and the engines to the buffer."""

@@ -5,6 +5,7 @@ finishes whose caller has died, as a trainer may.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from charactertrain import chat
 from charactertrain.exceptions import SamplingError, TrainingError
 from charactertrain.models import loading
 from charactertrain.records import Prompt
+from charactertrain.runtime.engine_spec import Device
+from charactertrain.runtime.engines import EngineSource
 from charactertrain.runtime.sampling import SamplerSource
 from charactertrain.stages.policy.ledger import Batch, Ledger, LedgerSettings
 from charactertrain.stages.policy.rollouts import (
@@ -79,9 +82,12 @@ class RolloutBuffer:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._error: BaseException | None = None
 
-    async def begin(self, state: dict[str, Any] | None) -> None:
-        """Begin to forget what trainers before had asked for, and to go on from a checkpoint."""
-        self._beginning = asyncio.create_task(self._begin(state))
+    async def begin(self, state: dict[str, Any] | None, devices: Sequence[Device]) -> None:
+        """Begin to forget what trainers before had asked for, and to go on from a checkpoint.
+
+        `devices` are those that preference models share with the trainers; none for their own.
+        """
+        self._beginning = asyncio.create_task(self._begin(state, devices))
 
     async def has_begun(self) -> bool:
         """Whether that is done; raises what went wrong."""
@@ -89,7 +95,7 @@ class RolloutBuffer:
             self._beginning.result()
         return self._beginning.done()
 
-    async def _begin(self, state: dict[str, Any] | None) -> None:
+    async def _begin(self, state: dict[str, Any] | None, devices: Sequence[Device]) -> None:
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -102,11 +108,17 @@ class RolloutBuffer:
         self._engines: list[Any] = []
         self._busy: list[int] = []
         """Groups that each engine works on."""
-        rewards = [await asyncio.to_thread(source.open) for source in settings.rewards]
+        gold = settings.gold
+        sources = [*settings.rewards, *([] if gold is None else [gold.source])]
+        # One after the other: an engine measures what a device has left as it starts.
+        opened = [
+            await asyncio.to_thread(_placed(source, place, devices).open)
+            for place, source in enumerate(sources)
+        ]
+        rewards = opened[: len(settings.rewards)]
         self._tokenizer = loading.load_tokenizer(Path(self._tokenizer_directory))
         self._maker = RolloutMaker(rewards, settings.reward, self._tokenizer, settings.rollouts)
-        gold = settings.gold
-        self._gold = None if gold is None else await asyncio.to_thread(gold.source.open)
+        self._gold = None if gold is None else opened[-1]
 
     async def serve(self, engines: list[Any], version: Version) -> None:
         """All these engines have the weights of `version` now.
@@ -222,3 +234,10 @@ class RolloutBuffer:
     async def held_out(self) -> list[HeldOut] | None:
         """Those groups, once they are all there."""
         return self._held_out.result() if self._held_out.done() else None
+
+
+def _placed(source: SamplerSource, place: int, devices: Sequence[Device]) -> SamplerSource:
+    """From the last device on, since rank 0's has the gathered weights to hold as well."""
+    if devices and isinstance(source, EngineSource):
+        return source.beside(devices[-1 - place % len(devices)])
+    return source

@@ -1,16 +1,21 @@
 """Rank 0's end of sampling: the engines that take the weights, and the buffer before them."""
 
+import contextlib
+import gc
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+import torch
 from ray.exceptions import ObjectLostError, RayActorError
 
 from charactertrain.exceptions import SamplingError
 from charactertrain.records import Prompt
-from charactertrain.runtime.engines import EngineSource, LeasedSampler
+from charactertrain.runtime.engines import EngineSource, LeasedSampler, start_all
+from charactertrain.runtime.placement import own_device
 from charactertrain.stages.policy.rollout_buffer import Taken
 from charactertrain.stages.policy.rollouts import HeldOut, Version
 
@@ -23,25 +28,57 @@ _MAX_LOSSES = 8
 """Engines of an attempt that are replaced; then the cause is another."""
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """Where rank 0 gets its rollouts."""
+
+    engines: EngineSource
+    num_engines: int
+    buffer: Any
+    """The actor."""
+    is_colocated: bool
+    """Whether engines are on the workers' own devices."""
+
+    def sources(self) -> list[EngineSource]:
+        """Of each engine that samples; every rank must call."""
+        if not self.is_colocated:
+            return [self.engines] * self.num_engines
+        # Of a warm start.
+        leave_room()
+        devices: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(devices, own_device())
+        return [self.engines.beside(device) for device in devices[: self.num_engines]]
+
+
+def leave_room() -> None:
+    """Give memory that is free, and that torch keeps for later, to the engine on this device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 class RolloutEngines:
     """Leases of engines, and calls to the buffer, none of which waits there."""
 
     def __init__(
-        self, source: EngineSource, count: int, buffer: Any, state: dict[str, Any] | None
+        self, sources: Sequence[EngineSource], buffer: Any, state: dict[str, Any] | None
     ) -> None:
         """Lease the engines of this attempt; one that died in the last one is replaced.
 
         Args:
-            source: Of the engines that sample.
-            count: How many.
+            sources: Of the engines that sample, one of each.
             buffer: The actor.
             state: The buffer's, of the last checkpoint.
         """
-        source.end_leases()
-        self._samplers: list[LeasedSampler | None] = [*source.open_for_training(count)]
+        sources[0].end_leases()
+        # At the same time, on whatever devices.
+        start_all(sources)
+        self._samplers: list[LeasedSampler | None] = [s.open_for_training() for s in sources]
         self._buffer = buffer
         self._losses = 0
-        ray.get(buffer.begin.remote(state))
+        # After those: an engine measures what a device has left as it starts.
+        devices = [source.spec.beside for source in sources if source.spec.beside is not None]
+        ray.get(buffer.begin.remote(state, devices))
         _until(lambda: ray.get(buffer.has_begun.remote()) or None)
 
     @property
@@ -57,6 +94,20 @@ class RolloutEngines:
     def load(self, weights: Path, version: Version) -> None:
         """Have all engines load these weights from disk."""
         ray.get([handle.load.remote(str(weights), str(version)) for handle in self.handles])
+
+    def sleep(self) -> None:
+        """Have engines give their memory back, while nobody asks them for anything."""
+        self._ask_the_living("sleep")
+
+    def wake(self) -> None:
+        """Have them take it again."""
+        self._ask_the_living("wake")
+
+    def _ask_the_living(self, call: str) -> None:
+        # `dead` finds the others, before weights are sent.
+        for answer in [getattr(handle, call).remote() for handle in self.handles]:
+            with contextlib.suppress(RayActorError, ObjectLostError):
+                ray.get(answer, timeout=_TIMEOUT_SECONDS)
 
     def take(self) -> Taken:
         """Wait until the next step's groups are there, or an engine is lost."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -10,9 +11,11 @@ import ray
 from charactertrain.artifacts import Outcome
 from charactertrain.config import Control
 from charactertrain.config.objective import DpoSection
+from charactertrain.config.training import ColocatedSection
 from charactertrain.pipeline import Work
 from charactertrain.records import Prompt
 from charactertrain.runtime import training
+from charactertrain.runtime.engines import EngineSource
 from charactertrain.runtime.placement import beside_the_driver
 from charactertrain.stages.context import Context
 from charactertrain.stages.policy.dpo import train as train_on_pairs
@@ -25,9 +28,10 @@ from charactertrain.stages.policy.inputs import (
     reward_of,
     watch_task,
 )
-from charactertrain.stages.policy.loop import Sampling, train
+from charactertrain.stages.policy.loop import train
 from charactertrain.stages.policy.monitor import BEST
 from charactertrain.stages.policy.rollout_buffer import Gold, RolloutBuffer
+from charactertrain.stages.policy.rollout_engines import Sampling
 from charactertrain.stages.preference_model.gates import check_gates, require_gates
 from charactertrain.stages.preference_model.stage import GOLD, ensemble_members, worker_settings
 
@@ -98,16 +102,21 @@ def _train_on_rewards(work: Work, context: Context, prompts: Sequence[Prompt]) -
             str(stack.enter_context(source.child(name).on_local_disk()))
             for name in ensemble_members(manifest)
         ]
-        engines = session.sampler(model, model)
-        rewards = [session.sampler(member, member, kind="reward") for member in members]
+        shared = config.resources.colocated
+        engines = _sharing(session.sampler(model, model), shared)
+        rewards = [
+            _sharing(session.sampler(member, member, kind="reward"), shared) for member in members
+        ]
         watch = watch_task(work, context, prompts) if is_watched(config) else None
         needed, gold = [engines] * config.resources.engines + rewards, None
         if watch is not None and GOLD in manifest.summary["levels"]:
             directory = str(stack.enter_context(source.child(GOLD).on_local_disk()))
-            of_gold = session.sampler(directory, directory, kind="reward")
+            of_gold = _sharing(session.sampler(directory, directory, kind="reward"), shared)
             needed.append(of_gold)
             gold = Gold(of_gold, reward_of([GOLD], work, context))
-        session.start_engines(needed)
+        if shared is None:
+            # Before the workers: an elastic group takes every device that is left.
+            session.start_engines(needed)
         # Of the driver, so that it outlives an attempt; Ray starts it again should it die.
         buffer: Any = (
             ray.remote(RolloutBuffer)
@@ -119,7 +128,9 @@ def _train_on_rewards(work: Work, context: Context, prompts: Sequence[Prompt]) -
                 train,
                 {
                     "task": policy_task(work, context, watch),
-                    "sampling": Sampling(engines, config.resources.engines, buffer),
+                    "sampling": Sampling(
+                        engines, config.resources.engines, buffer, is_colocated=shared is not None
+                    ),
                 },
                 workers=worker_settings(context),
                 storage=work.directory,
@@ -127,6 +138,16 @@ def _train_on_rewards(work: Work, context: Context, prompts: Sequence[Prompt]) -
             )
         finally:
             ray.kill(buffer)
+
+
+def _sharing(source: EngineSource, shared: ColocatedSection | None) -> EngineSource:
+    """Of an engine that leaves the training worker on its device what the config says."""
+    if shared is None:
+        return source
+    is_reward = source.spec.kind == "reward"
+    fraction = shared.reward_memory_fraction if is_reward else shared.memory_fraction
+    spec = replace(source.spec, memory_fraction=fraction, sleeps=shared.sleep and not is_reward)
+    return replace(source, spec=spec)
 
 
 def _check_gates(work: Work, context: Context) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from charactertrain.artifacts import Json, Manifest
 from charactertrain.config import RunConfig
+from charactertrain.config.devices import gpus_in_policy
 from charactertrain.pipeline import Work
 from charactertrain.report.run_view import CostView, RunView
 from charactertrain.stages.report.method import method
@@ -95,13 +96,10 @@ def gpus_held(stage: str, config: RunConfig) -> float:
     engines = config.sampler.resources
     if stage not in _TRAINING:
         return engines.num_engines[1] * engines.gpus_per_engine
+    if stage == "policy":
+        return gpus_in_policy(config)
     workers = config.cluster.num_workers
-    trained = (workers if isinstance(workers, int) else workers[1]) * config.cluster.gpus_per_worker
-    if stage == "preference_model" or config.policy.objective.kind == "dpo":
-        return trained
-    model = config.preference_model
-    beside = config.policy.resources.engines + model.ensemble + (model.gold_share > 0)
-    return trained + beside * engines.gpus_per_engine
+    return (workers if isinstance(workers, int) else workers[1]) * config.cluster.gpus_per_worker
 
 
 def _tokens(work: Work, manifests: Mapping[str, Manifest]) -> dict[str, int]:

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +14,7 @@ import pytest
 import ray
 import torch
 from engine_specs import real
+from planted_reward import EvenTokens
 from policy_gradients import PLAIN
 from transformers import AutoModelForCausalLM
 
@@ -21,18 +23,23 @@ from charactertrain.models import loading
 from charactertrain.models.lora import LoraSettings
 from charactertrain.objectives.advantages import RunningBaseline
 from charactertrain.records import Prompt
+from charactertrain.runtime import training
 from charactertrain.runtime.engine_broker import EngineBroker
+from charactertrain.runtime.engine_spec import Device
 from charactertrain.runtime.engines import EngineSource
 from charactertrain.runtime.sampling import SamplingSettings
+from charactertrain.runtime.training import WorkerSettings
 from charactertrain.runtime.training_engine import OptimizerSettings
 from charactertrain.runtime.weights import own_weights
 from charactertrain.runtime.worker import LocalWorker
 from charactertrain.runtime.zero import ZeroSettings
 from charactertrain.stages.policy import loop as policy_loop
+from charactertrain.stages.policy import rollout_engines
 from charactertrain.stages.policy.ledger import LedgerSettings
-from charactertrain.stages.policy.loop import Sampling, train
-from charactertrain.stages.policy.rollout_buffer import BufferSettings, RolloutBuffer
-from charactertrain.stages.policy.rollouts import Rollout, RolloutMaker, RolloutSettings
+from charactertrain.stages.policy.loop import train
+from charactertrain.stages.policy.rollout_buffer import BufferSettings, RolloutBuffer, Taken
+from charactertrain.stages.policy.rollout_engines import RolloutEngines, Sampling
+from charactertrain.stages.policy.rollouts import Rollout, RolloutMaker, RolloutSettings, Version
 from charactertrain.stages.policy.step import policy_step
 from charactertrain.stages.policy.task import (
     OptimiseTask,
@@ -55,22 +62,6 @@ MAX_TOKENS = 24
 PER_STEP = 4
 LEARNING_RATE = 3e-3
 OBJECTIVE = replace(PLAIN, advantages="rloo", clip_high=0.3, kl_coef=0.001)
-
-
-@dataclass(frozen=True)
-class EvenTokens:
-    """Rewards the share of even tokens, or the lack of them."""
-
-    sign: float
-
-    def open(self) -> "EvenTokens":
-        """This, in any process."""
-        return self
-
-    def rewards(self, token_ids: Sequence[Sequence[int]]) -> list[float]:
-        """Of the response, which is what comes last."""
-        tails = [list(ids)[-MAX_TOKENS:] for ids in token_ids]
-        return [self.sign * fmean(float(token % 2 == 0) for token in tail) for tail in tails]
 
 
 @pytest.fixture(name="broker", scope="module")
@@ -132,7 +123,7 @@ class Loop:
             ),
             prompts=PromptStream(PROMPTS, [], general_share=0.0, seed=0),
             reward=EnsembleReward((0.0,), (0.0,), 0.0, "mean", 0.0, None),
-            rewards=(EvenTokens(sign),),  # type: ignore[arg-type]
+            rewards=(EvenTokens(sign, MAX_TOKENS),),  # type: ignore[arg-type]
             gold=None,
             groups_per_engine=8,
         )
@@ -149,12 +140,36 @@ class Loop:
     ) -> list[dict[str, Any]]:
         """The history of the policy steps."""
         task = self.task(num_steps, learning_rate, lora)
-        settings = self.settings(num_steps, sign, max_staleness)
-        buffer = ray.remote(RolloutBuffer).options(num_cpus=0).remote(settings, str(self.model))  # type: ignore[attr-defined]
-        try:
-            train(LocalWorker(on_metrics), task, Sampling(self.source, 1, buffer))
-        finally:
-            ray.kill(buffer)
+        with self.buffer(self.settings(num_steps, sign, max_staleness)) as buffer:
+            sampling = Sampling(self.source, 1, buffer, is_colocated=False)
+            train(LocalWorker(on_metrics), task, sampling)
+        return self.history()
+
+    def run_on_two_workers(self, *, num_steps: int, learning_rate: float) -> list[dict[str, Any]]:
+        """The history of the steps of Ray Train's workers."""
+        with self.buffer(self.settings(num_steps, 1.0, 0)) as buffer:
+            training.fit(
+                train,
+                {
+                    "task": self.task(num_steps, learning_rate),
+                    "sampling": Sampling(self.source, 1, buffer, is_colocated=False),
+                },
+                workers=WorkerSettings(2, 1.0, 0.0, 0, None),
+                storage=open_directory(str(self.directory)),
+                on_metrics=lambda _: None,
+            )
+        return self.history()
+
+    @contextmanager
+    def buffer(self, settings: BufferSettings) -> Iterator[Any]:
+        """The actor that hands out rollouts."""
+        buffer: Any = ray.remote(RolloutBuffer).options(num_cpus=0)  # type: ignore[attr-defined]
+        buffer = buffer.remote(settings, str(self.model))
+        yield buffer
+        ray.kill(buffer)
+
+    def history(self) -> list[dict[str, Any]]:
+        """What a run has left."""
         history: list[dict[str, Any]] = json.loads((self.directory / "optimise.json").read_text())
         return history
 
@@ -163,14 +178,14 @@ class Loop:
         from charactertrain.runtime.weight_sync.sender import WeightSender
 
         task, settings = self.task(num_steps), self.settings(num_steps, 1.0, 0)
-        (sampler,) = self.source.open_for_training(1)
-        reward: Any = EvenTokens(1.0)
+        sampler = self.source.open_for_training()
+        reward: Any = EvenTokens(1.0, MAX_TOKENS)
         tokenizer = loading.load_tokenizer(self.model)
         maker = RolloutMaker([reward], settings.reward, tokenizer, settings.rollouts)
         engine = training_engine(task, self.model, None)
         models = Models(engine, frozen_model(task, self.model), forbidden_tokens(task))
         sender = WeightSender(
-            own_weights(engine.module), [sampler.handle], rank=0, dtype=torch.float32
+            own_weights(engine.module), [sampler.handle], sampler.spec, rank=0, dtype=torch.float32
         )
         history = []
 
@@ -237,6 +252,25 @@ def test_without_staleness_the_loop_is_a_plain_one(loop: Loop) -> None:
 
 def test_updates_that_change_nothing_leave_the_policy_where_it_was(loop: Loop) -> None:
     for row in loop.run(num_steps=3, learning_rate=0.0):
+        assert row["ratio"] == pytest.approx(1.0, abs=1e-3)
+        assert abs(row["kl"]) < 1e-6
+        assert row["sampler_kl"] < 1e-6
+        assert row["sync_difference"] < 1e-4
+
+
+def test_on_two_workers_a_planted_reward_is_learnt(loop: Loop) -> None:
+    history = loop.run_on_two_workers(num_steps=20, learning_rate=LEARNING_RATE)
+    assert rise(history) > 0.1
+    assert history[0]["ratio"] == pytest.approx(1.0, abs=1e-3)
+    assert abs(history[0]["kl"]) < 1e-6
+    assert all(row["sampler_kl"] < 1e-6 for row in history)
+    assert all(row["sync_difference"] < 1e-4 for row in history)
+
+
+def test_on_two_workers_updates_that_change_nothing_leave_the_policy_where_it_was(
+    loop: Loop,
+) -> None:
+    for row in loop.run_on_two_workers(num_steps=3, learning_rate=0.0):
         assert row["ratio"] == pytest.approx(1.0, abs=1e-3)
         assert abs(row["kl"]) < 1e-6
         assert row["sampler_kl"] < 1e-6
@@ -314,3 +348,42 @@ def test_an_engine_that_dies_while_it_has_no_work_is_found(
     assert steps == [0, 1, 2]
     assert all(row["sync_difference"] < 1e-3 for row in history)
     assert all(row["sampler_kl"] < 1e-6 for row in history)
+
+
+def test_engines_on_the_workers_own_device_rest_while_a_step_is_trained(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+
+    class Noted(RolloutEngines):
+        """Notes what is asked of the engines, which on a CPU have nothing to give back."""
+
+        def take(self) -> Taken:
+            taken = super().take()
+            order.append("take")
+            return taken
+
+        def sleep(self) -> None:
+            order.append("sleep")
+
+        def wake(self) -> None:
+            order.append("wake")
+
+        def serve(self, version: Version) -> None:
+            order.append("serve")
+            super().serve(version)
+
+    def noted_step(*arguments: Any, **options: Any) -> dict[str, Any]:
+        order.append("step")
+        return policy_step(*arguments, **options)
+
+    here = Device(ray.get_runtime_context().get_node_id(), "")
+    monkeypatch.setattr(policy_loop, "RolloutEngines", Noted)
+    monkeypatch.setattr(policy_loop, "policy_step", noted_step)
+    monkeypatch.setattr(rollout_engines, "own_device", lambda: here)
+    source = replace(loop.source, spec=replace(loop.source.spec, sleeps=True))
+    with loop.buffer(loop.settings(2, 1.0, 0)) as buffer:
+        sampling = Sampling(source, 1, buffer, is_colocated=True)
+        train(LocalWorker(lambda _: None), loop.task(2), sampling)
+    assert order == ["serve", *(["take", "sleep", "step", "wake", "serve"] * 2)]
+    assert all(row["sampler_kl"] < 1e-6 for row in loop.history())

@@ -118,7 +118,7 @@ def run(
 
 
 async def begin(buffer: RolloutBuffer, state: dict[str, Any] | None) -> None:
-    await buffer.begin(state)
+    await buffer.begin(state, [])
     while not await buffer.has_begun():
         await asyncio.sleep(0.01)
 
