@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import torch
@@ -145,25 +146,31 @@ class Loop:
             train(LocalWorker(on_metrics), task, sampling)
         return self.history()
 
-    def run_on_two_workers(self, *, num_steps: int, learning_rate: float) -> list[dict[str, Any]]:
-        """The history of the steps of Ray Train's workers."""
+    def run_on_workers(
+        self,
+        num_workers: int,
+        *,
+        num_steps: int,
+        learning_rate: float = LEARNING_RATE,
+        max_failures: int = 0,
+        on_metrics: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> list[dict[str, Any]]:
+        """The history of the steps of Ray Train's workers, with a checkpoint after each."""
+        task = replace(self.task(num_steps, learning_rate), checkpoint_every=1)
         with self.buffer(self.settings(num_steps, 1.0, 0)) as buffer:
             training.fit(
                 train,
-                {
-                    "task": self.task(num_steps, learning_rate),
-                    "sampling": Sampling(self.source, 1, buffer, is_colocated=False),
-                },
-                workers=WorkerSettings(2, 1.0, 0.0, 0, None),
+                {"task": task, "sampling": Sampling(self.source, 1, buffer, is_colocated=False)},
+                workers=WorkerSettings(num_workers, 1.0, 0.0, max_failures, None),
                 storage=open_directory(str(self.directory)),
-                on_metrics=lambda _: None,
+                on_metrics=on_metrics,
             )
         return self.history()
 
     @contextmanager
     def buffer(self, settings: BufferSettings) -> Iterator[Any]:
         """The actor that hands out rollouts."""
-        buffer: Any = ray.remote(RolloutBuffer).options(num_cpus=0)  # type: ignore[attr-defined]
+        buffer: Any = ray.remote(RolloutBuffer).options(num_cpus=0, max_restarts=-1)  # type: ignore[attr-defined]
         buffer = buffer.remote(settings, str(self.model))
         yield buffer
         ray.kill(buffer)
@@ -259,7 +266,7 @@ def test_updates_that_change_nothing_leave_the_policy_where_it_was(loop: Loop) -
 
 
 def test_on_two_workers_a_planted_reward_is_learnt(loop: Loop) -> None:
-    history = loop.run_on_two_workers(num_steps=20, learning_rate=LEARNING_RATE)
+    history = loop.run_on_workers(2, num_steps=20)
     assert rise(history) > 0.1
     assert history[0]["ratio"] == pytest.approx(1.0, abs=1e-3)
     assert abs(history[0]["kl"]) < 1e-6
@@ -270,7 +277,7 @@ def test_on_two_workers_a_planted_reward_is_learnt(loop: Loop) -> None:
 def test_on_two_workers_updates_that_change_nothing_leave_the_policy_where_it_was(
     loop: Loop,
 ) -> None:
-    for row in loop.run_on_two_workers(num_steps=3, learning_rate=0.0):
+    for row in loop.run_on_workers(2, num_steps=3, learning_rate=0.0):
         assert row["ratio"] == pytest.approx(1.0, abs=1e-3)
         assert abs(row["kl"]) < 1e-6
         assert row["sampler_kl"] < 1e-6
@@ -348,6 +355,40 @@ def test_an_engine_that_dies_while_it_has_no_work_is_found(
     assert steps == [0, 1, 2]
     assert all(row["sync_difference"] < 1e-3 for row in history)
     assert all(row["sampler_kl"] < 1e-6 for row in history)
+
+
+def kill_process(name: str) -> None:
+    """Kill the one process of Ray's with this in its name."""
+    (process,) = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if (process.info["cmdline"] or [""])[0].startswith(f"ray::{name}")
+    ]
+    process.kill()
+
+
+@pytest.mark.parametrize("name", ["RolloutBuffer", "RayTrainWorker"])
+def test_what_dies_in_training_starts_again_and_every_step_is_taken_once(
+    loop: Loop, tmp_path: Path, name: str
+) -> None:
+    expected = loop.run(num_steps=5)
+    killed = []
+
+    def kill_after_the_third(values: dict[str, Any]) -> None:
+        if not killed and values.get("step") == "3/5":
+            kill_process(name)
+            killed.append(name)
+
+    disturbed = replace(loop, directory=tmp_path / "disturbed")
+    found = disturbed.run_on_workers(
+        1, num_steps=5, max_failures=2, on_metrics=kill_after_the_third
+    )
+    assert killed
+    assert [row["step"] for row in found] == [1, 2, 3, 4, 5]
+    # On the same prompts with the same weights.
+    for theirs, ours in zip(expected, found, strict=True):
+        assert ours["reward"] == pytest.approx(theirs["reward"], rel=1e-3)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-2)
 
 
 def test_engines_on_the_workers_own_device_rest_while_a_step_is_trained(
