@@ -3,7 +3,9 @@
 import errno
 import os
 import pickle
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +13,8 @@ import pyarrow.fs as pafs
 import pytest
 import xxhash
 
+from charactertrain import artifacts
+from charactertrain.artifacts import Identity
 from charactertrain.exceptions import ArtifactError, ConfigError, UnavailableError
 from charactertrain.storage import Directory, open_directory, without_keys
 
@@ -273,6 +277,43 @@ def test_a_store_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
     for ask in asked:
         with pytest.raises(ArtifactError, match=r"(?s)^s3://bucket/run.* your credentials"):
             ask()
+
+
+@pytest.fixture(name="busy_store")
+def store_that_is_often_busy(
+    open_s3: Callable[[str], Directory], s3_port: int
+) -> Iterator[Directory]:
+    """A directory of a store that refuses every third request."""
+    there = open_s3("run")
+    script = Path(__file__).parent / "support" / "flaky_store.py"
+    with subprocess.Popen(
+        [sys.executable, str(script), str(s3_port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        address = f"endpoint_override=http://127.0.0.1:{port}&scheme=http"
+        yield open_directory(f"s3://{there.root}?{address}")
+        process.terminate()
+
+
+def test_a_store_that_is_often_busy_loses_nothing(busy_store: Directory) -> None:
+    identity = Identity("prompts", {"seed": 1}, {})
+    artifacts.begin(busy_store, identity)
+    tables = {f"rows/part-{place}.parquet": pa.table({"n": [place] * 9}) for place in range(6)}
+    for name, table in tables.items():
+        busy_store.write_table(name, table)
+    busy_store.write_bytes("model/weights.bin", LARGE)
+    outcome = artifacts.Outcome(files=(*tables, "model/weights.bin"), summary={})
+    artifacts.commit(
+        busy_store, identity, outcome, resolved_config={}, code_version="0", wall_seconds=1.0
+    )
+    manifest = artifacts.require(busy_store, "prompts")
+    artifacts.verify_checksums(busy_store, manifest)
+    assert all(busy_store.read_table(name) == table for name, table in tables.items())
+    assert busy_store.read_bytes("model/weights.bin") == LARGE
 
 
 def test_a_file_of_another_file_system_appears_when_it_is_whole(
