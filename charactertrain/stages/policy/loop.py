@@ -68,6 +68,9 @@ class _Optimisation:
         self._engines: RolloutEngines | None = None
         if worker.rank == 0:
             self._engines = RolloutEngines(sources, sampling.buffer, state.get("ledger"))
+        if self._spec.beside is not None:
+            # An engine that starts would take for its own what a worker allocates in the meantime.
+            torch.distributed.barrier()
         with starting_weights(task) as start:
             self._engine = training_engine(task, start, checkpoint)
             self._models = Models(self._engine, _reference(task, start), forbidden_tokens(task))
@@ -226,6 +229,8 @@ class _Optimisation:
             torch.distributed.barrier()
         if self._engines is not None:
             self._engines.replace(lost)
+        if self._spec.beside is not None:
+            torch.distributed.barrier()
         if self._sender is not None:
             self._sender.close()
             self._meet()
