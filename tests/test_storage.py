@@ -299,10 +299,11 @@ def store_that_is_often_busy(
         process.terminate()
 
 
+@pytest.mark.slow
 def test_a_store_that_is_often_busy_loses_nothing(busy_store: Directory) -> None:
     identity = Identity("prompts", {"seed": 1}, {})
     artifacts.begin(busy_store, identity)
-    tables = {f"rows/part-{place}.parquet": pa.table({"n": [place] * 9}) for place in range(6)}
+    tables = {f"rows/part-{place}.parquet": pa.table({"n": [place] * 9}) for place in range(3)}
     for name, table in tables.items():
         busy_store.write_table(name, table)
     busy_store.write_bytes("model/weights.bin", LARGE)

@@ -9,11 +9,16 @@ import itertools
 import sys
 import threading
 import time
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 DELAY_SECONDS = 0.05
 _BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-_NOT_PASSED_ON = {"connection", "transfer-encoding", "content-length", "date", "server"}
+_NOT_PASSED_ON = {"connection", "transfer-encoding", "content-length", "expect", "server"}
+
+
+def _passed_on(headers: Message) -> dict[str, str]:
+    return {key: value for key, value in headers.items() if key.lower() not in _NOT_PASSED_ON}
 
 
 class FlakyStore(BaseHTTPRequestHandler):
@@ -27,7 +32,7 @@ class FlakyStore(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         """Any request."""
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.body()
         time.sleep(DELAY_SECONDS)
         with self.counting:
             is_busy = next(self.requests) % 3 == 0
@@ -35,12 +40,22 @@ class FlakyStore(BaseHTTPRequestHandler):
             self.reply(503, {"Content-Type": "application/xml"}, _BUSY)
             return
         connection = http.client.HTTPConnection("127.0.0.1", self.store)
-        connection.request(self.command, self.path, body, dict(self.headers.items()))
+        connection.request(self.command, self.path, body, _passed_on(self.headers))
         answer = connection.getresponse()
         length = answer.headers.get("Content-Length")
-        headers = {k: v for k, v in answer.headers.items() if k.lower() not in _NOT_PASSED_ON}
-        self.reply(answer.status, headers, answer.read(), length)
+        self.reply(answer.status, _passed_on(answer.headers), answer.read(), length)
         connection.close()
+
+    def body(self) -> bytes:
+        """What came with the request, whole."""
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
 
     def reply(
         self, status: int, headers: dict[str, str], body: bytes, length: str | None = None
