@@ -54,6 +54,8 @@ OPTIONS = [
         for stage in ("preference_model", "policy")
         for name in ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
     ),
+    ("placement@policy.resources=separate",),
+    ("placement@policy.resources=colocated", "sampler=vllm_gpu", "cluster.gpus_per_worker=1"),
 ]
 
 

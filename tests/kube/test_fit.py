@@ -54,7 +54,9 @@ def fit_problems(documents: Sequence[Manifest], compose: Compose) -> list[str]:
     worker_places = places(trainers, cpus=cluster.cpus_per_worker, gpus=cluster.gpus_per_worker)
     most = cluster.num_workers if isinstance(cluster.num_workers, int) else cluster.num_workers[1]
     gpus = sum(pod.most * pod.limit(GPU) for pod in trainers)
-    if engine_places < max(engines.num_engines[1], engines_at_once(config)):
+    is_colocated = config.policy.resources.colocated is not None
+    at_once = 1 if is_colocated else engines_at_once(config)
+    if engine_places < max(engines.num_engines[1], at_once):
         found.append(f"room for {engine_places} engines")
     if worker_places < most:
         found.append(f"room for {worker_places} workers")
@@ -63,11 +65,9 @@ def fit_problems(documents: Sequence[Manifest], compose: Compose) -> list[str]:
     if engines.gpus_per_engine > 0 and engine_places != engines.num_engines[1]:
         found.append(f"{engine_places} places for {engines.num_engines[1]} engines")
     # On GPUs engines make room, unless the policy stage wants both; separate groups hold both.
-    at_once = cpus_at_once(config, most)
-    is_shared = cluster.gpus_per_worker == 0 or config.policy.resources.colocated is not None
-    if samplers == trainers and is_shared:
-        cpus = sum(pod.most * pod.ray_cpus for pod in trainers)
-        found += [f"{cpus:g} CPUs for {at_once:g}"] if cpus < at_once else []
+    if samplers == trainers and (cluster.gpus_per_worker == 0 or is_colocated):
+        cpus, needed = sum(pod.most * pod.ray_cpus for pod in trainers), cpus_at_once(config, most)
+        found += [f"{cpus:g} CPUs for {needed:g}"] if cpus < needed else []
     elif samplers == trainers and gpus_in_policy(config) > most * cluster.gpus_per_worker:
         found.append("rollouts want GPUs beside those of the workers")
     return found
