@@ -27,6 +27,9 @@ def engine_arguments(spec: EngineSpec, weights: str) -> dict[str, Any]:
         "seed": 0,
     }
     if device == "cpu":
+        if spec.tensor_parallel_size > 1:
+            # vLLM's Ray executor knows accelerators alone.
+            arguments["distributed_executor_backend"] = "mp"
         # Blocks of 128, the default on CPU, are longer than most prompts: nothing would ever
         # be found in the prefix cache.
         arguments["block_size"] = 32
