@@ -96,4 +96,5 @@ locks: ## Resolve requirements/ from pyproject.toml again
 	$(call lock,cpu,$(COMPILE_CPU) $(UPGRADE))
 	$(call lock,gpu,env -u UV_FIND_LINKS -u UV_TORCH_BACKEND $(COMPILE) --extra gpu $(UPGRADE))
 	$(call lock,dev,$(COMPILE_CPU) --extra dev -c requirements/cpu.txt $(UPGRADE),requirements/cpu.txt)
+	$(call lock,kube,$(COMPILE_CPU) --extra kube -c requirements/cpu.txt $(UPGRADE),requirements/cpu.txt)
 	$(call lock,bench,$(COMPILE_CPU) --extra bench -c requirements/cpu.txt $(UPGRADE),requirements/cpu.txt)

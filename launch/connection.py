@@ -1,23 +1,11 @@
-"""Which cluster, with which token, and what can go wrong with it."""
+"""Which Jobs API, and with which token."""
 
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from charactertrain.exceptions import CharacterTrainError, ConfigError
+from charactertrain.exceptions import ConfigError
 from charactertrain.storage import without_userinfo
-
-
-class ClusterError(CharacterTrainError, RuntimeError):
-    """A cluster refuses, or a job on it failed: the message says what helps."""
-
-
-class UnreachableError(ClusterError):
-    """The head does not answer: it may again in a while."""
-
-
-class DuplicateError(ClusterError):
-    """A job of this submission id is there already: follow that one."""
 
 
 def find_address(given: str | None) -> str:

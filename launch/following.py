@@ -4,8 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from launch.connection import UnreachableError
-from launch.jobs_api import Job, JobsApi
+from launch.clusters import Cluster, Job, UnreachableError
 
 _POLL_SECONDS = 2.0
 _MAX_BACKOFF_SECONDS = 30.0
@@ -14,7 +13,7 @@ PATIENCE_SECONDS = 600.0
 
 
 class Contact:
-    """How long the head has not answered, and when to give up."""
+    """How long the cluster has not answered, and when to give up."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         """`say` shows a line about it."""
@@ -23,9 +22,9 @@ class Contact:
         self._backoff_seconds = _POLL_SECONDS
 
     def found(self) -> None:
-        """The head answered."""
+        """The cluster answered."""
         if self._lost_since is not None:
-            self._say("the head answers again")
+            self._say("the cluster answers again")
         self._lost_since, self._backoff_seconds = None, _POLL_SECONDS
 
     async def lost(self, error: UnreachableError) -> None:
@@ -41,39 +40,41 @@ class Contact:
 
 
 class Follower:
-    """Follows one job; what it has shown of the log it does not show again."""
+    """Follows one job; what it has shown it does not show again."""
 
     def __init__(
         self,
-        api: JobsApi,
+        cluster: Cluster,
         submission_id: str,
         *,
         write: Callable[[str], None],
         say: Callable[[str], None],
     ) -> None:
         """`write` takes pieces of the log as they are, `say` lines about the job."""
-        self._api = api
+        self._cluster = cluster
         self._submission_id = submission_id
+        self._log = cluster.log(submission_id)
         self._write = write
         self._say = say
         self._contact = Contact(say)
-        self._num_shown = 0
         self._reason = ""
+        self._notices: set[str] = set()
 
     async def follow(self) -> Job:
         """The job, when it is over."""
         while True:
             try:
-                job = await self._api.job(self._submission_id)
+                job = await self._cluster.job(self._submission_id)
+                self._show_notices(job)
                 if job.is_over:
-                    self._show(await self._api.logs(self._submission_id))
+                    self._write(await self._log.rest())
                     return job
                 if job.status == "PENDING":
                     self._contact.found()
                     self._show_reason(job)
                     await asyncio.sleep(_POLL_SECONDS)
                 else:
-                    await self._tail()
+                    await self._read()
                     # Not before: jobs may answer where a proxy lets no socket through.
                     self._contact.found()
             except UnreachableError as error:
@@ -84,15 +85,14 @@ class Follower:
             self._say(f"pending: {job.message}")
             self._reason = job.message
 
-    async def _tail(self) -> None:
-        """Show the log from where it was left; each connection begins at its first line."""
-        received = ""
-        async for text in self._api.tail(self._submission_id):
-            received += text
-            self._show(received)
+    def _show_notices(self, job: Job) -> None:
+        for notice in job.notices:
+            if notice not in self._notices:
+                self._notices.add(notice)
+                self._say(notice)
+
+    async def _read(self) -> None:
+        async for text in self._log.read():
+            self._write(text)
         # The log ends a moment before the job is said to be over.
         await asyncio.sleep(_POLL_SECONDS / 4)
-
-    def _show(self, log: str) -> None:
-        self._write(log[self._num_shown :])
-        self._num_shown = max(self._num_shown, len(log))

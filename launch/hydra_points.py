@@ -16,11 +16,11 @@ from rich.console import Console
 from charactertrain.__main__ import ROOT, point_directory
 from charactertrain.exceptions import CharacterTrainError, ConfigError
 from charactertrain.points import point_name
-from launch.connection import ClusterError, find_address
-from launch.jobs_api import JobsApi
-from launch.package import Package, make_package
+from launch.clusters import ClusterError
+from launch.kuberay.target import KubeRayTarget, RayJobSettings
+from launch.ray_jobs import JobSettings, JobsTarget
 from launch.runs import Run, make_run
-from launch.submission import JobSettings, runtime_env
+from launch.submission import Target
 from launch.sweep_page import console_table, write_page
 from launch.sweeps import Point, Sweep, SweepSettings
 
@@ -31,13 +31,13 @@ class PointLauncher:
     def __init__(
         self, settings: Mapping[str, Any], loader: ConfigLoader, config: DictConfig
     ) -> None:
-        """`settings` as in conf/hydra/launcher/ray_jobs.yaml; `config` is the sweep's."""
+        """`settings` as in conf/hydra/launcher/; `config` is the sweep's."""
         self._settings = dict(settings)
+        self._target = _target(self._settings)
         self._loader = loader
         self._config = config
         self._console = Console(soft_wrap=True, highlight=False)
         self._points: list[Point] = []
-        self._package: Package | None = None
         self._page = Path(str(config.hydra.sweep.dir)) / "sweep.html"
 
     def __call__(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
@@ -52,17 +52,15 @@ class PointLauncher:
 
     def _launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         settings = _sweep_settings(self._settings)
-        numbered = list(enumerate(job_overrides, start=first))
-        configs = [self._compose(overrides, number) for number, overrides in numbered]
+        given = [self._target.overrides(own) for own in job_overrides]
+        configs = [self._compose(text, number) for number, text in enumerate(given, start=first)]
         asked = [
-            _point(number, overrides, config)
-            for (number, overrides), config in zip(numbered, configs, strict=True)
+            _point(own, overrides, config)
+            for own, overrides, config in zip(job_overrides, given, configs, strict=True)
         ]
         points = self._merge(asked)
         unique = list(dict.fromkeys(points))
-        if self._package is None:
-            # Once: all points run the same code, whatever is edited meanwhile.
-            self._package = make_package(ROOT, exclude=self._settings["exclude"])
+        self._target.prepare()
         self._points += unique
         try:
             self._run([point for point in unique if not point.run.is_dry], settings)
@@ -70,7 +68,7 @@ class PointLauncher:
             self._console.print(console_table(self._points))
             self._write_page()
             self._console.print(f"sweep: {self._page}", markup=False)
-        return [_return(point, config) for point, config in zip(points, configs, strict=True)]
+        return [self._return(point, config) for point, config in zip(points, configs, strict=True)]
 
     def _compose(self, overrides: Sequence[str], number: int) -> DictConfig:
         config = self._loader.load_sweep_config(self._config, list(overrides))
@@ -101,30 +99,39 @@ class PointLauncher:
                 "\ninterrupted: the cluster was asked to stop the sweep's jobs"
                 if self._settings["cancel_on_interrupt"]
                 else "\ninterrupted: jobs that were submitted go on, and the same command follows "
-                "them; one is stopped with python -m launch.submit stop"
+                "them; one is stopped with " + self._target.reach.command("stop")
             )
             sys.exit(130)
 
     async def _sweep(self, points: Sequence[Point], settings: SweepSettings) -> None:
-        jobs = _job_settings(self._settings)
-        assert self._package is not None
-        # What is not here is found before anything is sent.
-        runtime_env(jobs, self._package.uri)
-        async with JobsApi.connect(find_address(self._settings["address"])) as api:
-            sweep = Sweep(
-                api,
-                points,
-                sweep_settings=settings,
-                job_settings=jobs,
-                package=self._package,
-                say=self._say,
-            )
+        async with self._target.connect() as submitter:
+            sweep = Sweep(submitter, points, settings=settings, say=self._say)
             try:
                 await sweep.run()
             except asyncio.CancelledError:
                 if self._settings["cancel_on_interrupt"]:
                     await sweep.cancel()
                 raise
+
+    def _return(self, point: Point, config: DictConfig) -> JobReturn:
+        """What Hydra's sweepers read: the objective, or an error in its place."""
+        result = JobReturn(
+            overrides=list(config.hydra.overrides.task),
+            cfg=_task(config),
+            hydra_cfg=OmegaConf.create({"hydra": config.hydra}),
+            working_dir=point.run.directory,
+            task_name=config.hydra.job.name,
+        )
+        if point.state == "finished" or point.run.is_dry:
+            result.status, result.return_value = JobStatus.COMPLETED, point.objective
+        else:
+            result.status = JobStatus.FAILED
+            log = self._target.reach.command(f"logs {point.submission_id}")
+            result.return_value = ClusterError(
+                f"point {point.number} ({point.settings}) {point.state}: {point.reason}. Its log: "
+                f"{log}. The same command runs what is not finished."
+            )
+        return result
 
     def _say(self, point: Point, line: str) -> None:
         self._console.print(f"[{point.number}] {point.settings}: {line}", markup=False)
@@ -140,27 +147,45 @@ def _sweep_settings(settings: Mapping[str, Any]) -> SweepSettings:
     )
 
 
-def _job_settings(settings: Mapping[str, Any]) -> JobSettings:
-    return JobSettings(
-        variables=tuple(settings["env"]),
-        requirements=None if settings["pip"] is None else Path(settings["pip"]),
-        driver_cpus=settings["driver_cpus"],
-        driver_memory_gib=settings["driver_memory_gib"],
+def _target(settings: Mapping[str, Any]) -> Target:
+    """The cluster that the settings name."""
+    if settings["cluster"] == "kuberay":
+        return KubeRayTarget(
+            RayJobSettings(
+                overlay=settings["overlay"],
+                image=settings["image"],
+                namespace=settings["namespace"],
+                context=settings["context"],
+                variables=tuple(settings["env"]),
+                is_alone=settings["job_only"],
+            )
+        )
+    return JobsTarget(
+        ROOT,
+        settings["address"],
+        JobSettings(
+            variables=tuple(settings["env"]),
+            requirements=None if settings["pip"] is None else Path(settings["pip"]),
+            driver_cpus=settings["driver_cpus"],
+            driver_memory_gib=settings["driver_memory_gib"],
+            exclude=tuple(settings["exclude"]),
+        ),
     )
 
 
-def _point(number: int, overrides: Sequence[str], config: DictConfig) -> Point:
+def _point(own: Sequence[str], overrides: Sequence[str], config: DictConfig) -> Point:
+    """A point by its own overrides, which name it, and by all that its job is given."""
     # Interpolations may name Hydra's own values, such as the number of the job.
     HydraConfig.instance().set_config(config)
     values: Any = OmegaConf.to_container(_task(config), resolve=True, throw_on_missing=True)
-    directory = point_directory(values["run"]["dir"], overrides)
+    directory = point_directory(values["run"]["dir"], own)
     values["run"]["dir"] = directory
     # A job is a run of its own and no multirun, so it is told its directory. Last, to prevail.
     given = [text for text in overrides if not text.startswith("run.dir=")]
     quoted = "run.dir='" + directory.replace("\\", "\\\\").replace("'", "\\'") + "'"
     name = f"{Path(directory).parent.name}-{Path(directory).name}"
     run = make_run(values, [*given, quoted], name=name)
-    return Point(number=number, settings=point_name(overrides), run=run)
+    return Point(number=config.hydra.job.num, settings=point_name(own), run=run)
 
 
 def _task(config: DictConfig) -> DictConfig:
@@ -179,24 +204,3 @@ def _check_same(first: Run, second: Run) -> None:
             f"{first.directory}: they differ in a setting that does not name a point, such as one "
             "of run.; sweep over another"
         )
-
-
-def _return(point: Point, config: DictConfig) -> JobReturn:
-    """What Hydra's sweepers read: the objective, or an error in its place."""
-    result = JobReturn(
-        overrides=list(config.hydra.overrides.task),
-        cfg=_task(config),
-        hydra_cfg=OmegaConf.create({"hydra": config.hydra}),
-        working_dir=point.run.directory,
-        task_name=config.hydra.job.name,
-    )
-    if point.state == "finished" or point.run.is_dry:
-        result.status, result.return_value = JobStatus.COMPLETED, point.objective
-    else:
-        result.status = JobStatus.FAILED
-        result.return_value = ClusterError(
-            f"point {point.number} ({point.settings}) {point.state}: {point.reason}. Its log: "
-            f"python -m launch.submit logs {point.submission_id}. The same command runs what is "
-            "not finished."
-        )
-    return result

@@ -17,50 +17,21 @@ from urllib.parse import quote
 import aiohttp
 
 from charactertrain.storage import without_keys
-from launch.connection import ClusterError, DuplicateError, UnreachableError, auth_headers
+from launch.clusters import (
+    ClusterError,
+    DuplicateError,
+    Job,
+    UnreachableError,
+    reason_of,
+    shortened,
+)
+from launch.connection import auth_headers
 
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10)
 _UPLOAD_TIMEOUT = aiohttp.ClientTimeout(total=900, sock_connect=10)
 _TAIL_SECONDS = 120.0
 """Of silence after which a log's connection is made anew: a job may say nothing for hours, and a
 head that is gone says nothing either. Ray's handler of these connections answers no pings."""
-_MAX_SHOWN = 400
-"""Characters of an answer in a message."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the cluster says of one submitted job."""
-
-    submission_id: str
-    status: str
-    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
-    message: str
-    """Why it is in that state: one line."""
-    error_type: str | None
-    """Which part failed; None where none did."""
-    exit_code: int | None
-    """Of the driver; None while it runs, or where it never did."""
-    metadata: Mapping[str, str]
-    start_time: int | None
-    """Unix time in milliseconds, as is the next."""
-    end_time: int | None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether its status will not change any more."""
-        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
-
-    @property
-    def exit_status(self) -> int:
-        """What a shell would say of it: 0, 130 stopped, the driver's own, or 1."""
-        if self.status == "SUCCEEDED":
-            return 0
-        if self.status == "STOPPED":
-            return 130
-        code = self.exit_code or 1
-        # A driver that a signal ended has its negative number.
-        return 128 - code if code < 0 else code
 
 
 @dataclass(frozen=True)
@@ -156,6 +127,19 @@ class JobsApi:
         """Ask the cluster to stop a job; nothing happens to one that is over."""
         await self._json("POST", f"{_path(submission_id)}/stop")
 
+    def about_stopping(self, job: Job) -> str:
+        """When Ray stops a job that has not started."""
+        if job.status != "PENDING":
+            return ""
+        return (
+            "It has not started, and Ray stops a job when it starts, or gives it up after a while: "
+            "15 minutes, unless the head's RAY_JOB_START_TIMEOUT_SECONDS says otherwise."
+        )
+
+    def log(self, submission_id: str) -> "JobLog":
+        """What the job's driver prints."""
+        return JobLog(self, submission_id)
+
     async def tail(self, submission_id: str) -> AsyncIterator[str]:
         """What the driver prints, from its first line on; ends with the job, or after a silence."""
         url = f"{self._url}{_path(submission_id)}/logs/tail"
@@ -180,8 +164,8 @@ class JobsApi:
             return json.loads(text)
         except ValueError as error:
             raise ClusterError(
-                f"{self.address}{path} answered {_cut(text)!r}, which is no JSON: expected the "
-                "dashboard of a Ray cluster's head. Check the address."
+                f"{self.address}{path} answered {shortened(text)!r}, which is no JSON: expected "
+                "the dashboard of a Ray cluster's head. Check the address."
             ) from error
 
     @asynccontextmanager
@@ -235,6 +219,32 @@ class JobsApi:
         return ClusterError(f"{self.address} answered {status}: {_last_line(text)}")
 
 
+class JobLog:
+    """What a job's driver prints; what was read is not read again."""
+
+    def __init__(self, api: JobsApi, submission_id: str) -> None:
+        """Nothing is read yet."""
+        self._api = api
+        self._submission_id = submission_id
+        self._num_read = 0
+
+    async def read(self) -> AsyncIterator[str]:
+        """What is new, as it comes; each connection begins at the log's first line."""
+        received = ""
+        async for text in self._api.tail(self._submission_id):
+            received += text
+            yield self._new(received)
+
+    async def rest(self) -> str:
+        """What is new, of all that was printed so far."""
+        return self._new(await self._api.logs(self._submission_id))
+
+    def _new(self, log: str) -> str:
+        new = log[self._num_read :]
+        self._num_read = max(self._num_read, len(log))
+        return new
+
+
 def _path(submission_id: str) -> str:
     return f"/api/jobs/{quote(submission_id, safe='')}"
 
@@ -243,8 +253,7 @@ def _job(values: Mapping[str, Any]) -> Job:
     return Job(
         submission_id=values["submission_id"],
         status=values["status"],
-        # That of a job that failed goes on with the end of its log.
-        message=_first_line((values.get("message") or "").partition(", last available logs")[0]),
+        message=reason_of(values.get("message") or ""),
         error_type=values.get("error_type"),
         exit_code=values.get("driver_exit_code"),
         metadata=values.get("metadata") or {},
@@ -253,16 +262,7 @@ def _job(values: Mapping[str, Any]) -> Job:
     )
 
 
-def _first_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return _cut(lines[0]) if lines else ""
-
-
 def _last_line(text: str) -> str:
     """The line of a traceback that says what went wrong; of a page, its beginning."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return _cut(lines[-1]) if lines else ""
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+    return shortened(lines[-1]) if lines else ""

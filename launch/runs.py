@@ -22,7 +22,7 @@ from charactertrain.models.sources import model_identity
 from charactertrain.stages.definitions import define
 from charactertrain.storage import open_directory, without_keys
 from charactertrain.trait_file import load_constitution
-from launch.jobs_api import Job
+from launch.clusters import Job
 
 _ID_DIGITS = 12
 _MAX_NAME = 160

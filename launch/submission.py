@@ -1,85 +1,91 @@
-"""Handing a run to a cluster: its package, its environment, its attempt."""
+"""Handing a run to a cluster, unless it is there already."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
 
 from charactertrain.exceptions import ConfigError
-from launch.jobs_api import Job, JobRequest, JobsApi
-from launch.package import Package
+from launch.clusters import Cluster, DuplicateError, Job, Reach
 from launch.runs import Run, attempt_number
 
 
-@dataclass(frozen=True)
-class JobSettings:
-    """How the jobs of this invocation are started."""
+class Submitter(Protocol):
+    """Submits runs to one cluster."""
 
-    variables: tuple[str, ...]
-    """Names of environment variables of this process that the job gets; no others are passed."""
-    requirements: Path | None
-    """A lock that the cluster installs for the job; None: what its image has."""
-    driver_cpus: float
-    """Logical CPUs that the driver holds; 0: it runs on the head and holds none."""
-    driver_memory_gib: float
+    @property
+    def cluster(self) -> Cluster:
+        """Where the jobs are."""
+        ...
 
+    def submission_id(self, run: Run, attempt: int) -> str:
+        """The submission id of an attempt, 1 being the first: a cluster takes each id once."""
+        ...
 
-def runtime_env(settings: JobSettings, package_uri: str) -> dict[str, Any]:
-    """What the job runs in; raises ConfigError for what is not here."""
-    missing = [name for name in settings.variables if name not in os.environ]
-    if missing:
-        raise ConfigError(f"variables to be passed to the job are not set: {', '.join(missing)}")
-    environment: dict[str, Any] = {
-        "working_dir": package_uri,
-        "env_vars": {name: os.environ[name] for name in settings.variables},
-    }
-    if settings.requirements is not None:
-        environment["pip"] = {
-            "packages": _locked(settings.requirements),
-            # The locks are complete, and pip would add what must not be there.
-            "pip_install_options": ["--no-deps", "--disable-pip-version-check"],
-            "pip_check": False,
-        }
-    return environment
+    async def submit(self, run: Run, attempt: int) -> None:
+        """Submit an attempt; raises DuplicateError where it is there already."""
+        ...
 
 
-def _locked(path: Path) -> list[str]:
+class Target(Protocol):
+    """Where runs are to be jobs, and how they are started there."""
+
+    @property
+    def reach(self) -> Reach:
+        """The cluster, for those who only look."""
+        ...
+
+    def overrides(self, given: Sequence[str]) -> list[str]:
+        """What a job's command is given where these are asked for."""
+        ...
+
+    def prepare(self) -> None:
+        """Find what is missing here before anything is sent; raises ConfigError."""
+        ...
+
+    def plan(self, run: Run) -> list[str]:
+        """What would be sent for a run, in lines."""
+        ...
+
+    def connect(self) -> AbstractAsyncContextManager[Submitter]:
+        """The cluster, to submit to."""
+        ...
+
+
+async def submit_run(
+    submitter: Submitter, run: Run, *, again: bool, say: Callable[[str], None]
+) -> tuple[str, int | None]:
+    """The id of the job to follow; or also an exit status, where there is nothing to follow."""
+    attempts = run.attempts(await submitter.cluster.jobs())
+    last = attempts[-1] if attempts else None
+    if last is not None and not last.is_over:
+        say(f"{last.submission_id} is {last.status.lower()} already: following it")
+        return last.submission_id, None
+    if last is not None and last.status == "SUCCEEDED" and not again:
+        say(f"{last.submission_id} is finished: nothing to do; --again to run it again")
+        return last.submission_id, 0
+    if last is not None:
+        say(f"{last.submission_id} {last.ending}; this attempt goes on from there")
+    attempt = next_attempt(attempts)
+    submission_id = submitter.submission_id(run, attempt)
     try:
-        lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
-    except OSError as error:
-        raise ConfigError(f"the lock {path} cannot be read: {error}") from error
-    packages = [line for line in lines if line]
-    loose = [line for line in packages if "==" not in line]
-    if loose or not packages:
-        raise ConfigError(
-            f"the lock {path}: expected lines of the form name==version, found "
-            f"{', '.join(loose[:5]) or 'none'}"
-        )
-    return packages
-
-
-async def submit_attempt(
-    api: JobsApi, run: Run, settings: JobSettings, *, attempt: int, package: Package
-) -> None:
-    """Submit an attempt at a run, and the package with it where the cluster has it not.
-
-    Asked for every job: a head that was started anew has forgotten packages, and one that no job
-    refers to is deleted after a while.
-    """
-    if not await api.has_package(package.name):
-        await api.upload_package(package.name, package.data)
-    request = JobRequest(
-        submission_id=run.submission_id(attempt),
-        entrypoint=run.entrypoint,
-        runtime_env=runtime_env(settings, package.uri),
-        metadata=run.metadata(attempt),
-        num_cpus=settings.driver_cpus,
-        memory_bytes=round(settings.driver_memory_gib * 2**30),
-    )
-    await api.submit(request)
+        await submitter.submit(run, attempt)
+    except DuplicateError:
+        # Someone else submitted the same run a moment ago.
+        say(f"{submission_id} was submitted by another at the same time: following it")
+    else:
+        say(f"submitted {submission_id}: {run.entrypoint}")
+    return submission_id, None
 
 
 def next_attempt(attempts: Sequence[Job]) -> int:
     """The number of the attempt after these."""
     return max((attempt_number(job) for job in attempts), default=0) + 1
+
+
+def passed_variables(names: Sequence[str]) -> dict[str, str]:
+    """Variables of this process by name; raises ConfigError for what is not set."""
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise ConfigError(f"variables to be passed to the job are not set: {', '.join(missing)}")
+    return {name: os.environ[name] for name in names}

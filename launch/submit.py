@@ -3,19 +3,32 @@
 import argparse
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 
 from charactertrain.__main__ import ROOT
 from charactertrain.exceptions import CharacterTrainError, ConfigError
-from launch.connection import DuplicateError, find_address
-from launch.jobs_api import Job, JobsApi
-from launch.package import Package, make_package
+from launch.clusters import Reach
+from launch.kuberay.target import KubeRayTarget, RayJobSettings
+from launch.ray_jobs import JobSettings, JobsTarget
 from launch.runs import Run, compose_run
-from launch.submission import JobSettings, next_attempt, runtime_env, submit_attempt
-from launch.submitted import COMMANDS, DETACHED, add_address, ending, follow, how_to_reattach, look
+from launch.submission import Target, submit_run
+from launch.submitted import (
+    COMMANDS,
+    DETACHED,
+    add_cluster,
+    check_cluster,
+    follow,
+    how_to_reattach,
+    look,
+)
+
+_JOBS_OPTIONS = ("exclude", "pip", "driver_cpus", "driver_memory_gib")
+_RAYJOB_OPTIONS = ("overlay", "image", "job_only", "keep", "render")
 
 
 def main() -> None:
@@ -44,34 +57,101 @@ def run(arguments: Sequence[str], console: Console) -> int:
     unknown = [text for text in overrides if text.startswith("-")]
     if unknown:
         raise ConfigError(f"unknown options: {', '.join(unknown)}; see --help")
-    settings = JobSettings(
-        tuple(options.env), options.pip, options.driver_cpus, options.driver_memory_gib
-    )
-    planned = compose_run(overrides, name=options.name)
-    package = make_package(ROOT, exclude=options.exclude)
-    if planned.is_dry:
-        _show_plan(planned, package, settings, console)
+    check_cluster(options)
+    _check_kind(options)
+    target = _target(options)
+    planned = compose_run(target.overrides(overrides), name=options.name)
+    target.prepare()
+    if options.render:
+        documents = KubeRayTarget(_rayjob_settings(options)).render(planned, 1)
+        console.out(yaml.safe_dump_all(documents, sort_keys=False), end="")
         return 0
-    address = find_address(options.address)
-    submitter = _Submitter(planned, package, settings, console)
-    submission_id, status = asyncio.run(submitter.submit(address, again=options.again))
+    if planned.is_dry:
+        for line in target.plan(planned):
+            console.print(line, markup=False)
+        console.print("a dry run: nothing was submitted")
+        return 0
+    return _submit(target, planned, options, console)
+
+
+def _submit(target: Target, planned: Run, options: argparse.Namespace, console: Console) -> int:
+    reach = target.reach
+    say = partial(console.print, style="bold", markup=False)
+    submission_id, status = asyncio.run(_hand_in(target, planned, again=options.again, say=say))
     if status is not None:
         return status
     if options.detach:
-        console.print(how_to_reattach(planned.name), markup=False)
+        console.print(how_to_reattach(reach, planned.name), markup=False)
         return 0
-    return follow(address, submission_id, planned.name, console)
+    status = follow(reach, submission_id, planned.name, console)
+    if status == 0 and options.keep == "nothing":
+        deleted = asyncio.run(_delete_finished(reach, planned))
+        console.print(f"deleted {', '.join(deleted)}", markup=False)
+    return status
+
+
+async def _hand_in(
+    target: Target, planned: Run, *, again: bool, say: Callable[[str], None]
+) -> tuple[str, int | None]:
+    async with target.connect() as submitter:
+        return await submit_run(submitter, planned, again=again, say=say)
+
+
+async def _delete_finished(reach: Reach, planned: Run) -> list[str]:
+    """Delete all attempts at a run that are over; their names."""
+    async with reach.connect() as cluster:
+        names = [job.submission_id for job in planned.attempts(await cluster.jobs()) if job.is_over]
+        for name in names:
+            await cluster.stop(name)
+        return names
+
+
+def _target(options: argparse.Namespace) -> Target:
+    if options.kuberay:
+        return KubeRayTarget(_rayjob_settings(options))
+    settings = JobSettings(
+        variables=tuple(options.env),
+        requirements=options.pip,
+        driver_cpus=options.driver_cpus,
+        driver_memory_gib=options.driver_memory_gib,
+        exclude=tuple(options.exclude),
+    )
+    return JobsTarget(ROOT, options.address, settings)
+
+
+def _rayjob_settings(options: argparse.Namespace) -> RayJobSettings:
+    return RayJobSettings(
+        overlay=options.overlay,
+        image=options.image,
+        namespace=options.namespace,
+        context=options.context,
+        variables=tuple(options.env),
+        is_alone=options.job_only,
+        keeps_cluster=options.keep == "cluster",
+    )
+
+
+def _check_kind(options: argparse.Namespace) -> None:
+    """Raise ConfigError for options that would have no effect."""
+    names = _JOBS_OPTIONS if options.kuberay else _RAYJOB_OPTIONS
+    defaults = _submit_parser().parse_args([])
+    given = [name for name in names if getattr(options, name) != getattr(defaults, name)]
+    if given:
+        shown = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        other = "without" if options.kuberay else "with"
+        raise ConfigError(f"{shown}: has a meaning only {other} --kuberay")
 
 
 def _submit_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launch.submit",
-        description="Submit a run to a Ray cluster and follow it. What is no option is an override "
-        "in Hydra's syntax, as of python -m charactertrain; run.dry=true shows what would be sent.",
+        description="Submit a run to a Ray cluster, or to Kubernetes as a RayJob, and follow it. "
+        "What is no option is an override in Hydra's syntax, as of python -m charactertrain; "
+        "run.dry=true shows what would be sent.",
         epilog=f"About submitted runs: python -m launch.submit {{{','.join(COMMANDS)}}} --help",
         allow_abbrev=False,
     )
-    add_address(parser)
+    add_cluster(parser)
     parser.add_argument("--name", help="of the run; the last part of run.dir if left out")
     parser.add_argument(
         "--again", action="store_true", help="submit a run that is finished once more"
@@ -80,71 +160,32 @@ def _submit_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--env", action="append", default=[], metavar="NAME", help="pass this variable to the job"
     )
-    parser.add_argument(
+    jobs = parser.add_argument_group("jobs on a Ray cluster that is there")
+    jobs.add_argument(
         "--exclude", action="append", default=[], metavar="PATTERN", help="leave out these files"
     )
-    parser.add_argument("--pip", type=Path, metavar="LOCK", help="install this lock for the job")
-    parser.add_argument(
+    jobs.add_argument("--pip", type=Path, metavar="LOCK", help="install this lock for the job")
+    jobs.add_argument(
         "--driver-cpus", type=float, default=0.0, help="CPUs that the driver holds; 0: on the head"
     )
-    parser.add_argument("--driver-memory-gib", type=float, default=0.0)
+    jobs.add_argument("--driver-memory-gib", type=float, default=0.0)
+    rayjobs = parser.add_argument_group("RayJobs, with --kuberay")
+    rayjobs.add_argument("--overlay", help="a name of kube/overlays, or a directory of one's own")
+    rayjobs.add_argument("--image", metavar="NAME:TAG", help="in place of the overlay's")
+    rayjobs.add_argument(
+        "--job-only", action="store_true", help="what the overlay has beside the RayJob is there"
+    )
+    rayjobs.add_argument(
+        "--keep",
+        choices=("record", "cluster", "nothing"),
+        default="record",
+        help="of a run that is over: the RayJob with its log; the Ray cluster too; or nothing of "
+        "one that succeeded and was followed",
+    )
+    rayjobs.add_argument(
+        "--render", action="store_true", help="print the manifests; needs kubectl and no cluster"
+    )
     return parser
-
-
-def _show_plan(planned: Run, package: Package, settings: JobSettings, console: Console) -> None:
-    environment = runtime_env(settings, package.uri)
-    console.print(f"submission id  {planned.base_id}", markup=False)
-    console.print(f"command        {planned.entrypoint}", markup=False)
-    mib = len(package.data) / 2**20
-    console.print(f"working tree   {package.num_files} files, {mib:.1f} MiB packed")
-    console.print(f"variables      {', '.join(environment['env_vars']) or 'none'}", markup=False)
-    console.print(f"to install     {len(environment.get('pip', {}).get('packages', []))} packages")
-    console.print("a dry run: nothing was submitted")
-
-
-class _Submitter:
-    """Submits one run, unless it is there already."""
-
-    def __init__(
-        self, planned: Run, package: Package, settings: JobSettings, console: Console
-    ) -> None:
-        self._run = planned
-        self._package = package
-        self._settings = settings
-        self._console = console
-
-    async def submit(self, address: str, *, again: bool) -> tuple[str, int | None]:
-        """The id of the job to follow; or also an exit status, where there is nothing to follow."""
-        async with JobsApi.connect(address) as api:
-            attempts = self._run.attempts(await api.jobs())
-            last = attempts[-1] if attempts else None
-            if last is not None and not last.is_over:
-                self._say(f"{last.submission_id} is {last.status.lower()} already: following it")
-                return last.submission_id, None
-            if last is not None and last.status == "SUCCEEDED" and not again:
-                self._say(
-                    f"{last.submission_id} is finished: nothing to do; --again to run it again"
-                )
-                return last.submission_id, 0
-            return await self._submit(api, last, next_attempt(attempts)), None
-
-    async def _submit(self, api: JobsApi, last: Job | None, attempt: int) -> str:
-        if last is not None:
-            self._say(f"{last.submission_id} {ending(last)}; this attempt goes on from there")
-        submission_id = self._run.submission_id(attempt)
-        try:
-            await submit_attempt(
-                api, self._run, self._settings, attempt=attempt, package=self._package
-            )
-        except DuplicateError:
-            # Someone else submitted the same run a moment ago.
-            self._say(f"{submission_id} was submitted by another at the same time: following it")
-            return submission_id
-        self._say(f"submitted {submission_id}: {self._run.entrypoint}")
-        return submission_id
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, style="bold", markup=False)
 
 
 if __name__ == "__main__":

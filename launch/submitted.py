@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from charactertrain.exceptions import ConfigError
-from charactertrain.storage import without_keys
-from launch.connection import find_address
+from launch import ray_jobs
+from launch.clusters import Job, Reach
 from launch.following import Follower
-from launch.jobs_api import Job, JobsApi
+from launch.kuberay import cluster as kuberay
 from launch.runs import attempt_number
 
 COMMANDS = {
@@ -28,20 +28,20 @@ NOT_OVER = 3
 _SECONDS_TO_STOP = 5.0
 
 
-def follow(address: str, submission_id: str, name: str, console: Console) -> int:
+def follow(reach: Reach, submission_id: str, name: str, console: Console) -> int:
     """Show a job's log until it is over; its exit status, or DETACHED after an interrupt."""
     try:
-        job = asyncio.run(_follow(address, submission_id, console))
+        job = asyncio.run(_follow(reach, submission_id, console))
     except KeyboardInterrupt:
-        return _detach(address, submission_id, name, console)
-    console.print(f"{submission_id} {ending(job)}", style="bold", markup=False)
+        return _detach(reach, submission_id, name, console)
+    console.print(f"{submission_id} {job.ending}", style="bold", markup=False)
     return job.exit_status
 
 
-async def _follow(address: str, submission_id: str, console: Console) -> Job:
-    async with JobsApi.connect(address) as api:
+async def _follow(reach: Reach, submission_id: str, console: Console) -> Job:
+    async with reach.connect() as cluster:
         follower = Follower(
-            api,
+            cluster,
             submission_id,
             write=lambda text: console.out(text, end=""),
             say=lambda line: console.print(line, style="dim", markup=False),
@@ -49,86 +49,116 @@ async def _follow(address: str, submission_id: str, console: Console) -> Job:
         return await follower.follow()
 
 
-def _detach(address: str, submission_id: str, name: str, console: Console) -> int:
-    console.print(f"\ndetached; {submission_id} goes on. {how_to_reattach(name)}", markup=False)
+def _detach(reach: Reach, submission_id: str, name: str, console: Console) -> int:
+    console.print(
+        f"\ndetached; {submission_id} goes on. {how_to_reattach(reach, name)}", markup=False
+    )
     try:
         console.print(f"Interrupt again within {_SECONDS_TO_STOP:.0f} s to stop it.")
         time.sleep(_SECONDS_TO_STOP)
     except KeyboardInterrupt:
-        asyncio.run(_stop(address, submission_id))
+        asyncio.run(stop(reach, submission_id))
         console.print(f"asked the cluster to stop {submission_id}", markup=False)
     return DETACHED
 
 
-async def _stop(address: str, submission_id: str) -> None:
-    async with JobsApi.connect(address) as api:
-        await api.stop(submission_id)
+async def stop(reach: Reach, submission_id: str) -> str:
+    """Ask the cluster to stop a job; what will come of it."""
+    async with reach.connect() as cluster:
+        job = await cluster.job(submission_id)
+        await cluster.stop(submission_id)
+        return cluster.about_stopping(job)
 
 
-def how_to_reattach(name: str) -> str:
+def how_to_reattach(reach: Reach, name: str) -> str:
     """The command that follows a run of that name."""
-    return f"To follow it: python -m launch.submit logs {name} --follow"
+    return f"To follow it: {reach.command(f'logs {name} --follow')}"
 
 
-def ending(job: Job) -> str:
-    """How a job stands, in words."""
-    if job.status == "SUCCEEDED":
-        return "finished"
-    if job.status != "FAILED":
-        return f"is {job.status.lower()}: {job.message}"
-    kind = f" ({job.error_type})" if job.error_type else ""
-    return f"failed with exit status {job.exit_status}{kind}: {job.message}"
-
-
-def add_address(parser: argparse.ArgumentParser) -> None:
-    """The option that names the cluster."""
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """The options that name the cluster."""
     parser.add_argument("--address", help="the head's dashboard, http(s)://host:8265; RAY_ADDRESS")
+    parser.add_argument("--kuberay", action="store_true", help="RayJobs on Kubernetes")
+    parser.add_argument("--context", help="with --kuberay: of the kubeconfig; the current one")
+    parser.add_argument(
+        "--namespace", help=f"with --kuberay: in place of the overlay's; {kuberay.NAMESPACE}"
+    )
+
+
+def check_cluster(options: argparse.Namespace) -> None:
+    """Raise ConfigError for options of the other kind of cluster."""
+    idle = ["address"] if options.kuberay else ["context", "namespace"]
+    named = [f"--{name}" for name in idle if getattr(options, name) is not None]
+    if named:
+        other = "without" if options.kuberay else "with"
+        raise ConfigError(f"{', '.join(named)}: has a meaning only {other} --kuberay")
+
+
+def _reach(options: argparse.Namespace) -> Reach:
+    check_cluster(options)
+    if options.kuberay:
+        return kuberay.reach(options.context, options.namespace or kuberay.NAMESPACE)
+    return ray_jobs.reach(options.address)
 
 
 def look(arguments: Sequence[str], console: Console) -> int:
     """Do one of COMMANDS; the exit status. Raises CharacterTrainError with a message."""
+    options = _parser().parse_args(arguments)
+    reach = _reach(options)
+    jobs, address = asyncio.run(_jobs(reach))
+    if options.command == "list":
+        _show_jobs(jobs, console)
+        return 0
+    job = _find(jobs, options.run, address)
+    if options.command == "stop":
+        about = asyncio.run(stop(reach, job.submission_id))
+        console.print(f"asked the cluster to stop {job.submission_id}", markup=False)
+        if about:
+            console.print(about, markup=False)
+        return 0
+    if options.command == "logs" and options.follow:
+        return follow(reach, job.submission_id, options.run, console)
+    if options.command == "logs":
+        console.out(asyncio.run(_log(reach, job.submission_id)), end="")
+        return 0
+    return _show_status(reach, job, console)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launch.submit", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        add_address(command)
+        add_cluster(command)
         if name != "list":
             command.add_argument("run", help="name of the run, or submission id")
         if name == "logs":
             command.add_argument("--follow", action="store_true", help="until it is over")
-    options = parser.parse_args(arguments)
-    address = find_address(options.address)
-    if options.command == "list":
-        _show_jobs(asyncio.run(_jobs(address)), console)
-        return 0
-    job = _find(asyncio.run(_jobs(address)), options.run, address)
-    if options.command == "stop":
-        asyncio.run(_stop(address, job.submission_id))
-        console.print(f"asked the cluster to stop {job.submission_id}", markup=False)
-        if job.status == "PENDING":
-            console.print(
-                "It has not started, and Ray stops a job when it starts, or gives it up after a "
-                "while: 15 minutes, unless the head's RAY_JOB_START_TIMEOUT_SECONDS says otherwise."
-            )
-        return 0
-    if options.command == "logs" and options.follow:
-        return follow(address, job.submission_id, options.run, console)
-    if options.command == "logs":
-        console.out(asyncio.run(_logs(address, job.submission_id)), end="")
-        return 0
+    return parser
+
+
+async def _jobs(reach: Reach) -> tuple[list[Job], str]:
+    async with reach.connect() as cluster:
+        return await cluster.jobs(), cluster.address
+
+
+async def _log(reach: Reach, submission_id: str) -> str:
+    async with reach.connect() as cluster:
+        return await cluster.log(submission_id).rest()
+
+
+async def _job(reach: Reach, submission_id: str) -> Job:
+    async with reach.connect() as cluster:
+        return await cluster.job(submission_id)
+
+
+def _show_status(reach: Reach, job: Job, console: Console) -> int:
+    # Once more and alone, for the notices.
+    job = asyncio.run(_job(reach, job.submission_id))
     _show_jobs([job], console)
-    console.print(job.message, markup=False)
+    for line in (job.message, *job.notices):
+        console.print(line, markup=False)
     return job.exit_status if job.is_over else NOT_OVER
-
-
-async def _jobs(address: str) -> list[Job]:
-    async with JobsApi.connect(address) as api:
-        return await api.jobs()
-
-
-async def _logs(address: str, submission_id: str) -> str:
-    async with JobsApi.connect(address) as api:
-        return await api.logs(submission_id)
 
 
 def _find(jobs: Sequence[Job], name: str, address: str) -> Job:
@@ -137,8 +167,7 @@ def _find(jobs: Sequence[Job], name: str, address: str) -> Job:
     if not found:
         names = dict.fromkeys(job.metadata.get("run_name", job.submission_id) for job in jobs)
         raise ConfigError(
-            f"no run {name!r} on {without_keys(address)}; it remembers "
-            f"{', '.join(names) or 'none at all'}"
+            f"no run {name!r} on {address}; it remembers {', '.join(names) or 'none at all'}"
         )
     if len({job.metadata.get("fingerprint") for job in found}) > 1:
         ids = ", ".join(job.submission_id for job in found)

@@ -8,19 +8,14 @@ from dataclasses import dataclass, field
 from charactertrain.artifacts import Json
 from charactertrain.exceptions import ConfigError
 from launch import runs
-from launch.connection import ClusterError, DuplicateError, UnreachableError
+from launch.clusters import ClusterError, DuplicateError, Job, Log, UnreachableError
 from launch.following import Contact
-from launch.jobs_api import Job, JobsApi
-from launch.package import Package
 from launch.runs import Run
-from launch.submission import JobSettings, next_attempt, submit_attempt
+from launch.submission import Submitter, next_attempt
 
-_LOG_SECONDS = 30.0
+_LOOK_SECONDS = 30.0
 _MAX_LINE = 100
 """Characters of a job's last line."""
-_FINAL_EXIT_STATUSES = (2, 130)
-"""Refused or stopped with a message, interrupted: the same command would end likewise."""
-_FINAL_ERRORS = ("RUNTIME_ENV_SETUP_FAILURE", "JOB_ENTRYPOINT_COMMAND_START_ERROR")
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,10 @@ class Point:
     num_retries: int = 0
     attempts: list[Job] = field(default_factory=list)
     """Jobs of this run that the cluster remembered when the sweep began."""
-    last_line: str = ""
+    log: Log | None = None
+    """Of its job, from where it was last read."""
+    notices: set[str] = field(default_factory=set)
+    """What was said of what stands in its way."""
     reason: str = ""
     """Why it failed or was stopped."""
     objective: float | None = None
@@ -81,23 +79,20 @@ class Sweep:
 
     def __init__(
         self,
-        api: JobsApi,
+        submitter: Submitter,
         points: Sequence[Point],
         *,
-        sweep_settings: SweepSettings,
-        job_settings: JobSettings,
-        package: Package,
+        settings: SweepSettings,
         say: Callable[[Point, str], None],
     ) -> None:
         """`say` shows a line about a point."""
-        self._api = api
+        self._submitter = submitter
+        self._cluster = submitter.cluster
         self._points = points
-        self._settings = sweep_settings
-        self._job_settings = job_settings
-        self._package = package
+        self._settings = settings
         self._say = say
         self._contact = Contact(lambda line: say(points[0], line))
-        self._seconds_since_logs = 0.0
+        self._seconds_since_look = 0.0
 
     async def run(self) -> None:
         """Return when every point is over.
@@ -121,7 +116,7 @@ class Sweep:
             if point.is_over or point.submission_id is None:
                 continue
             try:
-                await self._api.stop(point.submission_id)
+                await self._cluster.stop(point.submission_id)
             except ClusterError as error:
                 self._say(point, f"{point.submission_id} could not be stopped: {error}")
             else:
@@ -129,7 +124,7 @@ class Sweep:
 
     async def _find(self) -> None:
         """Take up what an earlier invocation left: finished points, and jobs that go on."""
-        jobs = await self._api.jobs()
+        jobs = await self._cluster.jobs()
         for point in self._points:
             point.attempts = point.run.attempts(jobs)
             last = point.attempts[-1] if point.attempts else None
@@ -142,6 +137,7 @@ class Sweep:
                 await self._finish(point, "was finished by an earlier job")
             else:
                 point.submission_id = last.submission_id
+                point.log = self._cluster.log(last.submission_id)
                 self._enter(point, last.status.lower(), "is on the cluster already: following it")
 
     async def _submit_waiting(self) -> None:
@@ -150,22 +146,17 @@ class Sweep:
         for point in waiting[: max(0, free)]:
             attempt = next_attempt(point.attempts) + point.num_retries
             # Before it is sent: an interrupt in between is to find it.
-            point.submission_id = point.run.submission_id(attempt)
+            point.submission_id = self._submitter.submission_id(point.run, attempt)
+            point.log = self._cluster.log(point.submission_id)
             # A duplicate was sent before, when the answer was lost, or by another sweep.
             with suppress(DuplicateError):
-                await submit_attempt(
-                    self._api,
-                    point.run,
-                    self._job_settings,
-                    attempt=attempt,
-                    package=self._package,
-                )
+                await self._submitter.submit(point.run, attempt)
             self._enter(point, "pending", f"submitted as {point.submission_id}")
 
     async def _update(self) -> None:
-        jobs = {job.submission_id: job for job in await self._api.jobs()}
-        self._seconds_since_logs += self._settings.poll_seconds
-        shows_logs = self._seconds_since_logs >= _LOG_SECONDS
+        jobs = {job.submission_id: job for job in await self._cluster.jobs()}
+        self._seconds_since_look += self._settings.poll_seconds
+        looks_closely = self._seconds_since_look >= _LOOK_SECONDS
         for point in self._points:
             if not point.is_submitted or point.submission_id is None:
                 continue
@@ -175,10 +166,10 @@ class Sweep:
                 continue
             point.job = job
             await self._take_in(point, job)
-            if shows_logs and point.state == "running":
+            if looks_closely and point.is_submitted:
                 await self._show_progress(point)
-        if shows_logs:
-            self._seconds_since_logs = 0.0
+        if looks_closely:
+            self._seconds_since_look = 0.0
 
     async def _take_in(self, point: Point, job: Job) -> None:
         if job.status == "SUCCEEDED":
@@ -187,7 +178,7 @@ class Sweep:
             self._end(point, "stopped", job.message)
         elif job.status == "FAILED":
             reason = f"exit status {job.exit_status}: {job.message}"
-            if is_retryable(job):
+            if job.is_retryable:
                 self._retry(point, reason)
             else:
                 self._end(point, "failed", reason)
@@ -197,16 +188,21 @@ class Sweep:
 
     async def _show_progress(self, point: Point) -> None:
         assert point.submission_id is not None
-        lines = (await self._api.logs(point.submission_id)).split("\n")
-        line = next((text.strip() for text in reversed(lines) if text.strip()), "")[:_MAX_LINE]
-        if line != point.last_line:
-            point.last_line = line
-            self._say(point, line)
+        job = await self._cluster.job(point.submission_id)
+        for notice in job.notices:
+            if notice not in point.notices:
+                point.notices.add(notice)
+                self._say(point, notice)
+        if point.state == "running" and point.log is not None:
+            lines = (await point.log.rest()).split("\n")
+            last = next((text.strip() for text in reversed(lines) if text.strip()), "")
+            if last:
+                self._say(point, last[:_MAX_LINE])
 
     async def _finish(self, point: Point, why: str) -> None:
         logs = ""
         if point.submission_id is not None and point.run.finished_manifest() is None:
-            logs = await self._api.logs(point.submission_id)
+            logs = await self._cluster.log(point.submission_id).rest()
         point.objective = runs.objective(point.run, logs)
         point.effects = runs.effects(point.run)
         shown = "" if point.objective is None else f"objective {point.objective:.4f}"
@@ -227,13 +223,3 @@ class Sweep:
     def _enter(self, point: Point, state: str, line: str) -> None:
         point.state = state
         self._say(point, f"{state}: {line}" if line else state)
-
-
-def is_retryable(job: Job) -> bool:
-    """Whether a job that failed may do better when it is submitted again.
-
-    Nodes die and memory runs out; what the run itself refuses, it refuses again.
-    """
-    if job.error_type in _FINAL_ERRORS:
-        return False
-    return job.exit_code not in _FINAL_EXIT_STATUSES

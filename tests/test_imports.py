@@ -28,6 +28,6 @@ def test_submitting_imports_no_engine() -> None:
 
 def test_a_plugin_that_hydra_scans_for_imports_nothing_of_its_own() -> None:
     """Hydra imports it whenever the command line starts."""
-    code = "import sys, hydra_plugins.ray_jobs; print(*sorted(sys.modules))"
+    code = "import sys, hydra_plugins.sweep_launcher; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()).isdisjoint({*HEAVY, "aiohttp", "launch", "charactertrain"})

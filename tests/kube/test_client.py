@@ -56,7 +56,6 @@ def test_a_client_changes_what_the_docs_say_and_nothing_else(build: Build, tmp_p
     assert after["metadata"]["labels"] == {
         "app.kubernetes.io/name": "charactertrain",
         "charactertrain.dev/run": "brave-and-kind",
-        "charactertrain.dev/fingerprint": "7db31bdaa048",
     }
     environment = yaml.safe_load(after["spec"].pop("runtimeEnvYAML"))
     assert environment == {"env_vars": {"HF_HUB_OFFLINE": "1"}}

@@ -1,16 +1,19 @@
 """A cluster to submit to, and a run to submit."""
 
 import io
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import jobs_server
+import kube_server
 import pytest
 from rich.console import Console
 
 from launch import following, submit
+from launch.kuberay import cluster
 
 
 @pytest.fixture(name="server")
@@ -25,6 +28,26 @@ def jobs_api_of_a_cluster(
     monkeypatch.setattr(submit, "ROOT", small_tree)
     with jobs_server.serving(jobs_server.JobsServer()) as server:
         monkeypatch.setenv("RAY_ADDRESS", server.address)
+        yield server
+
+
+@pytest.fixture(name="kube")
+def api_server_of_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[kube_server.KubeServer]:
+    """A Kubernetes API server with KubeRay, named by KUBECONFIG; its clients do not wait long."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl, which builds the overlays, is not installed")
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setattr(following, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(cluster, "_READ_SECONDS", 0.05)
+    with jobs_server.serving(kube_server.KubeServer()) as server:
+        path = tmp_path / "kubeconfig"
+        path.write_text(kube_server.kubeconfig(server.address))
+        monkeypatch.setenv("KUBECONFIG", str(path))
         yield server
 
 

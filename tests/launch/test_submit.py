@@ -16,7 +16,8 @@ from rich.console import Console
 
 from charactertrain.exceptions import ConfigError
 from launch import following, jobs_api, submit
-from launch.connection import ClusterError, UnreachableError, find_address
+from launch.clusters import ClusterError, UnreachableError
+from launch.connection import find_address
 
 
 def only_job(server: JobsServer) -> tuple[str, FakeJob]:

@@ -6,52 +6,28 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from jobs_server import RUN, FakeJob, JobsServer, command, run_on, succeed, wait_until
+from jobs_server import RUN, FakeJob, JobsServer, run_on, succeed, wait_until
+from multirun import Multirun
 
 from charactertrain.artifacts import Identity, Outcome, commit
 from charactertrain.storage import open_directory
-from launch.jobs_api import Job
+from launch.clusters import Job
 from launch.runs import compose_run
-from launch.sweeps import is_retryable
 
 ROOT = Path(__file__).parents[2]
 
 
-@dataclass(frozen=True)
-class Sweeping:
-    """Starts multiruns in a directory of their own."""
-
-    directory: Path
-    server: JobsServer
-
-    def start(
-        self, *overrides: str, python_path: str = ""
-    ) -> "AbstractContextManager[subprocess.Popen[str]]":
-        arguments = [sys.executable, "-m", "charactertrain", "-m", *RUN, "hydra/launcher=ray_jobs"]
-        arguments += [
-            "hydra.launcher.poll_seconds=0.05",
-            f"run.dir={self.directory}/kl",
-            *overrides,
-        ]
-        path = f"{ROOT}{os.pathsep}{python_path}"
-        more = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "300"}
-        return command(arguments, cwd=self.directory, env={**os.environ, **more})
-
-    def run(self, *overrides: str, python_path: str = "") -> tuple[int, str]:
-        with self.start(*overrides, python_path=python_path) as process:
-            output, _ = process.communicate(timeout=120)
-        return process.returncode, output
+Sweeping = Multirun[JobsServer]
 
 
 @pytest.fixture(name="sweep")
 def sweep_of_this_cluster(server: JobsServer, tmp_path: Path) -> Sweeping:
     """Multiruns against the cluster."""
-    return Sweeping(tmp_path, server)
+    launcher = ("hydra/launcher=ray_jobs", "hydra.launcher.poll_seconds=0.05")
+    return Sweeping(tmp_path, server, (*RUN, *launcher, f"run.dir={tmp_path}/kl"))
 
 
 def end_with(status: str, exit_code: int | None, log: str = "") -> Callable[[FakeJob], None]:
@@ -268,7 +244,6 @@ def test_a_dry_sweep_submits_nothing(sweep: Sweeping) -> None:
 
 
 _CLIMBER = """
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from hydra.core.config_store import ConfigStore
@@ -357,7 +332,9 @@ def job(exit_code: int | None, error_type: str | None = None) -> Job:
         (job(2), False),
         (job(130), False),
         (job(None, "RUNTIME_ENV_SETUP_FAILURE"), False),
+        (job(None, "DeadlineExceeded"), False),
+        (job(None, "SubmissionFailed"), True),
     ],
 )
 def test_what_the_run_refuses_is_not_retried(failed: Job, expected: bool) -> None:
-    assert is_retryable(failed) is expected
+    assert failed.is_retryable is expected

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from aiohttp import web
 
@@ -204,8 +204,19 @@ class JobsServer:
         return web.json_response({"stopped": was_running})
 
 
+class Served(Protocol):
+    """What stands in for a server."""
+
+    address: str
+
+    def application(self) -> web.Application: ...
+
+
+Server = TypeVar("Server", bound=Served)
+
+
 @contextmanager
-def serving(server: JobsServer, context: ssl.SSLContext | None = None) -> Iterator[JobsServer]:
+def serving(server: Server, context: ssl.SSLContext | None = None) -> Iterator[Server]:
     """The server on a free port, in a thread of its own; its `address` says where."""
     loop = asyncio.new_event_loop()
     runner = web.AppRunner(server.application(), shutdown_timeout=0.1)

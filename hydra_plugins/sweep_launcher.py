@@ -1,4 +1,4 @@
-"""The Hydra launcher `ray_jobs`: each point of a multirun is a job on a Ray cluster.
+"""The Hydra launchers `ray_jobs` and `rayjob`: each point of a multirun is a job on a cluster.
 
 Hydra imports every module of the namespace `hydra_plugins`, whenever it starts, to find plugins:
 this one imports what it needs when it launches.
@@ -13,11 +13,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 
-class RayJobsLauncher(Launcher):
+class SweepLauncher(Launcher):
     """Submits the points, follows them, and returns what they came to; see launch.hydra_points."""
 
     def __init__(self, **settings: Any) -> None:
-        """`settings` are those of conf/hydra/launcher/ray_jobs.yaml."""
+        """`settings` are those of conf/hydra/launcher/ray_jobs.yaml or rayjob.yaml."""
         self._settings = settings
         self._launch: Any = None
 

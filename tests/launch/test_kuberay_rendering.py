@@ -1,0 +1,134 @@
+"""What a run makes of an overlay, without a cluster."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from kube_policies import DNS_LABEL, MAX_JOB_NAME, kuberay_problems, schema_problems
+from kube_server import RUN, Document, KubeServer
+from rich.console import Console
+
+from charactertrain.exceptions import ConfigError
+from launch import submit
+from launch.kuberay.rayjobs import rayjob_patch
+from launch.runs import Run
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("kubectl") is None, reason="kubectl, which builds the overlays, is not installed"
+)
+
+
+def rendered(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[Document]:
+    assert submit.run([*RUN, "--render", *arguments], Console(width=400, soft_wrap=True)) == 0
+    return list(yaml.safe_load_all(capsys.readouterr().out))
+
+
+def rayjob_of(documents: list[Document]) -> Document:
+    (job,) = (document for document in documents if document["kind"] == "RayJob")
+    return job
+
+
+def test_an_override_with_blanks_and_quotes_reaches_the_driver_as_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = r"""run.dir='/shared/runs/it\'s a "run", $HOME'"""
+    documents = rendered(capsys, given)
+    entrypoint = rayjob_of(documents)["spec"]["entrypoint"]
+    # KubeRay pastes it into a script, whose words `ray job submit` quotes for another shell.
+    script = "import shlex, sys; print(shlex.join(sys.argv[1:]))"
+    submitted = bash(f"{sys.executable} -c '{script}' {entrypoint}")
+    words = bash(f"printf '%s\\0' {submitted}").split("\0")
+    assert given in words
+
+
+def bash(text: str) -> str:
+    return subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("overlay", ["cpu-demo", "hardened", "kueue"])
+def test_rendering_needs_no_cluster_and_gives_valid_manifests(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    overlay: str,
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nosuch"))
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    monkeypatch.setenv("SENT", "yes")
+    arguments = ["--overlay", overlay, "--image", "registry:5000/team/ours:1.0", "--env", "SENT"]
+    documents = rendered(capsys, *arguments, "--namespace", "theirs")
+    job = rayjob_of(documents)
+    assert documents[-1] is job
+    assert schema_problems(job) == []
+    assert kuberay_problems(job) == []
+    images = {text for text in str(job).split("'") if text.startswith("registry:5000/")}
+    assert images == {"registry:5000/team/ours:1.0"}
+    assert "charactertrain:0.1.0" not in str(job)
+    assert yaml.safe_load(job["spec"]["runtimeEnvYAML"]) == {"env_vars": {"SENT": "yes"}}
+    assert {d["metadata"].get("namespace", "theirs") for d in documents} == {"theirs"}
+
+
+def test_an_image_may_be_named_by_its_digest(capsys: pytest.CaptureFixture[str]) -> None:
+    digest = "sha256:" + "0" * 64
+    job = rayjob_of(rendered(capsys, "--image", f"registry:5000/ours@{digest}"))
+    assert f"'image': 'registry:5000/ours@{digest}'" in str(job)
+
+
+@pytest.mark.parametrize("image", ["ours", "registry:5000/ours"])
+def test_an_image_without_a_tag_is_refused(console: Console, image: str) -> None:
+    with pytest.raises(ConfigError, match="expected a tag that stays or a digest"):
+        submit.run([*RUN, "--render", "--image", image], console)
+
+
+@pytest.mark.parametrize("name", ["9 Lives!", "x" * 160, "Kl.coef=0.1,Seed=1", "-"])
+@pytest.mark.parametrize("attempt", [1, 23])
+def test_names_are_those_that_kuberay_takes(name: str, attempt: int) -> None:
+    run = Run(name, "f" * 32, "report", "/shared/runs/a", (), is_dry=False)
+    metadata = rayjob_patch(run, attempt, {}, keeps_cluster=False)["metadata"]
+    assert DNS_LABEL.fullmatch(metadata["name"])
+    assert len(metadata["name"]) <= MAX_JOB_NAME
+    assert metadata["name"].endswith("-ffffffffffff" + ("-23" if attempt == 23 else ""))
+    for value in metadata["labels"].values():
+        assert re.fullmatch(r"([A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?)?", value, re.ASCII)
+
+
+def test_kubectl_is_asked_for(
+    kube: KubeServer, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="kubectl is not installed"):
+        submit.run(RUN, console)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--kuberay"], "no overlay is named: expected one of cpu-demo, "),
+        (["--kuberay", "--overlay", "nosuch"], "no overlay 'nosuch'"),
+        (["--kuberay", "--overlay", "interactive"], "expected one RayJob, found 0"),
+        (["--kuberay", "--overlay", "kueue", "--keep", "cluster"], "Kueue"),
+        (["--kuberay", "--pip", "lock.txt"], "--pip: has a meaning only without --kuberay"),
+        (["--kuberay", "--address", "http://h"], "--address: has a meaning only without"),
+        (["--overlay", "kueue"], "--overlay: has a meaning only with --kuberay"),
+        (["--context", "here"], "--context: has a meaning only with --kuberay"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    kube: KubeServer, console: Console, arguments: list[str], match: str
+) -> None:
+    with pytest.raises(ConfigError, match=match):
+        submit.run([*arguments, "experiment=smoke", "cluster=ray"], console)
+    assert not kube.applied
+
+
+def test_the_cluster_is_kept_if_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = rayjob_of(rendered(capsys))["spec"]
+    assert spec["shutdownAfterJobFinishes"]
+    kept = rayjob_of(rendered(capsys, "--keep", "cluster"))
+    assert not kept["spec"]["shutdownAfterJobFinishes"]
+    assert "ttlSecondsAfterFinished" not in kept["spec"]
+    assert kuberay_problems(kept) == []
