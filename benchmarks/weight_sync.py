@@ -174,6 +174,7 @@ def _engine(directory: Path) -> Iterator[Any]:
         node_group=None,
         threads=os.cpu_count() or 1,
         latency=None,
+        run="benchmark",
     )
     (sampler,) = EngineSource(BROKER, spec, str(directory)).open_for_training(1)
     yield sampler.handle
