@@ -1,8 +1,8 @@
 """Every metric that a run shows on Ray's Prometheus endpoint: its name, unit, labels and meaning.
 
-Names are `charactertrain_<what>_<unit>` in Prometheus' base units. Ray puts `ray_` before each, so a
-query for `charactertrain_step_seconds` asks for `ray_charactertrain_step_seconds`. The dashboard and
-the alerts of kube/components/monitoring are held against this file by tests/kube.
+Names are `charactertrain_<what>_<unit>` in Prometheus' base units. Ray puts `ray_` before each, so
+a query for `charactertrain_step_seconds` asks for `ray_charactertrain_step_seconds`. The dashboard
+and the alerts of kube/components/monitoring are held against this file by tests/kube.
 """
 
 from dataclasses import dataclass

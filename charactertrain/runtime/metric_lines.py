@@ -1,4 +1,4 @@
-"""metrics.jsonl: the lines that a run has written, over all its attempts, and where each belongs."""
+"""metrics.jsonl: the lines of a run, over all its attempts, and where each belongs."""
 
 import json
 import math

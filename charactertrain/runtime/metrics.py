@@ -1,6 +1,4 @@
-"""Metrics of a run: JSON lines in the run directory, a line on the console, Ray's Prometheus
-endpoint, wandb if asked for.
-"""
+"""Where a run's metrics go: a file, the console, Ray's Prometheus endpoint, wandb if asked for."""
 
 import json
 import time

@@ -1,8 +1,9 @@
-"""A run's artifacts on wandb: what each was made of, where it is, and nothing copied unless asked."""
+"""A run's artifacts on wandb: what each was made of and where it is; copied only if asked for."""
 
+import threading
 from collections.abc import Collection
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 from charactertrain.artifacts import Manifest
@@ -21,6 +22,24 @@ class Made:
     inputs: tuple[tuple[Manifest, Directory], ...]
 
 
+def faults() -> tuple[type[Exception], ...]:
+    """What wandb raises when it, its process or its server fails, or refuses what it is given."""
+    import wandb
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+    from wandb.sdk.mailbox.mailbox import MailboxClosedError
+    from wandb.sdk.mailbox.mailbox_handle import HandleAbandonedError, ServerResponseError
+
+    return (
+        wandb.Error,
+        OSError,
+        ValueError,
+        WandbApiFailedError,
+        MailboxClosedError,
+        HandleAbandonedError,
+        ServerResponseError,
+    )
+
+
 class ArtifactSender:
     """Logs artifacts beside the run: wandb asks its server for each, which may take its time."""
 
@@ -28,22 +47,33 @@ class ArtifactSender:
         """Log to wandb's `run`; of the stages in `upload` the files are sent."""
         self._run, self._upload = run, upload
         self._used: set[str] = set()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="wandb-artifacts")
-        self._sent: list[Future[None]] = []
+        self._queue: SimpleQueue[Made | None] = SimpleQueue()
+        self._problems: list[str] = []
+        # A daemon: a process that ends does not wait for a server.
+        self._thread = threading.Thread(target=self._work, name="wandb-artifacts", daemon=True)
+        self._thread.start()
 
     def send(self, made: Made) -> None:
         """Log an artifact as the run's output, and what it was made of as its input.
 
         The same again is the same version: wandb knows one by its files' checksums.
         """
-        self._sent.append(self._pool.submit(self._log, made))
+        self._queue.put(made)
 
     def finish(self, timeout_seconds: float) -> list[str]:
-        """Wait for what is under way; what went wrong, and how many were not sent in time."""
-        done, late = wait(self._sent, timeout_seconds)
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        problems = [str(error) for error in (future.exception() for future in done) if error]
-        return [*problems, f"{len(late)} artifacts were not sent in time"] if late else problems
+        """Wait for what is under way; what went wrong."""
+        self._queue.put(None)
+        self._thread.join(timeout_seconds)
+        late = ["not all artifacts were sent in time"] if self._thread.is_alive() else []
+        return [*self._problems, *late]
+
+    def _work(self) -> None:
+        while (made := self._queue.get()) is not None:
+            try:
+                self._log(made)
+            except faults() as error:
+                stage = made.manifest.identity.stage
+                self._problems.append(f"the artifact of {stage} was not logged: {error}")
 
     def _log(self, made: Made) -> None:
         for manifest, directory in made.inputs:
@@ -63,6 +93,7 @@ class ArtifactSender:
     def _artifact(self, manifest: Manifest, directory: Directory) -> Any:
         import wandb
         from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
+        from wandb.sdk.lib.paths import LogicalPath
 
         stage = manifest.identity.stage
         artifact = wandb.Artifact(stage, type=stage, metadata=_metadata(manifest, directory))
@@ -77,7 +108,7 @@ class ArtifactSender:
                 continue
             # `add_reference` would read every byte for a checksum, which the manifest has.
             entry = ArtifactManifestEntry(
-                path=file.name,
+                path=LogicalPath(file.name),
                 digest=file.checksum,
                 ref=f"{_location(directory)}/{file.name}",
                 size=file.size_bytes,

@@ -1,8 +1,8 @@
 """A run on wandb: its history, resumed under one id, and its artifacts.
 
-metrics.jsonl is what counts, and a line's number there is its step on wandb. So an attempt knows what
-wandb lacks: online, the lines after wandb's last step; offline, where nothing can be asked, all of
-them, in a file that takes the place of those of earlier attempts.
+metrics.jsonl is what counts, and a line's number there is its step on wandb. So an attempt knows
+what wandb lacks: online, the lines after wandb's last step; offline, where nothing can be asked,
+all of them, in a file that takes the place of those of earlier attempts.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from charactertrain.exceptions import ConfigError
 from charactertrain.runtime.metric_lines import Line, Place, place_of
-from charactertrain.runtime.wandb_artifacts import ArtifactSender, Made
+from charactertrain.runtime.wandb_artifacts import ArtifactSender, Made, faults
 from charactertrain.storage import Directory
 
 Mode = Literal["offline", "online"]
@@ -87,7 +87,7 @@ class WandbRun:
         if self._run is not None:
             try:
                 self._run.finish()
-            except _faults() as error:
+            except faults() as error:
                 self._give_up(error)
             self._run = None
 
@@ -103,7 +103,7 @@ class WandbRun:
                 f"logging.wandb={mode}: wandb did not start: {error}. Mend that, or use "
                 "logging.wandb=offline and send the run later, with `wandb sync`."
             ) from error
-        except _faults() as error:
+        except faults() as error:
             if mode == "offline":
                 self._give_up(error)
                 return None
@@ -111,6 +111,8 @@ class WandbRun:
                 f"wandb cannot be reached ({_in_short(error)}): this attempt goes on offline; "
                 "`wandb sync` sends it later, or the next attempt does"
             )
+            # Its process would take the run for one that is under way.
+            wandb.teardown()
             return self._open("offline")
 
     def _init(self, mode: Mode) -> Any:
@@ -141,7 +143,7 @@ class WandbRun:
                 finish_timeout=settings.timeout_seconds,
             ),
         )
-        self._say(f"wandb: {run.url or run.settings.sync_dir}")
+        self._say(f"wandb: {run.url if mode == 'online' else run.settings.sync_dir}")
         return run
 
     def _send(self, line: Line, *, is_new: bool) -> None:
@@ -164,7 +166,7 @@ class WandbRun:
             return
         try:
             self._run.log(self._row(place, values), step=line.number, commit=True)
-        except _faults() as error:
+        except faults() as error:
             self._give_up(error)
 
     def _row(self, place: Place, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,7 +186,7 @@ class WandbRun:
         current = Path(self._run.settings.sync_dir)
         if not current.name.startswith("offline-run-"):
             return
-        for path in sorted(current.parent.glob(f"offline-run-*-{self._settings.run_id}")):
+        for path in sorted(current.parent.glob(f"offline-run-*-{self._settings.run_id}*")):
             if path.name != current.name:
                 target = current.parent / EARLIER / path.name
                 target.parent.mkdir(exist_ok=True)
@@ -203,18 +205,11 @@ def _require_key() -> None:
     import wandb
 
     wandb.setup(settings=wandb.Settings(silent=True))
-    if not wandb.login(prompt=False):
+    # Verifying would take a server that does not answer for a key that is refused.
+    if not wandb.login(prompt=False, verify=False):
         raise wandb.errors.UsageError(
             "there is no key: set WANDB_API_KEY, or log in with `wandb login`"
         )
-
-
-def _faults() -> tuple[type[BaseException], ...]:
-    """What wandb raises when it, its process or its server fails."""
-    import wandb
-    from wandb.sdk.mailbox.mailbox import MailboxClosedError
-
-    return (wandb.Error, OSError, TimeoutError, MailboxClosedError)
 
 
 def _in_short(error: BaseException) -> str:

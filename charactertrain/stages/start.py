@@ -57,7 +57,7 @@ def open_session(
 
 
 def _label(config: RunConfig, directory: Directory) -> str:
-    """What the run is called among others on one endpoint: points of two sweeps may be namesakes."""
+    """What the run is called on Prometheus, where points of two sweeps may be namesakes."""
     name = directory.root.rpartition("/")[2]
     return name if config.logging.group is None else f"{config.logging.group}/{name}"
 

@@ -31,9 +31,9 @@ from charactertrain.models import loading
 from charactertrain.models.packing import PromptGroup
 from charactertrain.runtime.engine_actor import EngineActor
 from charactertrain.runtime.engine_broker import EngineBroker
-from charactertrain.runtime.metric_catalog import ENGINE_LEVELS, ENGINE_TOTALS, RAY_PREFIX
 from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec
 from charactertrain.runtime.engines import EngineSource, LeasedSampler
+from charactertrain.runtime.metric_catalog import ENGINE_LEVELS, ENGINE_TOTALS, RAY_PREFIX
 from charactertrain.runtime.sampling import (
     Choice,
     ChoiceRequest,

@@ -100,5 +100,3 @@ def test_a_stage_that_fails_runs_no_more(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="broken"), log.stage("policy", "a" * 32):
         raise ValueError("broken")
     assert log.board.values["charactertrain_stage_running", ("run", "policy")] == 0.0
-
-

@@ -18,7 +18,9 @@ def test_progress_off_a_terminal_prints_a_line_now_and_then(
 ) -> None:
     output = io.StringIO()
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
-    with Progress(Console(file=output, width=100), untold).task("rankings", total=10, done=4) as advance:
+    with Progress(Console(file=output, width=100), untold).task(
+        "rankings", total=10, done=4
+    ) as advance:
         advance(2)
         advance(3)
     first, second = output.getvalue().splitlines()

@@ -106,20 +106,21 @@ def test_each_phase_has_steps_of_its_own(tmp_path: Path) -> None:
     assert axes["policy/optimise/*"] == "policy/optimise/step"
 
 
-def attempt(directory: Path, first: int, end: int, how: str) -> int:
-    """An attempt in a process of its own; its exit status."""
+def attempt(directory: Path, first: int, end: int, how: str) -> tuple[int, str]:
+    """An attempt in a process of its own: its exit status, and what it shows."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, str(WORKER), str(directory), str(first), str(end), how]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode in (0, -signal.SIGKILL), done.stdout + done.stderr
-    return done.returncode
+    return done.returncode, done.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_no_step_lost_and_none_twice(tmp_path: Path) -> None:
-    assert attempt(tmp_path, 1, 6, "kill") == -signal.SIGKILL
+    assert attempt(tmp_path, 1, 6, "kill")[0] == -signal.SIGKILL
     # From a checkpoint after step 3: steps 4 and 5 are taken again.
-    assert attempt(tmp_path, 4, 8, "kill") == -signal.SIGKILL
-    assert attempt(tmp_path, 7, 10, "finish") == 0
+    assert attempt(tmp_path, 4, 8, "kill")[0] == -signal.SIGKILL
+    assert attempt(tmp_path, 7, 10, "finish")[0] == 0
     lines = [json.loads(line) for line in (tmp_path / METRICS_NAME).read_text().splitlines()]
     assert len(lines) == 12
     (run,) = wandb_files.offline_runs(tmp_path)
@@ -133,7 +134,7 @@ def test_a_killed_run_goes_on_with_no_step_lost_and_none_twice(tmp_path: Path) -
     assert steps == sorted(set(steps))
     earlier = sorted((tmp_path / "wandb" / EARLIER).iterdir())
     assert len(earlier) == 2
-    assert all(path.name.endswith(RUN_ID) for path in earlier)
+    assert all(RUN_ID in path.name for path in earlier)
 
 
 def test_lines_of_artifacts_that_are_not_the_runs_are_not_sent(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def artifact(directory: Path, stage: str, inputs: dict[str, str]) -> Manifest:
     place = open_directory(str(directory / stage))
     identity = Identity(stage, {"seed": 1}, inputs)
     artifacts.begin(place, identity)
-    place.write_bytes("model/weights.bin", b"w" * 100)
+    place.write_bytes("model/weights.bin", stage.encode() * 10)
     return artifacts.commit(
         place,
         identity,
@@ -185,7 +186,7 @@ def test_artifacts_have_their_lineage_and_are_named_not_sent(tmp_path: Path) -> 
     # The same version, whether it is made or used.
     assert output.digest == used.digest != model.digest
     pairs = artifacts.require(open_directory(str(tmp_path / "pairs")), "pairs")
-    assert list(output.aliases)[-1] == pairs.fingerprint[:12]
+    assert pairs.fingerprint[:12] in output.aliases
     assert json.loads(model.metadata)["inputs"] == {"pairs": pairs.fingerprint}
     (entry,) = model.manifest.contents
     manifest = artifacts.require(
@@ -193,14 +194,14 @@ def test_artifacts_have_their_lineage_and_are_named_not_sent(tmp_path: Path) -> 
     )
     assert entry.digest == manifest.files[0].checksum
     assert entry.ref == (tmp_path / "preference_model" / "model" / "weights.bin").as_uri()
-    assert (entry.size, entry.local_path) == (100, "")
+    assert (entry.size, entry.local_path) == (160, "")
 
 
 def test_files_of_stages_that_are_asked_for_are_sent(tmp_path: Path) -> None:
     output, _, model = made(tmp_path, upload=("preference_model",))
     (entry,) = model.manifest.contents
     assert entry.ref == ""
-    assert Path(entry.local_path).read_bytes() == b"w" * 100
+    assert Path(entry.local_path).read_bytes() == b"preference_model" * 10
     assert output.manifest.contents[0].local_path == ""
 
 
@@ -228,33 +229,13 @@ def test_a_server_that_cannot_be_reached_stops_nothing(
     assert losses(run) == [(1, 0.5)]
 
 
+@pytest.mark.slow
 def test_a_service_that_dies_stops_nothing(tmp_path: Path) -> None:
-    output = io.StringIO()
-    log = open_log(tmp_path, output, wandb_mode="offline")
-    log.start()
-    log.record("policy", {"step": "1/9", "loss": 0.5})
-    for pid in children(os.getpid()):
-        os.kill(pid, signal.SIGKILL)
-    for step in range(2, 10):
-        log.record("policy", {"step": f"{step}/9", "loss": 0.5})
-        time.sleep(0.05)
-    close(log)
-    assert output.getvalue().count("goes on without it") == 1
+    status, output = attempt(tmp_path, 1, 10, "lose-wandb")
+    assert status == 0
+    assert output.count("goes on without it") == 1
     assert len((tmp_path / METRICS_NAME).read_text().splitlines()) == 9
     # What is missing, the next attempt sends.
-    again = open_log(tmp_path, wandb_mode="offline")
-    again.start()
-    close(again)
+    assert attempt(tmp_path, 10, 11, "finish")[0] == 0
     (run,) = wandb_files.offline_runs(tmp_path)
-    assert [step for step, _ in losses(run)] == list(range(1, 10))
-
-
-def children(pid: int) -> list[int]:
-    """wandb's processes of this one."""
-    import psutil
-
-    return [
-        child.pid
-        for child in psutil.Process(pid).children(recursive=True)
-        if "wandb-core" in " ".join(child.cmdline())
-    ]
+    assert [step for step, _ in losses(run)] == list(range(1, 11))

@@ -7,11 +7,10 @@ from rich.console import Console
 
 from charactertrain.config import RunConfig, validate
 from charactertrain.config.run import cpus_at_once
+from charactertrain.runtime.wandb_run import WandbSettings
 from charactertrain.stages import start
 from charactertrain.stages.start import open_session
-from charactertrain.runtime.wandb_run import WandbSettings
 from charactertrain.storage import Directory, open_directory
-
 
 FINGERPRINTS = {"traits": "a" * 32, "report": "b" * 32}
 

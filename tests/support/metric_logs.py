@@ -30,15 +30,18 @@ def wandb_settings(mode: Mode, upload: tuple[str, ...] = ()) -> WandbSettings:
 
 def open_log(
     directory: Path | Directory,
-    output: io.StringIO | None = None,
+    output: io.StringIO | Console | None = None,
     *,
     wandb_mode: Mode | None = None,
     upload: tuple[str, ...] = (),
 ) -> MetricLog:
-    """The log of a run called `run`."""
+    """The log of a run called `run`, and a console that may be looked at."""
+    shown = (
+        output if isinstance(output, Console) else Console(file=output or io.StringIO(), width=100)
+    )
     return MetricLog(
         directory if isinstance(directory, Directory) else open_directory(str(directory)),
-        Console(file=output or io.StringIO(), width=100),
+        shown,
         run="run",
         wandb=None if wandb_mode is None else wandb_settings(wandb_mode, upload),
     )

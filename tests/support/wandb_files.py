@@ -52,9 +52,7 @@ def history(directory: Path) -> list[dict[str, Any]]:
     for record in records(directory):
         if record.WhichOneof("record_type") == "history":
             items = record.history.item
-            rows.append(
-                {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
-            )
+            rows.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
     return rows
 
 
