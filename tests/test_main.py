@@ -67,7 +67,7 @@ def test_a_dry_run_finds_an_ablation_that_cannot_be(
 
 
 def test_a_dry_run_finds_a_stage_that_cannot_be_sent(planned: Planned) -> None:
-    with pytest.raises(ConfigError, match="logging.upload: no stage 'model'; expected some of tra"):
+    with pytest.raises(ConfigError, match="no stage 'model'; expected some of traits"):
         planned("logging.wandb=offline", "logging.upload=[model]")
 
 
