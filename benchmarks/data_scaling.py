@@ -82,7 +82,7 @@ def _measure(
     config: RunConfig, num_engines: int, num_prompts: int, directory: Directory
 ) -> dict[str, float]:
     moments: list[float] = []
-    with open_session(config, directory, Console(quiet=True)) as session:
+    with open_session(config, directory, Console(quiet=True), {}) as session:
         source = session.sampler("fake", "fake")
         # Engines start first: a run's engines serve several stages.
         samplers = [source.open() for _ in range(num_engines)]
@@ -95,7 +95,9 @@ def _measure(
             target=directory,
         )
         started = time.perf_counter()
-        run_chunks(job, session.pool, session.progress, lambda: moments.append(time.perf_counter()))
+        run_chunks(
+            job, session.pool, session.progress, lambda *_: moments.append(time.perf_counter())
+        )
         seconds = time.perf_counter() - started
         del samplers
     low, high = (int(share * (len(moments) - 1)) for share in WINDOW)

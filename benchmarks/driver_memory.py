@@ -61,7 +61,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as scratch:
         directory = open_directory(scratch)
-        with open_session(config, directory.child("session"), Console(quiet=True)) as session:
+        with open_session(config, directory.child("session"), Console(quiet=True), {}) as session:
             session.connect()
             memory: list[int] = []
             seconds, num_rows = _run(arguments, config, directory, session.progress, memory)
@@ -107,7 +107,7 @@ def _run(
     )
     driver = psutil.Process()
     started = time.perf_counter()
-    produced = run_chunks(job, pool, progress, lambda: memory.append(driver.memory_info().rss))
+    produced = run_chunks(job, pool, progress, lambda *_: memory.append(driver.memory_info().rss))
     return time.perf_counter() - started, produced.num_rows + sum(produced.rejects.values())
 
 

@@ -188,7 +188,7 @@ def ours(arguments: argparse.Namespace) -> None:
     ends: list[End] = []
     with tempfile.TemporaryDirectory() as scratch, process_group_of_one():
         root, log = open_directory(scratch), f"{scratch}/scoring"
-        with open_session(_config(), root.child("session"), Console(quiet=True)) as session:
+        with open_session(_config(), root.child("session"), Console(quiet=True), {}) as session:
             engines = session.sampler(str(model), str(model))
             buffer: Any = ray.remote(RolloutBuffer).options(num_cpus=0)
             buffer = buffer.remote(_buffer_settings(arguments, log), str(model))

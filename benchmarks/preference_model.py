@@ -97,7 +97,7 @@ def sample(arguments: argparse.Namespace) -> None:
         root = open_directory(scratch)
         root.write_table("prompts/part-000000.parquet", to_table(prompts, Prompt))
         files = (FileEntry("prompts/part-000000.parquet", 0, "", len(prompts)),)
-        with open_session(config, root.child("session"), Console(quiet=True)) as session:
+        with open_session(config, root.child("session"), Console(quiet=True), {}) as session:
             job = response_job(
                 config,
                 [trait],

@@ -117,7 +117,7 @@ def engine(config: RunConfig) -> Iterator[LeasedSampler]:
     model = str(sources.resolve(config.model.path))
     with (
         tempfile.TemporaryDirectory() as scratch,
-        open_session(config, open_directory(scratch), Console(quiet=True)) as session,
+        open_session(config, open_directory(scratch), Console(quiet=True), {}) as session,
     ):
         sampler = session.sampler(model, model).open()
         yield sampler

@@ -59,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = open_directory(scratch)
         root.write_table("prompts/part-000000.parquet", to_table(prompts, Prompt))
-        with open_session(config, root.child("session"), Console(quiet=True)) as session:
+        with open_session(config, root.child("session"), Console(quiet=True), {}) as session:
             source = session.sampler(model, model)
             sampler = source.open()
             peer = _start_peer(source.spec, model)

@@ -177,6 +177,7 @@ def _engine(directory: Path) -> Iterator[LeasedSampler]:
         node_group=None,
         threads=os.cpu_count() or 1,
         latency=None,
+        run="benchmark",
     )
     yield EngineSource(BROKER, spec, str(directory)).open_for_training()
     ray.get(broker.shutdown.remote())

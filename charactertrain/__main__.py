@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import hydra
@@ -27,7 +27,7 @@ from charactertrain.exceptions import CharacterTrainError, ConfigError, Unavaila
 from charactertrain.models.sources import model_identity
 from charactertrain.pipeline import Action, Share, Step, Work
 from charactertrain.points import point_name
-from charactertrain.stages.definitions import define
+from charactertrain.stages.definitions import NAMES, define
 from charactertrain.stages.evaluation.arms import check_finished
 from charactertrain.stages.pairs import files as pair_files
 from charactertrain.stages.prompts import files as prompt_files
@@ -38,6 +38,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONSTITUTIONS = ROOT / "constitutions"
 TRY_AGAIN = 75
 """Exit status, EX_TEMPFAIL, where the same command may succeed in a while; 2 where it would not."""
+_MAX_GROUP = 128
+"""Characters of a group that wandb takes."""
 SUMMARY_MEASURES = {
     "contrast": "contrast",
     "detector_rate": "detector rate",
@@ -63,7 +65,7 @@ def _compose_and_run(composed: DictConfig) -> float | None:
         if job.mode is RunMode.MULTIRUN:
             console.print(f"[bold]point {job.job.num}[/]: ", end="")
             console.print(" ".join(job.overrides.task), markup=False)
-            values["run"]["dir"] = point_directory(values["run"]["dir"], job.overrides.task)
+            values = point_values(values, job.overrides.task)
         return run(validate(values), console)
     except CharacterTrainError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
@@ -78,6 +80,17 @@ def point_directory(sweep_directory: str, overrides: Sequence[str]) -> str:
     """The run directory of a point of a sweep: in a multirun, run.dir is the sweep's."""
     location, mark, options = sweep_directory.partition("?")
     return f"{location.rstrip('/')}/{point_name(overrides)}{mark}{options}"
+
+
+def point_values(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of a point of a sweep: a directory of its own, in one group with the others."""
+    sweep_directory, logging = values["run"]["dir"], values["logging"]
+    name = PurePosixPath(sweep_directory.partition("?")[0]).name
+    return {
+        **values,
+        "run": {**values["run"], "dir": point_directory(sweep_directory, overrides)},
+        "logging": {**logging, "group": logging["group"] or name[:_MAX_GROUP] or None},
+    }
 
 
 def run(config: RunConfig, console: Console) -> float | None:
@@ -96,7 +109,10 @@ def run(config: RunConfig, console: Console) -> float | None:
     if any(step.action is not Action.SKIP for step in steps):
         _check_model(config)
         directory.write_bytes("config.yaml", _resolved_yaml(config))
-    return _execute(config, constitution, steps, directory, console)
+    fingerprints = {
+        name: identity.fingerprint for name, identity in pipeline.identities(definitions).items()
+    }
+    return _execute(config, constitution, steps, directory, console, fingerprints)
 
 
 def _execute(
@@ -105,21 +121,23 @@ def _execute(
     steps: Sequence[Step],
     directory: Directory,
     console: Console,
+    fingerprints: Mapping[str, str],
 ) -> float | None:
     from charactertrain.stages.context import Context
     from charactertrain.stages.start import open_session
 
     started = time.monotonic()
     effect: float | None = None
-    with open_session(config, directory, console) as session:
+    with open_session(config, directory, console, fingerprints) as session:
         context = Context(config, constitution, session, default_values())
         for step in steps:
             name = step.stage.name
 
             def implementation(work: Work, name: str = name) -> Outcome:
-                module = importlib.import_module(f"charactertrain.stages.{name}.stage")
-                outcome: Outcome = module.run(work, context)
-                return outcome
+                with session.metrics.stage(name, work.identity.fingerprint):
+                    module = importlib.import_module(f"charactertrain.stages.{name}.stage")
+                    outcome: Outcome = module.run(work, context)
+                    return outcome
 
             if step.action is not Action.SKIP:
                 console.print(f"[bold]{name}[/]")
@@ -131,6 +149,7 @@ def _execute(
                 share=_share(config, name, console),
             )
             session.end_leases()
+            session.metrics.made(manifest, directory.child(name))
             if step.action is not Action.SKIP:
                 _print_done(console, manifest)
             if name == "report":
@@ -163,6 +182,7 @@ def _check_files(config: RunConfig, constitution: Constitution, steps: Sequence[
     made = {step.stage.name for step in steps if step.action is not Action.SKIP}
     weights = {trait.id: trait.weight for trait in constitution.traits}
     _check_ablation(config.ablate, weights)
+    _check_upload(config.logging.upload)
     if "evaluation" in made:
         check_finished(config.evaluation.compare)
     if "prompts" in made:
@@ -177,6 +197,14 @@ def _check_ablation(ablate: Sequence[str], traits: Collection[str]) -> None:
         problem = f"no trait {unknown[0]!r}" if unknown else "nothing is left to be trained on"
         raise ConfigError(
             f"ablate: {problem}; expected some of {', '.join(traits)}, and not all of them"
+        )
+
+
+def _check_upload(stages: Sequence[str]) -> None:
+    unknown = sorted(set(stages) - set(NAMES))
+    if unknown:
+        raise ConfigError(
+            f"logging.upload: no stage {unknown[0]!r}; expected some of {', '.join(NAMES)}"
         )
 
 

@@ -13,7 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
 
-from charactertrain.__main__ import ROOT, point_directory
+from charactertrain.__main__ import ROOT, point_values
 from charactertrain.exceptions import CharacterTrainError, ConfigError
 from charactertrain.points import point_name
 from launch.clusters import ClusterError
@@ -178,14 +178,22 @@ def _point(own: Sequence[str], overrides: Sequence[str], config: DictConfig) -> 
     # Interpolations may name Hydra's own values, such as the number of the job.
     HydraConfig.instance().set_config(config)
     values: Any = OmegaConf.to_container(_task(config), resolve=True, throw_on_missing=True)
-    directory = point_directory(values["run"]["dir"], own)
-    values["run"]["dir"] = directory
-    # A job is a run of its own and no multirun, so it is told its directory. Last, to prevail.
-    given = [text for text in overrides if not text.startswith("run.dir=")]
-    quoted = "run.dir='" + directory.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    values = point_values(values, own)
+    directory, group = values["run"]["dir"], values["logging"]["group"]
+    # A job is a run of its own and no multirun, so it is told its directory and what it belongs to.
+    # Last, to prevail.
+    given = [text for text in overrides if not text.startswith(("run.dir=", "logging.group="))]
+    told = [f"run.dir={_quoted(directory)}"]
+    if group is not None:
+        told.append(f"logging.group={_quoted(group)}")
     name = f"{Path(directory).parent.name}-{Path(directory).name}"
-    run = make_run(values, [*given, quoted], name=name)
+    run = make_run(values, [*given, *told], name=name)
     return Point(number=config.hydra.job.num, settings=point_name(own), run=run)
+
+
+def _quoted(text: str) -> str:
+    """A value as Hydra reads it, whatever is in it."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _task(config: DictConfig) -> DictConfig:

@@ -272,6 +272,9 @@ def test_unknown_key_is_refused_with_its_path(recipe: Json, key: str, expected: 
         ("cluster.node_group", "GPU nodes", r"String should match pattern .*'GPU nodes'"),
         ("seed", None, r".* valid integer \(found None\)"),
         ("logging.wandb", "on", r"Input should be 'off', 'offline' or 'online'"),
+        ("logging.project", "", r"String should have at least 1 character"),
+        ("logging.group", "g" * 129, r"String should have at most 128 characters"),
+        ("logging.timeout_seconds", 0, r".* greater than 0 \(found 0\)"),
     ],
 )
 def test_a_value_out_of_range_is_named_and_shown(
@@ -544,6 +547,20 @@ WITHOUT_KL = (
         (
             {"prompts.kinds": {"values": 1}},
             "prompts: kinds: the weight of kind trait must be above 0",
+        ),
+        (
+            {"logging.upload": ["policy"]},
+            "logging.upload is ['policy'], and logging.wandb is off: nothing is sent; give [], or "
+            "wandb offline or online",
+        ),
+        (
+            {
+                "logging.upload": ["policy"],
+                "logging.wandb": "online",
+                "run.dir": "s3://bucket/run",
+            },
+            "logging.upload is ['policy'], and run.dir is a URI (s3://...): wandb sends files that "
+            "are on this machine; give [], which tells it where they are",
         ),
         (
             {"prompts.file_use": "replace"},

@@ -66,6 +66,11 @@ def test_a_dry_run_finds_an_ablation_that_cannot_be(
         planned(f"ablate={ablate}")
 
 
+def test_a_dry_run_finds_a_stage_that_cannot_be_sent(planned: Planned) -> None:
+    with pytest.raises(ConfigError, match="no stage 'model'; expected some of traits"):
+        planned("logging.wandb=offline", "logging.upload=[model]")
+
+
 def test_a_dry_run_finds_that_another_run_is_not_finished(planned: Planned, tmp_path: Path) -> None:
     compare = f"evaluation.compare=[{tmp_path / 'other'}]"
     with pytest.raises(ArtifactError, match="other/policy"):

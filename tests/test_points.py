@@ -2,7 +2,7 @@
 
 import pytest
 
-from charactertrain.__main__ import point_directory
+from charactertrain.__main__ import point_directory, point_values
 from charactertrain.points import point_name
 
 
@@ -42,6 +42,16 @@ def test_long_names_are_cut_and_stay_apart() -> None:
     names = {point_name([override]) for override in long}
     assert len(names) == 2
     assert all(len(name) < 140 for name in names)
+
+
+def test_points_of_a_sweep_are_one_group() -> None:
+    values = {"run": {"dir": "runs/kl", "share": None}, "logging": {"group": None, "wandb": "off"}}
+    point = point_values(values, ["seed=1"])
+    assert point["run"] == {"dir": "runs/kl/seed=1", "share": None}
+    assert point["logging"] == {"group": "kl", "wandb": "off"}
+    assert values["run"]["dir"] == "runs/kl"
+    values["logging"]["group"] = "mine"
+    assert point_values(values, ["seed=1"])["logging"]["group"] == "mine"
 
 
 def test_a_point_without_settings_has_a_name() -> None:

@@ -64,10 +64,19 @@ class ClusterSection(Section):
 
 
 class LoggingSection(Section):
-    """Where metrics go besides the console and the run directory."""
+    """Where metrics go besides the console, the run directory and Ray; none of it is identity."""
 
     wandb: Literal["off", "offline", "online"]
-    project: str
+    project: Annotated[str, Field(min_length=1)]
+    entity: Annotated[str, Field(min_length=1)] | None
+    """The team or user on wandb; None for the key's own."""
+    group: Annotated[str, Field(min_length=1, max_length=128)] | None
+    """What runs belong to that are looked at together; None: the sweep, or else constitution and
+    model, which a run has in common with its controls."""
+    upload: tuple[str, ...]
+    """Stages whose files wandb is sent; of the others it is told names, checksums and places."""
+    timeout_seconds: PositiveFloat
+    """Longest to wait for wandb at a run's start, and at its end for what is not sent yet."""
 
 
 class RunConfig(Section):
@@ -103,6 +112,7 @@ class RunConfig(Section):
             *_directory_problems(self),
             *device_problems(self),
             *_control_problems(self),
+            *_logging_problems(self),
         ]
         if problems:
             raise ValueError("\n  ".join(problems))
@@ -244,6 +254,24 @@ def _control_problems(config: RunConfig) -> list[str]:
     if optimises_policy(config):
         problems += placebo_problems(config.model, config.preference_model, config.policy)
     return problems
+
+
+def _logging_problems(config: RunConfig) -> list[str]:
+    logging = config.logging
+    if not logging.upload:
+        return []
+    if logging.wandb == "off":
+        return [
+            f"logging.upload is {list(logging.upload)}, and logging.wandb is off: nothing is sent; "
+            "give [], or wandb offline or online"
+        ]
+    if "://" in config.run.dir:
+        return [
+            f"logging.upload is {list(logging.upload)}, and run.dir is a URI "
+            f"({config.run.dir.split(':')[0]}://...): wandb sends files that are on this machine; "
+            "give [], which tells it where they are"
+        ]
+    return []
 
 
 def validate(values: Mapping[str, Any]) -> RunConfig:

@@ -97,7 +97,7 @@ def chunk_name(table: str, index: int) -> str:
 
 
 def run_chunks(
-    job: ChunkJob, pool: PoolSettings, progress: Progress, tick: Callable[[], None]
+    job: ChunkJob, pool: PoolSettings, progress: Progress, tick: Callable[[int, int], None]
 ) -> Produced:
     """Work on every chunk that is not done yet.
 
@@ -105,7 +105,7 @@ def run_chunks(
         job: What to do.
         pool: The workers.
         progress: Where to show it.
-        tick: Called now and then while the job runs.
+        tick: Called now and then while the job runs, with its results and rejects so far.
 
     Raises:
         SamplingError: More than `max_reject_share` of a trait's results were rejected.
@@ -122,7 +122,7 @@ def run_chunks(
             tally.add(pickle.loads(result["rows"]), pickle.loads(result["rejects"]))
             advance(result["num_source_rows"])
             tally.check(min_rows=_MIN_ROWS_TO_JUDGE)
-            tick()
+            tick(tally.num_rows, tally.num_rejects)
     tally.check(min_rows=1)
     return _produced(job, chunks, tally)
 
@@ -159,6 +159,11 @@ class _Tally:
     def num_rows(self) -> int:
         """Results of all traits."""
         return self._rows.total()
+
+    @property
+    def num_rejects(self) -> int:
+        """Of all traits."""
+        return self._rejects.total()
 
     @property
     def rejects(self) -> dict[str, int]:

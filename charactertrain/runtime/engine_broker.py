@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError
 
 from charactertrain.exceptions import SamplingError
 from charactertrain.runtime.engine_actor import EngineActor, start_engine
+from charactertrain.runtime.engine_meter import LossMeter
 from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec
 
 _LOAD_SECONDS = 600.0
@@ -65,6 +66,7 @@ class EngineBroker:
         """Start at most `max_engines` engines of one kind."""
         self._max_engines = max_engines
         self._engines: dict[str, _Engine] = {}
+        self._losses = LossMeter()
         self._room: dict[EngineSpec, int] = {}
         """Engines of a kind that there was room for, where it was less than wanted."""
 
@@ -192,6 +194,8 @@ class EngineBroker:
         engine = self._engines.pop(lease.partition("/")[0], None)
         if engine is not None:
             engine.actor.kill()
+            if engine.started_at is not None:
+                self._losses.add(engine.spec.run)
 
     async def shutdown(self) -> None:
         """Stop every engine."""

@@ -2,6 +2,8 @@
 
 from dataclasses import asdict, dataclass, fields
 
+from charactertrain.runtime.metric_catalog import RUN_VARIABLE
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -47,6 +49,8 @@ class EngineSpec:
     """OpenMP threads of an engine that runs on CPU."""
     latency: Latency | None
     """Of a simulation; None answers at once."""
+    run: str
+    """Label of what it counts."""
     beside: Device | None = None
     """The device that it shares with a training worker; None for devices of its own."""
     sleeps: bool = False
@@ -56,6 +60,7 @@ class EngineSpec:
         """Environment variables that must be set before the actor's process starts."""
         variables = {"HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1"}
         variables["VLLM_LOGGING_LEVEL"] = "ERROR"
+        variables[RUN_VARIABLE] = self.run
         if self.num_gpus == 0:
             # Ray hides no GPU from an actor that asked for none.
             variables["CUDA_VISIBLE_DEVICES"] = ""

@@ -28,6 +28,13 @@ def resolve_precision(precision: str) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
+def peak_gpu_memory() -> dict[str, float]:
+    """For a line of metrics: the most that this process's tensors held; nothing on a CPU."""
+    if not has_accelerator():
+        return {}
+    return {"gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30}
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))

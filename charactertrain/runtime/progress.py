@@ -14,13 +14,27 @@ _SECONDS_BETWEEN_LINES = 15.0
 class Progress:
     """Progress on the console."""
 
-    def __init__(self, console: Console) -> None:
-        """Show progress on `console`."""
-        self.console = console
+    def __init__(self, console: Console, on_rows: Callable[[str, int, int], None]) -> None:
+        """Show progress on `console`, and tell `on_rows` of a task, its rows done, and all."""
+        self.console, self._on_rows = console, on_rows
 
     @contextmanager
     def task(self, name: str, *, total: int, done: int) -> Iterator[Callable[[int], None]]:
         """A piece of work of `total` rows, `done` of them finished before; yields `advance`."""
+        with self._shown(name, total, done) as show:
+            finished = done
+            self._on_rows(name, finished, total)
+
+            def advance(count: int) -> None:
+                nonlocal finished
+                finished += count
+                self._on_rows(name, finished, total)
+                show(count)
+
+            yield advance
+
+    @contextmanager
+    def _shown(self, name: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
         if self.console.is_terminal:
             columns = (
                 TextColumn("  {task.description}"),

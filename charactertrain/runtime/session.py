@@ -75,7 +75,7 @@ class Session:
         self._broker: Any = None
         self.console = console
         self.metrics = metrics
-        self.progress = Progress(console)
+        self.progress = Progress(console, metrics.board.rows)
 
     def __enter__(self) -> Self:
         """Enter the run."""
@@ -92,6 +92,7 @@ class Session:
             ray.get(self._broker.shutdown.remote())
             ray.kill(self._broker)
             self._broker = None
+        self.metrics.board.close()
         if ray.is_initialized():
             ray.shutdown()
         self.metrics.close()
@@ -106,7 +107,7 @@ class Session:
         """Run a data job on the pool, and record what the engines did for it."""
         watch = _EngineWatch(job.name, self._counts, self.metrics)
         produced = run_chunks(job, self.pool, self.progress, watch.tick)
-        rates = watch.finish()
+        rates = watch.finish(produced)
         # Workers that were killed gave no lease back, and those that are ending may be late.
         self.end_leases()
         return replace(produced, engines=rates)
@@ -140,6 +141,7 @@ class Session:
                 f"cluster=ray: no Ray cluster to join: {error}. Start the run with `ray job submit`"
                 " or on a node of the cluster, or use cluster=local."
             ) from error
+        self.metrics.board.start()
 
     def sampler(self, architecture: str, weights: str, *, kind: str = "generate") -> EngineSource:
         """Where workers get a sampler for `weights`, which has the config of `architecture`."""
@@ -160,6 +162,7 @@ class Session:
             node_group=settings.node_group,
             threads=os.cpu_count() or 1,
             latency=settings.latency,
+            run=self.metrics.run,
         )
         return EngineSource(self._broker_name(), spec, weights)
 
@@ -198,21 +201,29 @@ class _EngineWatch:
         self._first = self._last = counts()
         self._started = self._recorded = time.monotonic()
 
-    def tick(self) -> None:
+    def tick(self, num_rows: int, num_rejects: int) -> None:
         now = time.monotonic()
         if now - self._recorded < _SECONDS_BETWEEN_RECORDS:
             return
         counts = self._counts()
         rates = counts.since(self._last).rates(now - self._recorded)
-        self._metrics.record("engines", {"job": self._name, **rates})
+        share = _reject_share(num_rows, num_rejects)
+        self._metrics.record("engines", {"job": self._name, **rates, "reject_share": share})
         self._last, self._recorded = counts, now
 
-    def finish(self) -> dict[str, float | int]:
+    def finish(self, produced: Produced) -> dict[str, float | int]:
         """Rates over the whole job."""
         seconds = time.monotonic() - self._started
         rates = self._counts().since(self._first).rates(seconds)
-        self._metrics.record("engines", {"job": self._name, "seconds": seconds, **rates})
+        share = _reject_share(produced.num_rows, sum(produced.rejects.values()))
+        self._metrics.record(
+            "engines", {"job": self._name, "seconds": seconds, **rates, "reject_share": share}
+        )
         return {"seconds": round(seconds, 3), **rates}
+
+
+def _reject_share(num_rows: int, num_rejects: int) -> float:
+    return num_rejects / max(1, num_rows + num_rejects)
 
 
 def _quiet_ray() -> None:

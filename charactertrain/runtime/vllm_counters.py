@@ -1,16 +1,11 @@
 """What a vLLM engine counts for us. Imported in the engine's actor alone."""
 
-import time
-from dataclasses import asdict
 from typing import Any
 
-import ray
-from ray.util.metrics import Gauge
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from charactertrain.runtime.engine_meter import EngineMeter
 from charactertrain.runtime.engine_spec import EngineCounts
-
-_EXPORT_SECONDS = 5.0
 
 
 class CountingLogger(StatLoggerBase):
@@ -24,12 +19,7 @@ class CountingLogger(StatLoggerBase):
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
         self._requests = self._steps = self._running_sequences = 0
         self._running = self._waiting = 0
-        self._exported = 0.0
-        self._gauges = {
-            name: Gauge(f"charactertrain_engine_{name}", tag_keys=("engine",))
-            for name in asdict(EngineCounts())
-        }
-        self._tags = {"engine": ray.get_runtime_context().get_actor_id() or ""}
+        self._meter = EngineMeter()
 
     def record(
         self,
@@ -51,11 +41,8 @@ class CountingLogger(StatLoggerBase):
             self._cached_tokens += iteration_stats.prompt_token_stats.cached_tokens
             self._generated_tokens += iteration_stats.num_generation_tokens
             self._requests += len(iteration_stats.finished_requests)
-        now = time.monotonic()
-        if now - self._exported >= _EXPORT_SECONDS:
-            self._exported = now
-            for name, value in asdict(self.counts).items():
-                self._gauges[name].set(value, tags=self._tags)
+        if self._meter.is_due():
+            self._meter.show(self.counts)
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""

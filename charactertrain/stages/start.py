@@ -2,7 +2,10 @@
 
 import math
 import os
+from collections.abc import Mapping
+from pathlib import PurePosixPath
 
+import xxhash
 from rich.console import Console
 
 from charactertrain.config import RunConfig
@@ -10,11 +13,22 @@ from charactertrain.config.devices import cpus_at_once
 from charactertrain.runtime.engine_spec import Latency
 from charactertrain.runtime.metrics import MetricLog
 from charactertrain.runtime.session import ClusterSettings, EngineSettings, Session
+from charactertrain.runtime.wandb_artifacts import ALIAS_DIGITS
+from charactertrain.runtime.wandb_run import WandbSettings
 from charactertrain.storage import Directory, without_keys
 
 
-def open_session(config: RunConfig, directory: Directory, console: Console) -> Session:
-    """The session of a run; it starts nothing until a stage asks."""
+def open_session(
+    config: RunConfig, directory: Directory, console: Console, fingerprints: Mapping[str, str]
+) -> Session:
+    """The session of a run; it starts nothing until a stage asks.
+
+    Args:
+        config: Of the run.
+        directory: Of the run.
+        console: What a person sees.
+        fingerprints: Of all its stages' artifacts, by stage, in order.
+    """
     resources = config.sampler.resources
     engines = EngineSettings(
         fake=config.sampler.kind == "fake",
@@ -32,17 +46,44 @@ def open_session(config: RunConfig, directory: Directory, console: Console) -> S
         node_group=resources.node_group,
         rows_per_chunk=resources.rows_per_chunk,
     )
-    values = config.model_dump(mode="json")
-    values["run"]["dir"] = without_keys(config.run.dir)
     metrics = MetricLog(
         directory,
         console,
-        wandb_mode=config.logging.wandb,
-        project=config.logging.project,
-        config=values,
+        run=_label(config, directory),
+        wandb=_wandb_settings(config, directory, fingerprints),
     )
     cluster = ClusterSettings(config.cluster.address, _num_cpus(config))
     return Session(cluster, engines, console=console, metrics=metrics)
+
+
+def _label(config: RunConfig, directory: Directory) -> str:
+    """What the run is called on Prometheus, where points of two sweeps may be namesakes."""
+    name = directory.root.rpartition("/")[2]
+    return name if config.logging.group is None else f"{config.logging.group}/{name}"
+
+
+def _wandb_settings(
+    config: RunConfig, directory: Directory, fingerprints: Mapping[str, str]
+) -> WandbSettings | None:
+    logging = config.logging
+    if logging.wandb == "off":
+        return None
+    values = config.model_dump(mode="json")
+    values["run"]["dir"] = without_keys(config.run.dir)
+    *_, last = fingerprints.values()
+    return WandbSettings(
+        mode=logging.wandb,
+        project=logging.project,
+        entity=logging.entity,
+        group=logging.group or f"{PurePosixPath(config.constitution).stem}-{config.model.name}",
+        job_type=config.control or "traits",
+        # Two runs of the same settings in two directories are two.
+        run_id=xxhash.xxh3_64_hexdigest(f"{last} {directory.uri}".encode()),
+        artifacts=frozenset(digits[:ALIAS_DIGITS] for digits in fingerprints.values()),
+        upload=logging.upload,
+        timeout_seconds=logging.timeout_seconds,
+        config=values,
+    )
 
 
 def _num_cpus(config: RunConfig) -> int:

@@ -1,6 +1,7 @@
 """A multirun whose points are jobs: how many at a time, which again, and what it comes to."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -55,6 +56,10 @@ def test_each_point_is_a_job_with_a_run_directory_of_its_own(sweep: Sweeping) ->
     assert arguments[:3] == ["python", "-m", "charactertrain"]
     assert "-m" not in arguments[3:]
     assert "hydra/launcher=ray_jobs" not in arguments
+    # One group on wandb, named after the sweep's directory.
+    groups = {shlex.split(job.body["entrypoint"])[-1] for job in sweep.server.jobs.values()}
+    (group,) = groups
+    assert re.fullmatch(r"logging\.group='[^']+'", group)
     assert (sweep.directory / "multirun" / "sweep.html").is_file()
 
 

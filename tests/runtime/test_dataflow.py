@@ -37,12 +37,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 NUM_PROMPTS = 10
 POOL = PoolSettings(num_workers=(1, 2), rows_per_chunk=3, max_num_seqs=3)
-PROGRESS = Progress(Console(file=io.StringIO()))
+PROGRESS = Progress(Console(file=io.StringIO()), lambda *_: None)
 
 
 def run(job: ChunkJob, pool: PoolSettings = POOL) -> Produced:
     """Run the job without a session."""
-    return run_chunks(job, pool, PROGRESS, lambda: None)
+    return run_chunks(job, pool, PROGRESS, lambda *_: None)
 
 
 class Writer:

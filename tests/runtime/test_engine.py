@@ -33,6 +33,7 @@ from charactertrain.runtime.engine_actor import EngineActor
 from charactertrain.runtime.engine_broker import EngineBroker
 from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec
 from charactertrain.runtime.engines import EngineSource, LeasedSampler
+from charactertrain.runtime.metric_catalog import ENGINE_LEVELS, ENGINE_TOTALS, RAY_PREFIX
 from charactertrain.runtime.sampling import (
     Choice,
     ChoiceRequest,
@@ -336,8 +337,13 @@ def test_counts_are_on_rays_prometheus_endpoint(sampler: LeasedSampler) -> None:
         time.sleep(1)
         page = opener.open(url, timeout=5).read().decode()
     lines = [line for line in page.splitlines() if "charactertrain_engine_" in line]
-    for name in ("prompt_tokens", "cached_tokens", "generated_tokens", "running", "waiting"):
-        assert [line for line in lines if f"charactertrain_engine_{name}{{" in line], name
+    for metric in (
+        ENGINE_TOTALS["prompt_tokens"],
+        ENGINE_TOTALS["generated_tokens"],
+        *ENGINE_LEVELS.values(),
+    ):
+        (line, *_) = [line for line in lines if line.startswith(f"{RAY_PREFIX}{metric.name}{{")]
+        assert 'run="tests"' in line
 
 
 # Weights

@@ -19,6 +19,7 @@ FAKE = EngineSpec(
     node_group=None,
     threads=1,
     latency=None,
+    run="tests",
 )
 
 
@@ -39,4 +40,5 @@ def real(architecture: str, *, context_tokens: int, max_num_seqs: int) -> Engine
         node_group=None,
         threads=os.cpu_count() or 1,
         latency=None,
+        run="tests",
     )

@@ -65,6 +65,8 @@ class _SummingModel:
 class SummingNcclEngine(NCCLWeightTransferEngine):
     """Receives by NCCL's broadcast."""
 
+    model: Any
+
     def start_weight_update(self) -> None:
         """Prepare to reload layer by layer."""
         super().start_weight_update()
@@ -85,6 +87,8 @@ class SummingNcclEngine(NCCLWeightTransferEngine):
 
 class SummingIpcEngine(IPCWeightTransferEngine):
     """Reads the trainer's buffer on the device that both are on."""
+
+    model: Any
 
     def start_weight_update(self) -> None:
         """Prepare to reload layer by layer."""

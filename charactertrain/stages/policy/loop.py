@@ -16,7 +16,7 @@ from charactertrain.exceptions import TrainingError
 from charactertrain.models.packing import PromptGroup, pack
 from charactertrain.objectives.advantages import RunningBaseline
 from charactertrain.objectives.kl_control import KlController
-from charactertrain.runtime.hardware import resolve_precision
+from charactertrain.runtime.hardware import peak_gpu_memory, resolve_precision
 from charactertrain.runtime.learning_rate import Schedule
 from charactertrain.runtime.worker import Worker, checkpoint_is_due
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine
@@ -136,6 +136,7 @@ class _Optimisation:
         values |= _sampled(taken, batch)
         values |= clock.laps | {"seconds": sum(clock.laps.values())}
         self._history.append({"phase": "optimise", "step": step + 1, **values})
+        values |= peak_gpu_memory()
         self._worker.send({"step": f"{step + 1}/{settings.num_steps}", **values})
 
     def _save(self, step: int) -> None:

@@ -17,7 +17,7 @@ from charactertrain.models import loading
 from charactertrain.models.lora import LoraSettings, add_adapters, merged_weights, unadapted
 from charactertrain.models.packing import PromptGroup, check_packable
 from charactertrain.records import Prompt
-from charactertrain.runtime.hardware import resolve_precision
+from charactertrain.runtime.hardware import peak_gpu_memory, resolve_precision
 from charactertrain.runtime.weights import Weight, gather, own_weights
 from charactertrain.runtime.worker import Worker, checkpoint_is_due
 from charactertrain.runtime.zero import FrozenModel, ZeroEngine, ZeroSettings
@@ -166,6 +166,7 @@ class Phase:
             values = take_step(step)
             values["seconds"] = time.monotonic() - started
             history.append({"phase": self.name, "step": step + 1, **values})
+            values |= peak_gpu_memory()
             worker.send({self.counter: f"{step + 1}/{self.num_steps}", **values})
             if checkpoint_is_due(
                 worker, step + 1, every=task.checkpoint_every, num_steps=self.num_steps

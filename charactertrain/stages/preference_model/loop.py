@@ -17,7 +17,7 @@ from charactertrain.exceptions import TrainingError
 from charactertrain.models import loading
 from charactertrain.models.lora import LoraSettings, add_adapters, merge_adapters
 from charactertrain.models.packing import PromptGroup
-from charactertrain.runtime.hardware import resolve_precision
+from charactertrain.runtime.hardware import peak_gpu_memory, resolve_precision
 from charactertrain.runtime.learning_rate import Decay, Schedule
 from charactertrain.runtime.worker import Worker, agreed, checkpoint_is_due
 from charactertrain.runtime.zero import ZeroEngine, ZeroSettings
@@ -182,6 +182,7 @@ class _Training:
             progress.history.append({"step": step + 1, **values, "learning_rate": rate})
             if step + 1 in evaluated:
                 values["held_out_loss"] = self._evaluate(step + 1)
+            values |= peak_gpu_memory()
             self._worker.send(
                 {"member": self._member.name, "step": f"{step + 1}/{total}", **values}
             )
