@@ -1,12 +1,12 @@
 """How does the whole loop scale with nodes, and what gives way first?
 
 Simulated nodes: each is a fake engine that takes as long as one of the given rates would, and its
-share of a trainer that sleeps as long as a step of the given rate would; with them grow prompts,
-and prompts in a step (weak scaling). All of it is on this machine, under one raylet: what is
-measured is what the driver, Ray Data, the broker, the rollout buffer and the ledger, the leases and
-calls do beside engines and trainers, not networks, nor Ray between nodes. Everything but engines and
-trainer is what a run has: the stages prompts to pairs by the pipeline, then policy steps by the
-rollout buffer with `RolloutEngines`, as rank 0 has them.
+share of a trainer that sleeps as long as a step of the given rate would; with them grow prompts
+and prompts in a step (weak scaling). All of it is on this machine, under one raylet: measured is
+what driver, Ray Data, broker, rollout buffer and ledger, leases and calls do beside engines and
+trainers, and neither networks nor Ray between nodes. Everything but engines and trainer is what a
+run has: the stages prompts to pairs by the pipeline, then policy steps by the rollout buffer with
+`RolloutEngines`, as rank 0 has them.
 
 Efficiency is the time at the fewest nodes by that at the most, where ideally they are equal: of the
 data stages by their wall time after engines have started, of the policy by the median step. The

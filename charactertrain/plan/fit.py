@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from charactertrain.config import RunConfig
 from charactertrain.config.training import PolicySection, PreferenceModelSection
-from charactertrain.plan.hours import engines_of, training_section
+from charactertrain.plan.hours import engines_of, step_time, training_section
 from charactertrain.plan.layout import Layout
 from charactertrain.plan.speeds import GIB, Speeds
 from charactertrain.plan.training_work import has_reference
-from charactertrain.plan.work import StageWork
+from charactertrain.plan.work import Online, StageWork
 from charactertrain.sizing.memory import (
     EngineMemory,
     TrainerMemory,
@@ -54,7 +54,11 @@ def held(
         *_trainer_problems(trainers, config, layout, speeds),
         *_engine_problems(engine, config, speeds),
     ]
-    advice = [*_idle(config, work, layout), *_waiting(engine, config, work)]
+    advice = [
+        *_idle(config, layout),
+        *_waiting(engine, config, work),
+        *_scoring(work["policy"].online, config, layout, speeds),
+    ]
     return Held(trainers, engine, tuple(problems), tuple(advice))
 
 
@@ -140,7 +144,7 @@ def _engine_problems(engine: EngineMemory, config: RunConfig, speeds: Speeds) ->
     ]
 
 
-def _idle(config: RunConfig, work: dict[str, StageWork], layout: Layout) -> list[str]:
+def _idle(config: RunConfig, layout: Layout) -> list[str]:
     """Workers that have nothing to do, since no group of a step is divided."""
     settings = {
         "preference_model.prompts_per_step": config.preference_model.prompts_per_step,
@@ -155,6 +159,22 @@ def _idle(config: RunConfig, work: dict[str, StageWork], layout: Layout) -> list
         "or more all work, on another result (a larger step wants another learning rate)"
         for key, groups in settings.items()
         if groups < layout.workers
+    ]
+
+
+def _scoring(
+    online: Online | None, config: RunConfig, layout: Layout, speeds: Speeds
+) -> list[str]:
+    """Where the one engine of a preference model is slower than all that sample."""
+    if online is None:
+        return []
+    step = step_time(online, config, layout, speeds)
+    if step.rewards.middle <= step.rollouts.middle:
+        return []
+    return [
+        f"policy: {layout.policy_engines} engines write a step's responses in "
+        f"{step.rollouts.middle:.1f} s, and the preference model's one engine scores them in "
+        f"{step.rewards.middle:.1f}: more engines bring nothing"
     ]
 
 

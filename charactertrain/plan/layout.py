@@ -115,14 +115,13 @@ def proposed(
 def laid_out(config: RunConfig, layout: Layout) -> RunConfig:
     """The config with a layout's engines and workers."""
     engines = {"num_engines": (layout.engines, layout.engines)}
-    return _updated(
-        config,
-        {
-            "sampler": {"resources": engines},
-            "cluster": {"num_workers": layout.workers},
-            "policy": {"resources": {"engines": layout.policy_engines}},
-        },
-    )
+    changes = {
+        "sampler": {"resources": engines},
+        "cluster": {"num_workers": layout.workers},
+        "policy": {"resources": {"engines": layout.policy_engines}},
+    }
+    found: RunConfig = _updated(config, changes)
+    return found
 
 
 def _updated(section: Any, changes: Mapping[str, Any]) -> Any:

@@ -34,7 +34,9 @@ def read_rates(location: str) -> RatesFile:
         try:
             values = yaml.safe_load(directory.read_bytes(name))
         except yaml.YAMLError as error:
-            raise ConfigError(f"plan.rates: {location} is neither YAML nor JSON: {error}") from error
+            raise ConfigError(
+                f"plan.rates: {location} is neither YAML nor JSON: {error}"
+            ) from error
         return validate_rates(values, location)
     return _of_run(location)
 

@@ -119,7 +119,7 @@ class Speeds:
         return at_shares(2 * self.architecture.parameters / rate, self.section.network_share)
 
     def _by_rate(self, tokens: float, rates: tuple[float, float]) -> Range:
-        """Measured with another model, they are scaled by parameters: half of them, twice as fast."""
+        """Measured with another model, scaled by parameters: half of them are twice as fast."""
         assert self.measured is not None, "rates were measured"
         factor = self.measured.parameters / self.architecture.parameters
         return Range(tokens / (rates[1] * factor), tokens / (rates[0] * factor))

@@ -22,7 +22,7 @@ class Stored:
     left: float
     """Bytes of the finished artifact."""
     passing: float
-    """The most that is there besides while it is made: checkpoints, weights that may be the best."""
+    """The most that is there besides while it is made: checkpoints, and weights that may be kept."""
 
 
 def checkpoint_bytes(

@@ -59,8 +59,8 @@ def preference_model(config: RunConfig, counts: Counts, lengths: Lengths) -> Sta
             passes=passes(section, has_reference=False),
         )
         trained.append(Trained(name, num_models * steps, step))
-    # One half chooses, at every evaluation; in the end all are scored. Edits of 200 responses, which
-    # are scored too, are left aside.
+    # One half chooses, at every evaluation; in the end all are scored. Edits of 200 responses,
+    # which are scored too, are left aside.
     readings = section.evaluations / 2 + 1
     forward = Step(readings * counts.validated, group, 0.0, group / 2, FORWARD)
     trained.append(Trained("held out", section.ensemble + num_gold(config), forward))
