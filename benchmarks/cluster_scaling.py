@@ -5,16 +5,17 @@ share of a trainer that sleeps as long as a step of the given rate would; with t
 and prompts in a step (weak scaling). All of it is on this machine, under one raylet: measured is
 what driver, Ray Data, broker, rollout buffer and ledger, leases and calls do beside engines and
 trainers, and neither networks nor Ray between nodes. Everything but engines and trainer is what a
-run has: the stages prompts to pairs by the pipeline, then policy steps by the rollout buffer with
+run has: the stages responses, rankings and pairs by the pipeline, on prompts of a file, since no
+filter takes the fake sampler's for messages; then policy steps by the rollout buffer with
 `RolloutEngines`, as rank 0 has them.
 
 Efficiency is the time at the fewest nodes by that at the most, where ideally they are equal: of the
 data stages by their wall time after engines have started, of the policy by the median step. The
-preference model has one engine in a run however many nodes there are; `--scored` simulates it at the
-engines' rate, and otherwise rewards take no time. Prints one JSON line; `ratio`: the lower of the
-two efficiencies. `first_bottleneck`: the part whose time has grown the most seconds a node's work.
+preference model has one engine in a run however many nodes there are; `--scored` simulates it at
+the engines' rate, and otherwise rewards take no time. Prints one JSON line; `ratio`: the lower of
+the two efficiencies. `first_bottleneck`: the part whose time has grown by the most seconds.
 
-python benchmarks/cluster_scaling.py [--nodes 1 8 64] [--steps 4] [--scored]
+python benchmarks/cluster_scaling.py [--nodes 1 4 16] [--steps 4] [--scored]
 """
 
 import argparse
@@ -24,6 +25,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -57,8 +59,11 @@ from charactertrain.trait_file import load_constitution
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "tiny_random"
 """Of its tokenizer alone."""
-DATA_STAGES = ("prompts", "responses", "rankings", "pairs")
-TRAITS = 3
+DATA_STAGES = ("responses", "rankings", "pairs")
+TRAITS = ("enthusiastic", "uncertain", "scientific")
+"""Of the constitution `demo`."""
+HELD_OUT = {0: "test", 1: "validation"}
+"""Splits of the first two of eight prompts; the others are trained on."""
 GROUP_SIZE = 4
 AHEAD = 1
 WARM_UP = 1
@@ -101,7 +106,7 @@ def main() -> None:
 
 def _grown_most(fewest: Mapping[str, Any], most: Mapping[str, Any]) -> str:
     """The stage, or phase of a step, that takes the most seconds more."""
-    more = {
+    more: dict[str, float] = {
         name: most[part][name] - fewest[part][name]
         for part in ("stages", "phases")
         for name in fewest[part]
@@ -133,13 +138,9 @@ def _data_stages(config: RunConfig, session: Session, directory: Directory) -> d
     )
     seconds = {}
     for step in steps:
-        module = importlib.import_module(f"charactertrain.stages.{step.stage.name}.stage")
-        manifest = pipeline.execute(
-            step,
-            directory,
-            lambda work, module=module: module.run(work, context),
-            code_version="benchmark",
-        )
+        stage = importlib.import_module(f"charactertrain.stages.{step.stage.name}.stage")
+        implementation = partial(stage.run, context=context)
+        manifest = pipeline.execute(step, directory, implementation, code_version="benchmark")
         session.end_leases()
         if step.stage.name in DATA_STAGES:
             seconds[step.stage.name] = round(manifest.wall_seconds, 2)
@@ -178,9 +179,7 @@ def _policy_steps(
     found = {name: median(step[name] for step in steps[WARM_UP:]) for name in steps[0]}
     return {
         "step_seconds": round(found["seconds"], 2),
-        "responses_per_second": round(
-            nodes * arguments.prompts * GROUP_SIZE / found["seconds"], 2
-        ),
+        "responses_per_second": round(nodes * arguments.prompts * GROUP_SIZE / found["seconds"], 2),
         "tokens_per_step": round(found["tokens"]),
         "phases": {name: round(found[name], 2) for name in ("sample", "train", "sync")},
     }
@@ -225,12 +224,14 @@ def _config(nodes: int, arguments: argparse.Namespace, directory: Directory) -> 
         "rankings.second_opinions=[]",
         f"run.dir={directory.root}",
         "run.until=pairs",
-        f"prompts.per_trait={nodes * arguments.rows // TRAITS}",
+        f"prompts.file={_prompt_file(nodes * arguments.rows, directory)}",
+        "prompts.file_use=replace",
         f"responses.max_tokens={arguments.tokens}",
         "responses.ending=natural",
         "policy.ending=natural",
         "policy.general_share=0",
         "prompts.kinds.general=0",
+        "prompts.max_similarity=1.0",
         f"cluster.num_cpus={nodes + 6}",
         f"sampler.resources.num_engines=[{nodes},{nodes}]",
         "sampler.resources.max_num_seqs=64",
@@ -245,9 +246,23 @@ def _config(nodes: int, arguments: argparse.Namespace, directory: Directory) -> 
     return validate(values)
 
 
+def _prompt_file(count: int, directory: Directory) -> str:
+    """So many prompts, of each trait in turn."""
+    rows = [
+        {
+            "text": f"Matter {number}: what would you do about it, and why?",
+            "trait_id": TRAITS[number % len(TRAITS)],
+            "split": HELD_OUT.get(number // len(TRAITS) % 8, "train"),
+        }
+        for number in range(count)
+    ]
+    directory.write_bytes("own.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    return str(directory.local_path / "own.jsonl")
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--rows", type=int, default=48, help="prompts of a node")
     parser.add_argument("--prompts", type=int, default=8, help="of a policy step and node")
     parser.add_argument("--tokens", type=int, default=200, help="most of a response")

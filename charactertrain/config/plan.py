@@ -46,7 +46,9 @@ class PlanSection(Section):
     train_share: Shares
     """Of the peak that training reaches."""
     network_share: Shares
-    """Of the network's rate."""
+    """Of a link's rate that the collectives of training reach."""
+    update_share: Shares
+    """Of a link's rate that weights on their way to engines reach."""
     start_seconds: Rates
     """For engines or workers to start."""
     engine_reserve_gib: Annotated[float, Field(ge=0)]
@@ -56,7 +58,7 @@ class PlanSection(Section):
     reply_tokens: PositiveFloat
     """Of a reply that nothing cuts short, on average."""
     message_tokens: PositiveFloat
-    """Of a user's message that nothing cuts short, on average."""
+    """Of a user's message that a chat model writes and nothing cuts short, on average."""
     characters_per_token: PositiveFloat
     template_tokens: Annotated[float, Field(ge=0)]
     """That the chat template adds to a conversation."""

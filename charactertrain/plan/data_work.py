@@ -44,9 +44,7 @@ def prompts(config: RunConfig, counts: Counts, lengths: Lengths) -> StageWork:
     if config.model.traits_shown == "none":
         return StageWork((messages,))
     probes = counts.traits * config.prompts.check_prompts
-    reply = lengths.reply(
-        config.responses.max_tokens, is_fixed=config.responses.ending == "fixed"
-    )
+    reply = lengths.reply(config.responses.max_tokens, is_fixed=config.responses.ending == "fixed")
     longest = config.responses.max_tokens
     plain, shown_trait = lengths.plain(), lengths.at_stake(REFERENCE_VARIANT)
     return StageWork(
@@ -137,9 +135,7 @@ def _ranker_jobs(
     name: str, config: RunConfig, lengths: Lengths, num_prompts: int, candidates: int
 ) -> list[Job]:
     """Of what questions about one prompt share, the first computes it, and no other does."""
-    reply = lengths.reply(
-        config.responses.max_tokens, is_fixed=config.responses.ending == "fixed"
-    )
+    reply = lengths.reply(config.responses.max_tokens, is_fixed=config.responses.ending == "fixed")
     if name == "contrast":
         return [
             reading(
@@ -183,9 +179,7 @@ def _questions(
         computed = lengths.message + candidates * reply + number * (shown - before - reply)
     elif name == "judge_listwise":
         number = section.num_permutations
-        shown = lengths.of(
-            listwise_conversation(traits, message, [text] * candidates, question=0)
-        )
+        shown = lengths.of(listwise_conversation(traits, message, [text] * candidates, question=0))
         computed = lengths.message + number * (shown - before)
     else:
         number = candidates * section.num_questions

@@ -45,9 +45,7 @@ def evaluation(config: RunConfig, counts: Counts, lengths: Lengths) -> StageWork
     return StageWork(tuple(job for job in jobs if job.requests > 0))
 
 
-def _replies(
-    config: RunConfig, counts: Counts, lengths: Lengths, num_arms: int
-) -> list[Job]:
+def _replies(config: RunConfig, counts: Counts, lengths: Lengths, num_arms: int) -> list[Job]:
     """Replies to held-out prompts, their contrast and their rewards; and natural lengths."""
     section = config.evaluation
     each, longest = section.responses_per_prompt, section.max_tokens
@@ -91,9 +89,7 @@ def _and_reply(length: Length, reply: float) -> Length:
     return Length(length.shown + reply, length.common)
 
 
-def _judgements(
-    config: RunConfig, counts: Counts, lengths: Lengths, num_others: int
-) -> list[Job]:
+def _judgements(config: RunConfig, counts: Counts, lengths: Lengths, num_others: int) -> list[Job]:
     """Each other arm's first reply against the base's, in both orders."""
     judge = config.evaluation.judge
     if judge.endpoint is not None:

@@ -33,14 +33,10 @@ class Held:
     """What fits, and leaves GPUs idle or texts waiting."""
 
 
-def held(
-    config: RunConfig, work: dict[str, StageWork], layout: Layout, speeds: Speeds
-) -> Held:
+def held(config: RunConfig, work: dict[str, StageWork], layout: Layout, speeds: Speeds) -> Held:
     """The memory of training workers and engines, against that of a GPU."""
     trainers = {
-        stage: trainer_memory(
-            speeds.architecture, _training(stage, section, config, layout, work)
-        )
+        stage: trainer_memory(speeds.architecture, _training(stage, section, config, layout, work))
         for stage in ("preference_model", "policy")
         if (section := training_section(stage, config)) is not None
     }
@@ -162,9 +158,7 @@ def _idle(config: RunConfig, layout: Layout) -> list[str]:
     ]
 
 
-def _scoring(
-    online: Online | None, config: RunConfig, layout: Layout, speeds: Speeds
-) -> list[str]:
+def _scoring(online: Online | None, config: RunConfig, layout: Layout, speeds: Speeds) -> list[str]:
     """Where the one engine of a preference model is slower than all that sample."""
     if online is None:
         return []
@@ -178,9 +172,7 @@ def _scoring(
     ]
 
 
-def _waiting(
-    engine: EngineMemory, config: RunConfig, work: dict[str, StageWork]
-) -> list[str]:
+def _waiting(engine: EngineMemory, config: RunConfig, work: dict[str, StageWork]) -> list[str]:
     """Texts that wait for room in the KV cache."""
     at_once = config.sampler.resources.max_num_seqs
     jobs: Sequence[float] = [

@@ -76,7 +76,9 @@ def training_section(
     stage: str, config: RunConfig
 ) -> PreferenceModelSection | PolicySection | None:
     """The section of a stage that trains."""
-    return {"preference_model": config.preference_model, "policy": config.policy}.get(stage)
+    if stage == "preference_model":
+        return config.preference_model
+    return config.policy if stage == "policy" else None
 
 
 def engines_of(config: RunConfig, count: int) -> Engines:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import PurePosixPath
 from statistics import quantiles
 from typing import Any
@@ -76,7 +77,8 @@ def _engine_rates(lines: Sequence[dict[str, Any]], num_engines: int) -> tuple[Ra
         for line in lines
         if line.get("stage") == "engines" and line.get("seconds", 0.0) >= _SHORTEST_SECONDS
     ]
-    writes, reads = [], []
+    writes: list[dict[str, Any]] = []
+    reads: list[dict[str, Any]] = []
     for job in jobs:
         written = job["generated_tokens_per_second"] * job["seconds"]
         # One token is written of each text that is scored or judged, and none of a reward.
@@ -102,7 +104,7 @@ def _training_rate(lines: Sequence[dict[str, Any]], num_workers: int | list[int]
     steps = [line for line in lines if line.get("stage") == "preference_model" and "tokens" in line]
     rates = [
         step["tokens"] / (step["time"] - before["time"])
-        for before, step in zip(steps, steps[1:], strict=False)
+        for before, step in pairwise(steps)
         if step["member"] == before["member"] and step["time"] > before["time"]
     ]
     if len(rates) < _FEWEST_STEPS:

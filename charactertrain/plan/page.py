@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -70,9 +71,10 @@ def _show_layout(plan: Plan, console: Console) -> None:
 
 def _stage_table(plan: Plan, stages: list[str]) -> Table:
     by = "measured" if plan.speeds.measured is not None else "at the rooflines' shares"
-    table = Table(title=f"work by stage, hours {by}" if plan.times else "work by stage")
-    for column in ("stage", "written", "read", "trained on"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
+    table = _table(f"work by stage, hours {by}" if plan.times else "work by stage")
+    table.add_column("stage", no_wrap=True)
+    for column in ("written", "read", "trained on"):
+        table.add_column(column, justify="right")
     if plan.times is not None:
         for column in ("GPUs", "hours", "GPU-hours", "most of it"):
             table.add_column(column, justify="right")
@@ -82,9 +84,14 @@ def _stage_table(plan: Plan, stages: list[str]) -> Table:
         if plan.times is not None:
             time, gpus = plan.times[name], plan.gpus[name]
             hours = time.seconds.times(1 / 3600)
-            cells += [f"{gpus:g}", span(hours), span(hours.times(gpus)), time.bottleneck]
+            held = f"{gpus:g}" if hours.high > 0 else ""
+            cells += [held, span(hours), span(hours.times(gpus)), time.bottleneck]
         table.add_row(name, *cells)
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
 
 
 def tokens(number: float) -> str:
@@ -99,7 +106,7 @@ def span(found: Range) -> str:
     """From the least to the most, in two digits each."""
     if found.high == 0:
         return ""
-    return f"{_rounded(found.low)} - {_rounded(found.high)}"
+    return f"{_rounded(found.low)}-{_rounded(found.high)}"
 
 
 def _rounded(value: float) -> str:
@@ -116,9 +123,7 @@ def _show_totals(plan: Plan, console: Console, stages: list[str]) -> None:
     hours = total(plan.times[name].seconds for name in stages).times(1 / 3600)
     line = f"in all {span(hours)} hours"
     if plan.layout.gpus > 0:
-        each = (
-            plan.times[name].seconds.times(plan.gpus[name] / 3600) for name in stages
-        )
+        each = (plan.times[name].seconds.times(plan.gpus[name] / 3600) for name in stages)
         gpu_hours, kept = total(each), hours.times(plan.layout.gpus)
         line += f"; {span(gpu_hours)} GPU-hours held by stages, {span(kept)} if all are kept"
         price = plan.section.price_per_gpu_hour
@@ -130,7 +135,7 @@ def _show_totals(plan: Plan, console: Console, stages: list[str]) -> None:
 def _memory_table(plan: Plan) -> Table:
     assert plan.held is not None, "there are GPUs"
     room = plan.speeds.device.memory_bytes / GIB
-    table = Table(title=f"memory of a training worker, GiB of {room:g}")
+    table = _table(f"memory of a training worker, GiB of {room:g}")
     table.add_column("")
     for stage in plan.held.trainers:
         table.add_column(stage, justify="right")
@@ -168,7 +173,7 @@ def _show_engine(plan: Plan, console: Console) -> None:
 
 
 def _storage_table(plan: Plan, stages: list[str]) -> Table:
-    table = Table(title="storage, GB")
+    table = _table("storage")
     for column in ("artifact", "left", "besides, while it is made"):
         table.add_column(column, justify="left" if column == "artifact" else "right")
     left = passing = 0.0
@@ -178,10 +183,14 @@ def _storage_table(plan: Plan, stages: list[str]) -> Table:
         more = of_model.passing if of_model else 0.0
         left, passing = left + size, max(passing, more)
         if size:
-            table.add_row(name, _gb(size), _gb(more) if more else "")
-    table.add_row("in all", _gb(left), f"{_gb(passing)} at most")
+            table.add_row(name, size_of(size), size_of(more) if more else "")
+    table.add_row("in all", size_of(left), f"{size_of(passing)} at most")
     return table
 
 
-def _gb(size: float) -> str:
-    return _rounded(size / 1e9)
+def size_of(size: float) -> str:
+    """Bytes in two digits."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{_rounded(size / unit)} {name}"
+    return f"{_rounded(size / 1e3)} kB"

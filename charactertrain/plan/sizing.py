@@ -106,6 +106,8 @@ def _notes(config: RunConfig, measured: RatesFile | None, *, has_times: bool) ->
             "engines and workers are on CPUs, of which no rates are assumed: for hours give "
             "plan.rates=<a finished run on such a machine>, or cluster=ray sampler=vllm_gpu"
         )
+    if config.cluster.gpus_per_worker == 0:
+        notes.append("storage is of weights in bf16: a CPU that computes in fp32 writes twice that")
     if config.rankings.ranker == "auto":
         notes.append(
             "rankings.ranker=auto is counted as the judge, the one that reads most of those that "

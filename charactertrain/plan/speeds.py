@@ -116,7 +116,7 @@ class Speeds:
         """Of an update: 2 bytes a parameter over the link of rank 0."""
         device = self.device
         rate = device.link_bytes_per_second if is_one_node else device.network_bytes_per_second
-        return at_shares(2 * self.architecture.parameters / rate, self.section.network_share)
+        return at_shares(2 * self.architecture.parameters / rate, self.section.update_share)
 
     def _by_rate(self, tokens: float, rates: tuple[float, float]) -> Range:
         """Measured with another model, scaled by parameters: half of them are twice as fast."""

@@ -22,7 +22,7 @@ class Stored:
     left: float
     """Bytes of the finished artifact."""
     passing: float
-    """The most that is there besides while it is made: checkpoints, and weights that may be kept."""
+    """The most that is there besides while it is made: checkpoints, weights that may be kept."""
 
 
 def checkpoint_bytes(
@@ -49,9 +49,7 @@ def stored(
     ids, which are half of that.
     """
     per_token = plan.stored_bytes_per_token
-    reply = lengths.reply(
-        config.responses.max_tokens, is_fixed=config.responses.ending == "fixed"
-    )
+    reply = lengths.reply(config.responses.max_tokens, is_fixed=config.responses.ending == "fixed")
     message = lengths.message * per_token / 2
     texts = counts.responses * (reply * per_token + message + _ROW_BYTES)
     pair = (2 * reply * per_token / 2 + message + _ROW_BYTES) * counts.pairs

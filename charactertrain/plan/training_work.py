@@ -86,9 +86,7 @@ def policy(config: RunConfig, counts: Counts, lengths: Lengths) -> StageWork:
     trained = []
     prompts = _trained_prompts(config, counts)
     if section.warm_start.epochs > 0:
-        steps = section.warm_start.epochs * math.ceil(
-            prompts / section.warm_start.prompts_per_step
-        )
+        steps = section.warm_start.epochs * math.ceil(prompts / section.warm_start.prompts_per_step)
         groups = prompts * section.warm_start.epochs / max(steps, 1)
         reply = _candidate(config, lengths)
         fixed = section.ending == "fixed"
@@ -103,9 +101,7 @@ def policy(config: RunConfig, counts: Counts, lengths: Lengths) -> StageWork:
     return StageWork(trained=tuple(trained), online=_online(config, lengths))
 
 
-def _step(
-    groups: float, lengths: Lengths, responses: int, reply: float, every: Passes
-) -> Step:
+def _step(groups: float, lengths: Lengths, responses: int, reply: float, every: Passes) -> Step:
     prompt = lengths.plain().shown
     tokens = prompt + responses * reply
     return Step(groups, tokens, responses * reply / tokens, prompt + reply / 2, every)

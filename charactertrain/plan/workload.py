@@ -1,6 +1,7 @@
 """What a whole run is to compute, by stage."""
 
 from collections.abc import Callable, Mapping
+from statistics import fmean
 
 from charactertrain.config import RunConfig
 from charactertrain.config.plan import PlanSection
@@ -11,6 +12,7 @@ from charactertrain.plan.work import StageWork
 from charactertrain.records import Trait
 from charactertrain.stages.counts import Counts, count
 from charactertrain.stages.definitions import NAMES
+from charactertrain.templates import NUM_WORKED_MESSAGES, synthesis_completion
 
 _WORK: Mapping[str, Callable[[RunConfig, Counts, Lengths], StageWork]] = {
     "prompts": data_work.prompts,
@@ -21,6 +23,7 @@ _WORK: Mapping[str, Callable[[RunConfig, Counts, Lengths], StageWork]] = {
     "evaluation": evaluation_work.evaluation,
 }
 """The others compute nothing to speak of."""
+_MESSAGE = "Message: "
 
 
 def workload(
@@ -33,8 +36,7 @@ def workload(
     """
     counts, found = count(config, constitution), lengths(config, constitution, section)
     return {
-        name: _WORK[name](config, counts, found) if name in _WORK else StageWork()
-        for name in NAMES
+        name: _WORK[name](config, counts, found) if name in _WORK else StageWork() for name in NAMES
     }
 
 
@@ -44,11 +46,21 @@ def lengths(config: RunConfig, constitution: Constitution, section: PlanSection)
         Trait(trait.id, trait.statement, trait.facets, None, trait.weight, constitution.name)
         for trait in constitution.traits
     )
-    bound = config.prompts.max_tokens / config.model.messages_per_call
     return Lengths(
         section=section,
-        message=cut_short(section.message_tokens, bound),
+        message=_message(config, section),
         traits=traits,
         placement=config.model.trait_placement,
         shows_all=config.model.traits_shown == "all",
     )
+
+
+def _message(config: RunConfig, section: PlanSection) -> float:
+    """Tokens of a message: a completion is as long as the worked messages that it follows."""
+    mean = section.message_tokens
+    if config.model.prompt_synthesis == "completion":
+        text = synthesis_completion("trait", "", range(NUM_WORKED_MESSAGES)).text
+        worked = [line for line in text.splitlines() if line.startswith(_MESSAGE)]
+        characters = fmean(len(line) - len(_MESSAGE) for line in worked)
+        mean = characters / section.characters_per_token
+    return cut_short(mean, config.prompts.max_tokens / config.model.messages_per_call)

@@ -48,9 +48,7 @@ def decode_step_seconds(
     cache = sequences * context * architecture.kv_bytes()
     moved = 2 * architecture.multiplied_parameters + cache
     operations = sequences * architecture.forward_operations(context)
-    return max(
-        moved / device.memory_bytes_per_second, operations / device.operations_per_second
-    )
+    return max(moved / device.memory_bytes_per_second, operations / device.operations_per_second)
 
 
 @dataclass(frozen=True)
@@ -151,9 +149,7 @@ def step_operation_seconds(
     architecture: Architecture, device: Device, step: Step, workers: Workers
 ) -> float:
     """Tokens of the busiest worker, times passes, times the operations of a forward pass."""
-    operations = architecture.forward_operations(
-        step.context, predicted_share=step.predicted_share
-    )
+    operations = architecture.forward_operations(step.context, predicted_share=step.predicted_share)
     tokens = workers.busiest_tokens(step)
     return tokens * step.passes.total * operations / device.operations_per_second
 

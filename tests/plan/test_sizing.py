@@ -60,7 +60,7 @@ def test_without_a_number_the_settings_are_planned(planned: Any) -> None:
 
 
 def test_too_few_gpus_and_cpus_are_said(planned: Any) -> None:
-    with pytest.raises(ConfigError, match="plan.num_gpus is 3, and the policy needs 4"):
+    with pytest.raises(ConfigError, match=r"plan\.num_gpus is 3, and the policy needs 4"):
         planned(*QWEN, "plan.num_gpus=3")
     with pytest.raises(ConfigError, match="cluster=ray sampler=vllm_gpu"):
         planned("plan.num_gpus=8")
@@ -105,9 +105,25 @@ def test_an_engine_whose_weights_leave_no_cache_is_said(planned: Any) -> None:
 
 
 def test_workers_without_a_group_are_said(planned: Any) -> None:
-    plan = planned(*QWEN, "plan.num_gpus=512", "deepspeed@policy.deepspeed=zero3")
-    assert plan.layout.workers > 32
-    assert any(line.startswith("policy.prompts_per_step is 32") for line in plan.held.advice)
+    plan = planned(*QWEN, "cluster.num_workers=48", "preference_model.prompts_per_step=96")
+    found = [
+        line.partition(" is 32, and of 48 training workers 16 ")[0] for line in plan.held.advice
+    ]
+    assert "policy.prompts_per_step" in found
+    assert "policy.warm_start.prompts_per_step" in found
+    assert not any(line.startswith("preference_model") for line in plan.held.advice)
+
+
+def test_a_preference_model_that_is_slower_than_all_that_sample_is_said(planned: Any) -> None:
+    few, many = (
+        planned(
+            *QWEN, f"policy.resources.engines={engines}", "sampler.resources.num_engines=[1,64]"
+        )
+        for engines in (1, 64)
+    )
+    said = "the preference model's one engine scores them"
+    assert not any(said in line for line in few.held.advice)
+    assert any(said in line for line in many.held.advice)
 
 
 def test_more_gpus_take_less_time_and_better_shares_too(planned: Any) -> None:

@@ -9,6 +9,7 @@ from charactertrain.exceptions import ModelError
 from charactertrain.models.configs import read_config
 from charactertrain.sizing.architecture import TYPES, from_config
 
+
 def test_parameters_are_those_counted_by_hand() -> None:
     # A layer: 2 x 4 x (4 + 2) of attention, 3 x 4 x 8 of the product, 2 x 4 of the norms.
     assert SMALL.body_parameters == 2 * (48 + 96 + 8) + 4
@@ -69,11 +70,11 @@ def test_parameters_are_those_of_the_model_that_transformers_builds(model_type: 
 
 
 def test_another_kind_of_model_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match="model_type is 'mixtral'.*llama"):
+    with pytest.raises(ModelError, match=r"model_type is 'mixtral'.*llama"):
         from_config({"model_type": "mixtral"}, "there")
     values = dict(read_config("Qwen/Qwen3-8B"))
     del values["vocab_size"]
-    with pytest.raises(ModelError, match="there: expected whole.*found none for vocab_size"):
+    with pytest.raises(ModelError, match=r"there: expected whole.*found none for vocab_size"):
         from_config(values, "there")
 
 
