@@ -84,7 +84,7 @@ def _stage_table(plan: Plan, stages: list[str]) -> Table:
         if plan.times is not None:
             time, gpus = plan.times[name], plan.gpus[name]
             hours = time.seconds.times(1 / 3600)
-            held = f"{gpus:g}" if hours.high > 0 else ""
+            held = f"{gpus:g}" if gpus and hours.high > 0 else ""
             cells += [held, span(hours), span(hours.times(gpus)), time.bottleneck]
         table.add_row(name, *cells)
     return table

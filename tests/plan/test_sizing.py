@@ -115,12 +115,8 @@ def test_workers_without_a_group_are_said(planned: Any) -> None:
 
 
 def test_a_preference_model_that_is_slower_than_all_that_sample_is_said(planned: Any) -> None:
-    few, many = (
-        planned(
-            *QWEN, f"policy.resources.engines={engines}", "sampler.resources.num_engines=[1,64]"
-        )
-        for engines in (1, 64)
-    )
+    large = (*QWEN, "policy.prompts_per_step=256", "sampler.resources.num_engines=[1,64]")
+    few, many = (planned(*large, f"policy.resources.engines={engines}") for engines in (1, 64))
     said = "the preference model's one engine scores them"
     assert not any(said in line for line in few.held.advice)
     assert any(said in line for line in many.held.advice)

@@ -1,8 +1,10 @@
 """Sizes that follow from a config.json, by hand and against what transformers builds of it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from small_model import SMALL
 
 from charactertrain.exceptions import ModelError
@@ -38,6 +40,14 @@ def test_kv_cache_and_operations_are_those_counted_by_hand() -> None:
 )
 def test_shipped_models_have_the_parameters_that_are_published(path: str, parameters: int) -> None:
     assert from_config(read_config(path), path).parameters == parameters
+
+
+def test_every_model_of_the_config_is_shipped() -> None:
+    models = Path(__file__).resolve().parents[2] / "conf" / "model"
+    paths = [yaml.safe_load(file.read_text())["path"] for file in models.glob("*.yaml")]
+    assert len(paths) > 4
+    for path in paths:
+        assert from_config(read_config(path), path).parameters > 0
 
 
 def test_the_random_model_is_as_its_directory_says(tiny_model: Any) -> None:
