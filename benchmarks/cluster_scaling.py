@@ -15,7 +15,7 @@ preference model has one engine in a run however many nodes there are; `--scored
 the engines' rate, and otherwise rewards take no time. Prints one JSON line; `ratio`: the lower of
 the two efficiencies. `first_bottleneck`: the part whose time has grown by the most seconds.
 
-python benchmarks/cluster_scaling.py [--nodes 1 4 16] [--steps 4] [--scored]
+python benchmarks/cluster_scaling.py [--nodes 1 4 16] [--parts data policy] [--scored]
 """
 
 import argparse
@@ -66,6 +66,8 @@ HELD_OUT = {0: "test", 1: "validation"}
 """Splits of the first two of eight prompts; the others are trained on."""
 GROUP_SIZE = 4
 AHEAD = 1
+_TIMES = {"data": "data_seconds", "policy": "step_seconds"}
+"""What efficiency is of, by part."""
 WARM_UP = 1
 """Policy steps that are left out."""
 TRAINED_TOKENS_PER_SECOND = 2000.0
@@ -82,10 +84,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             measured[nodes] = _measure(nodes, arguments, open_directory(scratch))
     fewest, most = measured[min(measured)], measured[max(measured)]
-    efficiency = {
-        "data": sum(fewest["stages"].values()) / sum(most["stages"].values()),
-        "policy": fewest["step_seconds"] / most["step_seconds"],
-    }
+    efficiency = {part: fewest[_TIMES[part]] / most[_TIMES[part]] for part in arguments.parts}
     worst = min(efficiency, key=efficiency.__getitem__)
     line = {
         "name": "cluster_scaling",
@@ -95,7 +94,7 @@ def main() -> None:
         "unit": f"efficiency of the {worst} part",
         "ratio": round(efficiency[worst], 3),
         "efficiency": {part: round(value, 3) for part, value in efficiency.items()},
-        "first_bottleneck": _grown_most(fewest, most),
+        "first_bottleneck": _grown_most(fewest["seconds"], most["seconds"]),
         "by_nodes": measured,
         "rewards": "one engine" if arguments.scored else "no time",
         "device": f"{platform.processor() or platform.machine()}, one machine",
@@ -104,13 +103,9 @@ def main() -> None:
     print(json.dumps(line))
 
 
-def _grown_most(fewest: Mapping[str, Any], most: Mapping[str, Any]) -> str:
+def _grown_most(fewest: Mapping[str, float], most: Mapping[str, float]) -> str:
     """The stage, or phase of a step, that takes the most seconds more."""
-    more: dict[str, float] = {
-        name: most[part][name] - fewest[part][name]
-        for part in ("stages", "phases")
-        for name in fewest[part]
-    }
+    more: dict[str, float] = {name: most[name] - fewest[name] for name in fewest}
     return max(more, key=more.__getitem__)
 
 
@@ -123,10 +118,17 @@ def _measure(nodes: int, arguments: argparse.Namespace, directory: Directory) ->
         samplers = [source.open() for _ in range(nodes)]
         session.end_leases()
         start_seconds = time.perf_counter() - started
-        stages = _data_stages(config, session, directory)
+        found: dict[str, Any] = {"start_seconds": round(start_seconds, 1), "seconds": {}}
+        if "data" in arguments.parts:
+            stages = _data_stages(config, session, directory)
+            found |= {_TIMES["data"]: round(sum(stages.values()), 2)}
+            found["seconds"] |= stages
         del samplers
-        policy = _policy_steps(nodes, arguments, session, model)
-    return {"start_seconds": round(start_seconds, 1), "stages": stages, **policy}
+        if "policy" in arguments.parts:
+            phases, values = _policy_steps(nodes, arguments, session, model)
+            found |= values
+            found["seconds"] |= phases
+    return found
 
 
 def _data_stages(config: RunConfig, session: Session, directory: Directory) -> dict[str, float]:
@@ -149,8 +151,8 @@ def _data_stages(config: RunConfig, session: Session, directory: Directory) -> d
 
 def _policy_steps(
     nodes: int, arguments: argparse.Namespace, session: Session, model: str
-) -> dict[str, Any]:
-    """Medians over the steps, of the whole and of what rank 0 waits for."""
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Medians over the steps, of what rank 0 waits for and of the whole."""
     rewards: SamplerSource = FakeSource()
     if arguments.scored:
         rewards = session.sampler("preference model", "preference model")
@@ -177,11 +179,11 @@ def _policy_steps(
     engines.close()
     ray.kill(buffer)
     found = {name: median(step[name] for step in steps[WARM_UP:]) for name in steps[0]}
-    return {
-        "step_seconds": round(found["seconds"], 2),
+    phases = {name: round(found[name], 2) for name in ("sample", "train", "sync")}
+    return phases, {
+        _TIMES["policy"]: round(found["seconds"], 2),
         "responses_per_second": round(nodes * arguments.prompts * GROUP_SIZE / found["seconds"], 2),
         "tokens_per_step": round(found["tokens"]),
-        "phases": {name: round(found[name], 2) for name in ("sample", "train", "sync")},
     }
 
 
@@ -263,6 +265,7 @@ def _prompt_file(count: int, directory: Directory) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--parts", nargs="+", choices=_TIMES, default=list(_TIMES))
     parser.add_argument("--rows", type=int, default=48, help="prompts of a node")
     parser.add_argument("--prompts", type=int, default=8, help="of a policy step and node")
     parser.add_argument("--tokens", type=int, default=200, help="most of a response")
