@@ -10,7 +10,7 @@ filter takes the fake sampler's for messages; then policy steps by the rollout b
 `RolloutEngines`, as rank 0 has them.
 
 Efficiency is the time at the fewest nodes by that at the most, where ideally they are equal: of the
-data stages by their wall time after engines have started, of the policy by the median step. The
+data stages by their wall time after engines have started, of the policy by the mean step. The
 preference model has one engine in a run however many nodes there are; `--scored` simulates it at
 the engines' rate, and otherwise rewards take no time. Prints one JSON line; `ratio`: the lower of
 the two efficiencies. `first_bottleneck`: the part whose time has grown by the most seconds.
@@ -27,7 +27,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 import ray
@@ -152,7 +152,10 @@ def _data_stages(config: RunConfig, session: Session, directory: Directory) -> d
 def _policy_steps(
     nodes: int, arguments: argparse.Namespace, session: Session, model: str
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Medians over the steps, of what rank 0 waits for and of the whole."""
+    """Means over the steps, of what rank 0 waits for and of the whole.
+
+    Not medians: with groups a step ahead, steps that wait and steps that do not come in turn.
+    """
     rewards: SamplerSource = FakeSource()
     if arguments.scored:
         rewards = session.sampler("preference model", "preference model")
@@ -178,7 +181,7 @@ def _policy_steps(
         steps.append({"seconds": ended - started, "tokens": _tokens(taken), **phases})
     engines.close()
     ray.kill(buffer)
-    found = {name: median(step[name] for step in steps[WARM_UP:]) for name in steps[0]}
+    found = {name: fmean(step[name] for step in steps[WARM_UP:]) for name in steps[0]}
     phases = {name: round(found[name], 2) for name in ("sample", "train", "sync")}
     return phases, {
         _TIMES["policy"]: round(found["seconds"], 2),
@@ -269,7 +272,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=48, help="prompts of a node")
     parser.add_argument("--prompts", type=int, default=8, help="of a policy step and node")
     parser.add_argument("--tokens", type=int, default=200, help="most of a response")
-    parser.add_argument("--steps", type=int, default=4, help="of the policy, that are measured")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="of the policy, that are measured; an even number"
+    )
     parser.add_argument("--scored", action="store_true", help="simulate the preference model")
     return parser.parse_args()
 
