@@ -1,4 +1,7 @@
-"""The command line: compose the config, validate it, make a plan, and run the stages."""
+"""The command line: compose the config, validate it, make a plan, and run the stages.
+
+`charactertrain plan` composes the same config, and sizes the run in place of making it.
+"""
 
 import importlib
 import os
@@ -22,6 +25,7 @@ from rich.table import Table
 from charactertrain import __version__, pipeline
 from charactertrain.artifacts import Json, Manifest, Outcome
 from charactertrain.config import RunConfig, validate
+from charactertrain.config.plan import validate_plan
 from charactertrain.constitution import Constitution
 from charactertrain.exceptions import CharacterTrainError, ConfigError, UnavailableError
 from charactertrain.models.sources import model_identity
@@ -52,6 +56,9 @@ def main() -> None:
     """Console entry point."""
     # The driver trains nothing; without a name DeepSpeed warns that it found no accelerator.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if sys.argv[1:2] == ["plan"]:
+        # A group of the config that nothing else composes.
+        sys.argv[1] = "+plan=sizing"
     # Hydra's own decorator prints a traceback for errors; ours are messages for people.
     _compose_and_run()
 
@@ -66,6 +73,10 @@ def _compose_and_run(composed: DictConfig) -> float | None:
             console.print(f"[bold]point {job.job.num}[/]: ", end="")
             console.print(" ".join(job.overrides.task), markup=False)
             values = point_values(values, job.overrides.task)
+        assumed = values.pop("plan", None)
+        if assumed is not None:
+            size(validate(values), assumed, console)
+            return None
         return run(validate(values), console)
     except CharacterTrainError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
@@ -113,6 +124,17 @@ def run(config: RunConfig, console: Console) -> float | None:
         name: identity.fingerprint for name, identity in pipeline.identities(definitions).items()
     }
     return _execute(config, constitution, steps, directory, console, fingerprints)
+
+
+def size(config: RunConfig, assumed: Mapping[str, Any], console: Console) -> None:
+    """Print what the run that `config` asks for would take; `assumed` is of conf/plan/."""
+    from charactertrain.plan.page import show
+    from charactertrain.plan.sizing import make_plan
+
+    constitution = load_constitution(config.constitution, shipped_dir=CONSTITUTIONS)
+    definitions = define(config, constitution, model_identity)
+    stages = pipeline.select(definitions, only=config.run.only, until=config.run.until)
+    show(make_plan(config, constitution, validate_plan(assumed)), console, stages)
 
 
 def _execute(

@@ -10,7 +10,15 @@ HEAVY = ("deepspeed", "ray", "torch", "transformers", "vllm")
 
 @pytest.mark.parametrize(
     "module",
-    ["artifacts", "config", "pipeline", "records", "review.__main__", "stages.definitions"],
+    [
+        "artifacts",
+        "config",
+        "pipeline",
+        "plan.page",
+        "records",
+        "review.__main__",
+        "stages.definitions",
+    ],
 )
 def test_module_is_imported_without_engines(module: str) -> None:
     code = f"import sys, charactertrain.{module}; print(*sorted(sys.modules))"

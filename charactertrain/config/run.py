@@ -279,13 +279,20 @@ def validate(values: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            # Where a section is one of several kinds, the kind is no key.
-            key = ".".join(str(part) for part in problem["loc"] if part not in KINDS)
-            message = problem["msg"].removeprefix("Value error, ")
-            if problem["type"] == "union_tag_not_found":
-                key, message = f"{key}.kind", "Field required"
-            shown = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
-            lines.append(f"{key}: {message}{shown}" if key else f"{message}{shown}")
-        raise ConfigError("the configuration is not valid:\n  " + "\n  ".join(lines)) from None
+        raise ConfigError(
+            "the configuration is not valid:\n  " + "\n  ".join(problem_lines(error))
+        ) from None
+
+
+def problem_lines(error: ValidationError) -> list[str]:
+    """A line for each problem, by its key."""
+    lines = []
+    for problem in error.errors():
+        # Where a section is one of several kinds, the kind is no key.
+        key = ".".join(str(part) for part in problem["loc"] if part not in KINDS)
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "union_tag_not_found":
+            key, message = f"{key}.kind", "Field required"
+        shown = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
+        lines.append(f"{key}: {message}{shown}" if key else f"{message}{shown}")
+    return lines

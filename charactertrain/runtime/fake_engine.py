@@ -6,6 +6,7 @@ It answers as `FakeSampler` does, and takes as long as an engine of the given ra
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec
 from charactertrain.runtime.fake_sampler import FakeSampler
@@ -29,6 +30,7 @@ class FakeEngine:
         self._sampler, self._latency = FakeSampler(), spec.latency
         self._slots = asyncio.Semaphore(spec.max_num_seqs)
         self._running = 0
+        self._version: str | None = None
         # When the prompts that are being read will have been read: one after another, as an
         # engine's prefill is bound by compute and not by how many prompts share it.
         self._read_until = 0.0
@@ -39,7 +41,8 @@ class FakeEngine:
         return True
 
     async def load(self, weights: str, version: str) -> None:
-        """Nothing is loaded."""
+        """Nothing is loaded; what is asked from now on says that these weights wrote it."""
+        self._version = version
 
     async def rest(self) -> None:
         """Nothing is held."""
@@ -60,6 +63,7 @@ class FakeEngine:
         self, requests: Sequence[SampleRequest], settings: SamplingSettings
     ) -> list[Sample | Failure]:
         """Draw one text per request."""
+        version = self._version
         results = self._sampler.sample(requests, settings)
         await self._take_time(
             [
@@ -68,7 +72,14 @@ class FakeEngine:
                 if isinstance(result, Sample)
             ]
         )
-        return results
+        if version is None:
+            return results
+        return [
+            replace(result, weight_versions=((version, 0),))
+            if isinstance(result, Sample)
+            else result
+            for result in results
+        ]
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score | Failure]:
         """Log-probabilities of given texts."""

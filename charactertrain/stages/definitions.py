@@ -13,6 +13,7 @@ from charactertrain.constitution import Constitution
 from charactertrain.pipeline import Stage
 from charactertrain.probes.file import fingerprints
 from charactertrain.stages import row_files
+from charactertrain.stages.counts import Counts, count
 from charactertrain.stages.evaluation.arms import OWN_ARMS, compared_policies
 from charactertrain.stages.evaluation.size import replies_at_most
 
@@ -211,27 +212,21 @@ def _stage(
 
 
 def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
-    # Without general prompts, which no candidate is sampled for.
-    share = 1 - config.prompts.kind_shares.get("general", 0.0)
-    wanted = round(len(constitution.traits) * config.prompts.per_trait * share)
+    counts = count(config, constitution)
     is_replaced = config.prompts.file_use == "replace"
-    trained = round(wanted * (1 - config.prompts.test_share))
-    tested = wanted - trained
-    candidates = config.responses.per_prompt
-    pairs = trained * candidates * (candidates - 1) // 2
     steps = config.policy.num_steps
     rollouts = f"{config.policy.prompts_per_step * config.policy.group_size} responses"
     if config.policy.objective.kind == "dpo":
         rollouts = f"the pairs of {config.policy.prompts_per_step} prompts"
     sizes = {
-        "traits": f"{len(constitution.traits)} traits",
-        "prompts": f"{wanted} prompts wanted",
-        "responses": f"up to {trained * candidates} responses",
-        "rankings": f"up to {trained} rankings",
-        "pairs": f"up to {pairs} pairs",
-        "preference_model": f"{_models(config)} over up to {pairs} pairs",
+        "traits": f"{counts.traits} traits",
+        "prompts": f"{counts.wanted} prompts wanted",
+        "responses": f"up to {counts.responses} responses",
+        "rankings": f"up to {counts.answered} rankings",
+        "pairs": f"up to {counts.pairs} pairs",
+        "preference_model": f"{_models(config)} over up to {counts.pairs} pairs",
         "policy": f"{_warm_start(config)}{steps} steps of {rollouts}",
-        "evaluation": _replies(config, constitution, tested),
+        "evaluation": _replies(config, constitution, counts),
         "report": "one page",
     }
     if is_replaced:
@@ -242,19 +237,17 @@ def _sizes(config: RunConfig, constitution: Constitution) -> dict[str, str]:
     return sizes | _sizes_with_own_pairs(config, sizes)
 
 
-def _replies(config: RunConfig, constitution: Constitution, tested: int) -> str:
+def _replies(config: RunConfig, constitution: Constitution, counts: Counts) -> str:
     """All replies of the evaluation, and what for; judgements and other readings are not any."""
-    section = config.prompts
-    general = len(constitution.traits) * section.per_trait * section.kind_shares.get("general", 0.0)
-    counts = replies_at_most(
+    replies = replies_at_most(
         config,
         [trait.id for trait in constitution.traits],
-        num_tested=tested,
-        num_general=round(general * section.test_share),
+        num_tested=counts.tested,
+        num_general=round(counts.general * config.prompts.test_share),
     )
-    parts = ", ".join(f"{count} {what}" for what, count in counts.items())
+    parts = ", ".join(f"{number} {what}" for what, number in replies.items())
     num_arms = len(OWN_ARMS) + len(config.evaluation.compare)
-    return f"up to {sum(counts.values())} replies of {num_arms} arms: {parts}"
+    return f"up to {sum(replies.values())} replies of {num_arms} arms: {parts}"
 
 
 def _models(config: RunConfig) -> str:

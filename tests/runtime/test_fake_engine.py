@@ -19,6 +19,7 @@ from charactertrain.runtime.fake_engine import FakeEngine
 from charactertrain.runtime.fake_sampler import FakeSampler
 from charactertrain.runtime.sampling import (
     ChoiceRequest,
+    Sample,
     SampleRequest,
     SamplingSettings,
     ScoreRequest,
@@ -34,6 +35,17 @@ NO_TIME = Latency(prefill_tokens_per_second=1e9, seconds_per_step=1e-9, seconds_
 def engine(latency: Latency | None = None, max_num_seqs: int = 8) -> FakeEngine:
     spec = replace(FAKE, max_num_seqs=max_num_seqs, latency=latency)
     return FakeEngine(spec, "weights")
+
+
+def test_texts_say_which_weights_they_were_asked_of() -> None:
+    async def versions() -> list[tuple[tuple[str, int], ...]]:
+        own = engine()
+        found = await own.sample(samples(1), FOUR_TOKENS)
+        await own.load("anywhere", "7")
+        found += await own.sample(samples(1), FOUR_TOKENS)
+        return [sample.weight_versions for sample in found if isinstance(sample, Sample)]
+
+    assert asyncio.run(versions()) == [(("fake", 0),), (("7", 0),)]
 
 
 def samples(count: int, shown: Shown = SHOWN) -> list[SampleRequest]:

@@ -16,6 +16,7 @@ from charactertrain.templates import (
     PARAPHRASES,
 )
 
+DOSE = "dose"
 PREFILL = "prefill"
 MADE_FROM_PROMPTS: dict[str, Description] = {
     "drop_the_act": Description(

@@ -32,7 +32,6 @@ from charactertrain.stages.evaluation.script_replies import (
 )
 from charactertrain.storage import Directory
 
-DOSE = "dose"
 _REPLIES = "probe_replies"
 
 
@@ -109,10 +108,10 @@ def _from_files(section: ProbesSection) -> list[Script]:
 
 
 def _own_general(section: ProbesSection, prompts: Sequence[Prompt]) -> list[Script]:
-    if DOSE not in section.names:
+    if probe_scripts.DOSE not in section.names:
         return []
     own = probe_scripts.general(prompts, count=section.prompts_per_trait)
-    return probe_scripts.on_general(own, probe=DOSE, measure=EVERY_TRAIT)
+    return probe_scripts.on_general(own, probe=probe_scripts.DOSE, measure=EVERY_TRAIT)
 
 
 def _descriptions(section: ProbesSection) -> dict[str, Description]:

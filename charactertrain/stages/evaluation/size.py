@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from charactertrain.config import RunConfig
 from charactertrain.config.evaluation import ProbesSection
 from charactertrain.probes.file import load
+from charactertrain.probes.measures import EVERY_TRAIT
 from charactertrain.records import NO_TRAIT, Prompt, Script
 from charactertrain.stages.evaluation import probe_scripts, trait_choices
 from charactertrain.stages.evaluation.arms import OWN_ARMS
@@ -53,22 +54,35 @@ def _probe_replies(
     section: ProbesSection, trait_ids: Sequence[str], num_tested: int, num_general: int
 ) -> int:
     """Replies of one arm in all probes."""
+    scripts = probe_scripts_at_most(
+        section, trait_ids, num_tested=num_tested, num_general=num_general, text="?"
+    )
+    return sum(len(script.turns) - len(script.given_replies) for script in scripts)
+
+
+def probe_scripts_at_most(
+    section: ProbesSection,
+    trait_ids: Sequence[str],
+    *,
+    num_tested: int,
+    num_general: int,
+    text: str,
+) -> list[Script]:
+    """The conversations that an arm is put through, of prompts that are all `text`."""
     per_trait = min(section.prompts_per_trait, math.ceil(num_tested / len(trait_ids)))
-    asked = [_any_prompt(trait_id, number) for trait_id in trait_ids for number in range(per_trait)]
+    asked = [_prompt(trait_id, str(i), text) for trait_id in trait_ids for i in range(per_trait)]
     scripts = probe_scripts.from_prompts(section.names, asked)
     if probe_scripts.PREFILL in section.names:
-        given = {prompt.prompt_id: "" for prompt in asked}
-        scripts += probe_scripts.prefilled(asked, given)
+        scripts += probe_scripts.prefilled(asked, {prompt.prompt_id: text for prompt in asked})
     for name, probe in load(section.names, section.files).items():
         scripts += probe_scripts.from_file(name, probe)
-    num_own = min(section.prompts_per_trait, num_general) if "dose" in section.names else 0
-    return sum(map(_num_replies, scripts)) + num_own
+    if probe_scripts.DOSE in section.names:
+        num_own = min(section.prompts_per_trait, num_general)
+        own = [_prompt(NO_TRAIT, str(i), text) for i in range(num_own)]
+        scripts += probe_scripts.on_general(own, probe=probe_scripts.DOSE, measure=EVERY_TRAIT)
+    return scripts
 
 
-def _num_replies(script: Script) -> int:
-    return len(script.turns) - len(script.given_replies)
-
-
-def _any_prompt(trait_id: str, number: int) -> Prompt:
+def _prompt(trait_id: str, number: str, text: str) -> Prompt:
     """A prompt that is only counted."""
-    return Prompt(f"{trait_id}-{number}", trait_id, NO_TRAIT, "trait", "?", "test")
+    return Prompt(f"{trait_id}-{number}", trait_id, NO_TRAIT, "trait", text, "test")
