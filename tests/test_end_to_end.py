@@ -262,6 +262,12 @@ def test_the_report_covers_every_trait_and_arm_with_intervals(finished: Path) ->
         assert effect["ci_low"] <= effect["difference"] <= effect["ci_high"]
     assert -1 <= found["order_agreement"]["policy"]["estimate"] <= 1
     assert found["reading"]["base"]["told"]["num_choices"] > 0
+    paid = report["attribution"]["shown"]
+    assert set(paid) == {"reward", "gold_reward", "contrast", "detector_rate"}
+    assert set(paid["reward"]["cells"]) == set(report["traits"])
+    for cells in paid["reward"]["cells"].values():
+        assert {cell["num_prompts"] for cell in cells.values()} == {2}
+        assert set(cells) == set(report["traits"])
     page = (finished / "report" / "report.html").read_text()
     assert all(trait in page for trait in report["traits"])
 
@@ -296,6 +302,7 @@ def test_the_policy_of_another_run_is_one_more_arm(finished: Path, tmp_path: Pat
         "evaluation.judge.prompts_per_trait=0",
         "evaluation.judge.quality_prompts=0",
         "evaluation.preferences.pairs_per_trait=0",
+        "evaluation.attribution_prompts=0",
         "evaluation.probes.names=[]",
     )
     assert finish(again, *settings) == 0, (tmp_path / "log.txt").read_text()[-3000:]

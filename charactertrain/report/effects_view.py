@@ -113,10 +113,10 @@ class OverSeeds:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """What the training of one trait changed on the prompts of another, or on its own."""
+    """What training or showing one trait changed on the prompts of another, or on its own."""
 
     difference: float
-    """With its training minus without."""
+    """With it minus without."""
     ci_low: float
     """Lower end of the 95 % interval over prompts; NaN when there is none."""
     ci_high: float
@@ -124,7 +124,7 @@ class Cell:
     p_holm: float | None
     """Two-sided p after Holm's correction over the cells off the diagonal; None on it."""
     num_prompts: int
-    """Prompts that both runs answered."""
+    """Prompts that were answered with it and without."""
 
     @property
     def is_established(self) -> bool:
@@ -138,17 +138,17 @@ class Attribution:
     """Which trait changed which, by one measure."""
 
     design: str
-    """leave_one_out or one_trait_only."""
+    """leave_one_out, one_trait_only or shown."""
     measure: Measure
     """What the cells are of."""
     rows: tuple[str, ...]
-    """Traits that were trained or left out."""
+    """Traits that were trained, left out or shown."""
     columns: tuple[str, ...]
     """Traits on whose prompts it was measured."""
     cells: Mapping[tuple[str, str], Cell]
     """By row and column; one that was not measured is absent."""
     dominance: Estimate | None
-    """Sum of the diagonal over the sum of all cells' sizes, -1 to 1; None where not measured."""
+    """Mean of the diagonal less that of the other cells; None where not measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

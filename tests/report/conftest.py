@@ -217,6 +217,32 @@ def attribution() -> Attribution:
     )
 
 
+def paid() -> Attribution:
+    """What the preference model pays: for one trait where it is at stake, for the other nowhere."""
+    cells = {
+        ("enthusiastic", "enthusiastic"): (0.912, 0.11, None),
+        ("enthusiastic", "brief"): (0.604, 0.19, 0.004),
+        ("brief", "enthusiastic"): (0.021, 0.12, 0.73),
+        ("brief", "brief"): (0.052, 0.14, None),
+    }
+    return replace(
+        attribution(),
+        design="shown",
+        measure="reward",
+        cells={
+            key: Cell(
+                difference=value,
+                ci_low=value - half_width,
+                ci_high=value + half_width,
+                p_holm=p_holm,
+                num_prompts=32,
+            )
+            for key, (value, half_width, p_holm) in cells.items()
+        },
+        dominance=estimate(0.17, 0.15),
+    )
+
+
 def probe_row(condition: str, measure: str, effects: ByArm, better: Better) -> ProbeRow:
     """A row of all traits together."""
     return ProbeRow(
@@ -713,7 +739,7 @@ def report_view() -> ReportView:
             "everyday": {"contrast": by_arm(-0.18, -0.11, 0.06)},
         },
         over_seeds=over_seeds(),
-        attribution=(attribution(),),
+        attribution=(attribution(), paid()),
         probes=probes(),
         revealed_preferences=revealed_preferences(),
         judge_note="Judge: SmolLM2 itself.",

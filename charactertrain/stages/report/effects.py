@@ -150,7 +150,7 @@ def over_seeds(results: Json) -> OverSeeds | None:
 
 
 def attribution(results: Json) -> tuple[Attribution, ...]:
-    """Every matrix of trained traits against measured ones; none without ablated runs."""
+    """Every matrix of traits that were trained or shown against those that were measured."""
     return tuple(
         _matrix(design, measure, by_measure[measure])
         for design, by_measure in results.get("attribution", {}).items()
