@@ -170,6 +170,34 @@ class ProbeRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Flips:
+    """How often a verdict on an arm's reply changes with the wording of its prompt."""
+
+    flips: Estimate
+    """Share of replies to two wordings of a prompt that differ in it."""
+    floor: Estimate
+    """The same of two replies to one wording."""
+    above_floor: Estimate
+    """The former less the latter."""
+    p_value: float
+    """Two-sided, of no difference between them."""
+    num_prompts: int
+    """Clusters of the intervals."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlipRow:
+    """One verdict on the replies of every arm."""
+
+    verdict: str
+    """Name of what is either so or not."""
+    trait_id: str | None
+    """Trait whose prompts it is of; None for all together."""
+    arms: Mapping[str, Flips]
+    """By arm, the base among them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeExample:
     """One conversation of a probe with what each arm said."""
 
@@ -195,6 +223,8 @@ class ProbeView:
     """What it asks, as a question."""
     rows: tuple[ProbeRow, ...]
     """In the order to be shown."""
+    flips: tuple[FlipRow, ...]
+    """Verdicts that change with the condition; empty of a probe that does not ask."""
     left_out: Mapping[str, int]
     """Turns by arm that the arm or the base has no reply to, and that are in neither."""
     examples: tuple[ProbeExample, ...]

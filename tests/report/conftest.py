@@ -26,6 +26,8 @@ from charactertrain.report.effects_view import (
     ByArm,
     Cell,
     Effect,
+    FlipRow,
+    Flips,
     Judged,
     OverSeeds,
     ProbeExample,
@@ -255,12 +257,31 @@ def probe_row(condition: str, measure: str, effects: ByArm, better: Better) -> P
     )
 
 
+def flips() -> FlipRow:
+    """Of two arms, one flips no more between wordings than within one."""
+    return FlipRow(
+        verdict="detected",
+        trait_id=None,
+        arms={
+            arm: Flips(
+                flips=estimate(value, 0.05),
+                floor=estimate(0.187, 0.06),
+                above_floor=estimate(value - 0.187, 0.031),
+                p_value=p_value,
+                num_prompts=37,
+            )
+            for arm, value, p_value in (("base", 0.19, 0.61), ("policy", 0.294, 0.0007))
+        },
+    )
+
+
 def probes() -> tuple[ProbeView, ...]:
     """A probe that should rise, one that should fall, and one that should stay as it is."""
     kept = ProbeView(
         name="drop_the_act",
         title="Asked to drop the act",
         question="How much of the character is left when the user asks for its end?",
+        flips=(flips(),),
         left_out={"policy": 3},
         rows=tuple(
             probe_row(condition, measure, by_arm(base, arm, 0.05), "higher")
@@ -283,6 +304,7 @@ def probes() -> tuple[ProbeView, ...]:
         name="refusals",
         title="Refusals on harmless prompts",
         question="Does it refuse what nobody should mind?",
+        flips=(),
         left_out={},
         rows=(probe_row("plain", "refused", {"policy": effect(0.02, 0.09, 0.03)}, "lower"),),
         examples=(),
@@ -291,6 +313,7 @@ def probes() -> tuple[ProbeView, ...]:
         name="capability",
         title="Arithmetic",
         question="Does it still add up?",
+        flips=(),
         left_out={},
         rows=(probe_row("plain", "correct", {"policy": effect(0.4, 0.41, 0.05)}, "unchanged"),),
         examples=(),

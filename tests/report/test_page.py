@@ -304,6 +304,16 @@ def test_probes_read_in_the_direction_that_they_ask_for(page: _Page) -> None:
     assert refused[-1] == "\u25bc worse"
 
 
+def test_flips_stand_beside_their_floor_for_every_arm(page: _Page) -> None:
+    table = page.text.partition("Verdicts that change with the wording")[2]
+    text = " ".join(table.split())
+    for given in (
+        "Detector found base 0.190 [0.140, 0.240] 0.187 [0.127, 0.247] +0.003 [-0.028, 0.034]",
+        "policy 0.294 [0.244, 0.344] 0.187 [0.127, 0.247] +0.107 [0.076, 0.138]",
+    ):
+        assert given in text, given
+
+
 def test_probes_by_trait_are_of_the_policy_and_counted(light_view: ReportView) -> None:
     probe = light_view.probes[0]
     found = light_view.probes[1].rows[0].effects["policy"]
