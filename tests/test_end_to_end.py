@@ -17,12 +17,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from charactertrain import artifacts
 from charactertrain.objectives.kl_control import KlController
-from charactertrain.records import EvaluationSample, PreferencePair, Prompt, Response
+from charactertrain.records import (
+    EvaluationSample,
+    HeldOutReward,
+    PreferencePair,
+    Prompt,
+    Response,
+)
 from charactertrain.stages.definitions import NAMES
 from charactertrain.storage import open_directory
 
@@ -270,6 +277,23 @@ def test_the_report_covers_every_trait_and_arm_with_intervals(finished: Path) ->
         assert set(cells) == set(report["traits"])
     page = (finished / "report" / "report.html").read_text()
     assert all(trait in page for trait in report["traits"])
+
+
+def test_held_out_rewards_are_named_by_their_responses(finished: Path) -> None:
+    directory = open_directory(str(finished / "preference_model"))
+    manifest = artifacts.require(directory, "preference_model")
+    found = artifacts.read_rows(directory, manifest, "held_out_rewards", HeldOutReward)
+    responses = open_directory(str(finished / "responses"))
+    rows = artifacts.read_rows(
+        responses, artifacts.require(responses, "responses"), "responses", Response
+    )
+    split = {row.response_id: (row.prompt_id, row.trait_id, row.split) for row in rows}
+    assert found
+    for reward in found:
+        assert split[reward.response_id] == (reward.prompt_id, reward.trait_id, "validation")
+        assert len(reward.rewards) == 1
+    level = manifest.summary["levels"]["model"]
+    assert fmean(reward.rewards[0] for reward in found) == pytest.approx(level)
 
 
 def test_all_arms_answer_the_same_prompts_and_no_training_prompt(finished: Path) -> None:

@@ -32,9 +32,7 @@ REPLY = ScriptReply(
 )
 
 
-def twice(
-    cluster: str, verdicts: Mapping[str, Sequence[bool]], **fields: Any
-) -> list[ScriptReply]:
+def twice(cluster: str, verdicts: Mapping[str, Sequence[bool]], **fields: Any) -> list[ScriptReply]:
     """Replies to one prompt, by condition."""
     return [
         replace(REPLY, cluster=cluster, condition=condition, detected=verdict, **fields)
