@@ -504,6 +504,10 @@ WITHOUT_KL = (
             "evaluation: length_prompts is 1, and an interval needs 2; give 0 to leave it out",
         ),
         (
+            {"evaluation.attribution_prompts": 1},
+            "evaluation: attribution_prompts is 1, and an interval needs 2; give 0 to leave it out",
+        ),
+        (
             {"evaluation.probes.names": ["dose", "harmless", "dose"]},
             "evaluation.probes: names has dose twice; name each probe once",
         ),

@@ -33,6 +33,7 @@ _SETTINGS = (
     "policy.watch.every=0",
     "policy.resources.checkpoint_every=99",
     "evaluation.length_prompts=0",
+    "evaluation.attribution_prompts=0",
     "evaluation.judge.prompts_per_trait=0",
     "evaluation.judge.quality_prompts=0",
     "evaluation.preferences.pairs_per_trait=0",

@@ -17,12 +17,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from charactertrain import artifacts
 from charactertrain.objectives.kl_control import KlController
-from charactertrain.records import EvaluationSample, PreferencePair, Prompt, Response
+from charactertrain.records import (
+    EvaluationSample,
+    HeldOutReward,
+    PreferencePair,
+    Prompt,
+    Response,
+)
 from charactertrain.stages.definitions import NAMES
 from charactertrain.storage import open_directory
 
@@ -262,8 +269,31 @@ def test_the_report_covers_every_trait_and_arm_with_intervals(finished: Path) ->
         assert effect["ci_low"] <= effect["difference"] <= effect["ci_high"]
     assert -1 <= found["order_agreement"]["policy"]["estimate"] <= 1
     assert found["reading"]["base"]["told"]["num_choices"] > 0
+    paid = report["attribution"]["shown"]
+    assert set(paid) == {"reward", "gold_reward", "contrast", "detector_rate"}
+    assert set(paid["reward"]["cells"]) == set(report["traits"])
+    for cells in paid["reward"]["cells"].values():
+        assert {cell["num_prompts"] for cell in cells.values()} == {2}
+        assert set(cells) == set(report["traits"])
     page = (finished / "report" / "report.html").read_text()
     assert all(trait in page for trait in report["traits"])
+
+
+def test_held_out_rewards_are_named_by_their_responses(finished: Path) -> None:
+    directory = open_directory(str(finished / "preference_model"))
+    manifest = artifacts.require(directory, "preference_model")
+    found = artifacts.read_rows(directory, manifest, "held_out_rewards", HeldOutReward)
+    responses = open_directory(str(finished / "responses"))
+    rows = artifacts.read_rows(
+        responses, artifacts.require(responses, "responses"), "responses", Response
+    )
+    split = {row.response_id: (row.prompt_id, row.trait_id, row.split) for row in rows}
+    assert found
+    for reward in found:
+        assert split[reward.response_id] == (reward.prompt_id, reward.trait_id, "validation")
+        assert len(reward.rewards) == 1
+    level = manifest.summary["levels"]["model"]
+    assert fmean(reward.rewards[0] for reward in found) == pytest.approx(level)
 
 
 def test_all_arms_answer_the_same_prompts_and_no_training_prompt(finished: Path) -> None:
@@ -296,6 +326,7 @@ def test_the_policy_of_another_run_is_one_more_arm(finished: Path, tmp_path: Pat
         "evaluation.judge.prompts_per_trait=0",
         "evaluation.judge.quality_prompts=0",
         "evaluation.preferences.pairs_per_trait=0",
+        "evaluation.attribution_prompts=0",
         "evaluation.probes.names=[]",
     )
     assert finish(again, *settings) == 0, (tmp_path / "log.txt").read_text()[-3000:]

@@ -119,6 +119,9 @@ class EvaluationSection(Section):
     length_prompts: Count
     """Prompts on which the natural length is measured, without the limit above; 0 for none."""
     length_max_tokens: PositiveInt
+    attribution_prompts: Count
+    """Held-out prompts of each trait that the base answers with every trait shown in turn, to see
+    what the preference model pays for each; 0 for none. Replies grow with the square of traits."""
     num_resamples: Annotated[int, Field(ge=100)]
     """Of the cluster bootstrap."""
     compare: tuple[str, ...]
@@ -130,6 +133,7 @@ class EvaluationSection(Section):
 
     @model_validator(mode="after")
     def _interval(self) -> Self:
-        if self.length_prompts == 1:
-            raise ValueError("length_prompts is 1, and an interval needs 2; give 0 to leave it out")
+        for name in ("length_prompts", "attribution_prompts"):
+            if getattr(self, name) == 1:
+                raise ValueError(f"{name} is 1, and an interval needs 2; give 0 to leave it out")
         return self

@@ -1,6 +1,7 @@
-"""Which trait changed what: the matrix of trained traits against measured ones.
+"""Which trait changed what: the matrix of trained or shown traits against measured ones.
 
-Rows are traits that a run was trained with or without, columns those whose prompts are measured.
+Rows are traits that a run was trained with or without, or that replies were written with; columns
+those whose prompts are measured.
 Shapes: I rows, J columns, K prompts of a column, R resamples.
 """
 
@@ -31,7 +32,8 @@ def matrix(
     Args:
         samples: Of all arms.
         rows: For each trait the arm without its training and the arm with it: the run that left it
-            out and the policy (leave one out), or the base and the run of this trait alone.
+            out and the policy (leave one out), the base and the run of this trait alone, or the
+            base without and with the trait shown.
         field: Of the sample, a number.
         num_resamples: Of the bootstrap over prompts.
         seed: Of the bootstrap.

@@ -142,8 +142,19 @@ def attributed(
     samples: Sequence[EvaluationSample],
     designs: Mapping[str, Mapping[str, tuple[str, str]]],
     bootstrap: Bootstrap,
+    *,
+    by: Sequence[str],
 ) -> Json:
-    """By design of the study and measure, which trait changed what: `attribution.matrix`."""
+    """By design of the study and measure, which trait changed what: `attribution.matrix`.
+
+    A measure that no sample has is left out.
+
+    Args:
+        samples: Of all arms.
+        designs: By name of the design, for each trait the arm without it and the arm with it.
+        bootstrap: How intervals are made.
+        by: Measures of a trait.
+    """
     return {
         design: {
             measure: attribution.matrix(
@@ -153,7 +164,7 @@ def attributed(
                 num_resamples=bootstrap.num_resamples,
                 seed=bootstrap.seed,
             )
-            for measure in OUTCOME_MEASURES
+            for measure in by
             if any(getattr(sample, _FIELDS[measure]) is not None for sample in samples)
         }
         for design, rows in designs.items()

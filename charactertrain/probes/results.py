@@ -10,8 +10,9 @@ from dataclasses import replace
 from charactertrain.artifacts import Json
 from charactertrain.evaluation.effects import Bootstrap
 from charactertrain.probes import rows as probe_rows
-from charactertrain.probes.descriptions import ON_TRAIT, Description
+from charactertrain.probes.descriptions import AGAIN, ON_TRAIT, Description
 from charactertrain.probes.file import PLAIN
+from charactertrain.probes.flips import flip_rows
 from charactertrain.probes.measures import MEASURES, Better
 from charactertrain.records import ScriptReply
 from charactertrain.seeds import derive_seed
@@ -26,11 +27,11 @@ def probe_results(
     num_resamples: int,
     seed: int,
 ) -> Json:
-    """By probe: its title, rows of effects by condition and measure, and examples.
+    """By probe: its title, rows of effects by condition and measure, flips, and examples.
 
     Args:
         replies: Of all arms, the base's among them.
-        descriptions: Of all their probes but `ON_TRAIT`.
+        descriptions: Of all their probes but `ON_TRAIT` and `AGAIN`.
         num_resamples: Of the cluster bootstrap.
         seed: Of the same.
     """
@@ -38,6 +39,7 @@ def probe_results(
     by_probe: dict[str, list[ScriptReply]] = defaultdict(list)
     for reply in replies:
         by_probe[reply.probe].append(reply)
+    again = by_probe.pop(AGAIN, [])
     on_trait = [replace(reply, condition=PLAIN) for reply in by_probe.pop(ON_TRAIT, [])]
     found = {}
     for probe, description in descriptions.items():
@@ -47,6 +49,8 @@ def probe_results(
             clusters = set() if has_plain else {reply.cluster for reply in own}
             plain = [reply for reply in on_trait if reply.cluster in clusters]
             found[probe] = _result(own, plain, description, bootstrap)
+            if description.asks_flips:
+                found[probe]["flips"] = flip_rows([*plain, *own, *again], bootstrap)
     return found
 
 

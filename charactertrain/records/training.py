@@ -221,6 +221,17 @@ class PreferencePair:
 
 
 @dataclass(frozen=True)
+class HeldOutReward:
+    """What the preference model gives a response that it did not learn from."""
+
+    response_id: str
+    prompt_id: str
+    trait_id: str
+    rewards: tuple[float, ...]
+    """Of each member of the ensemble, the model that the policy is trained on first."""
+
+
+@dataclass(frozen=True)
 class Reject:
     """A row that did not become one, and why. Nothing is dropped silently."""
 

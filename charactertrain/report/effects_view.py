@@ -113,10 +113,10 @@ class OverSeeds:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """What the training of one trait changed on the prompts of another, or on its own."""
+    """What training or showing one trait changed on the prompts of another, or on its own."""
 
     difference: float
-    """With its training minus without."""
+    """With it minus without."""
     ci_low: float
     """Lower end of the 95 % interval over prompts; NaN when there is none."""
     ci_high: float
@@ -124,7 +124,7 @@ class Cell:
     p_holm: float | None
     """Two-sided p after Holm's correction over the cells off the diagonal; None on it."""
     num_prompts: int
-    """Prompts that both runs answered."""
+    """Prompts that were answered with it and without."""
 
     @property
     def is_established(self) -> bool:
@@ -138,17 +138,17 @@ class Attribution:
     """Which trait changed which, by one measure."""
 
     design: str
-    """leave_one_out or one_trait_only."""
+    """leave_one_out, one_trait_only or shown."""
     measure: Measure
     """What the cells are of."""
     rows: tuple[str, ...]
-    """Traits that were trained or left out."""
+    """Traits that were trained, left out or shown."""
     columns: tuple[str, ...]
     """Traits on whose prompts it was measured."""
     cells: Mapping[tuple[str, str], Cell]
     """By row and column; one that was not measured is absent."""
     dominance: Estimate | None
-    """Sum of the diagonal over the sum of all cells' sizes, -1 to 1; None where not measured."""
+    """Mean of the diagonal less that of the other cells; None where not measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +167,34 @@ class ProbeRow:
     """Which way is better; None where neither is."""
     effects: ByArm
     """Effect by arm."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flips:
+    """How often a verdict on an arm's reply changes with the wording of its prompt."""
+
+    flips: Estimate
+    """Share of replies to two wordings of a prompt that differ in it."""
+    floor: Estimate
+    """The same of two replies to one wording."""
+    above_floor: Estimate
+    """The former less the latter."""
+    p_value: float
+    """Two-sided, of no difference between them."""
+    num_prompts: int
+    """Clusters of the intervals."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlipRow:
+    """One verdict on the replies of every arm."""
+
+    verdict: str
+    """Name of what is either so or not."""
+    trait_id: str | None
+    """Trait whose prompts it is of; None for all together."""
+    arms: Mapping[str, Flips]
+    """By arm, the base among them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,6 +223,8 @@ class ProbeView:
     """What it asks, as a question."""
     rows: tuple[ProbeRow, ...]
     """In the order to be shown."""
+    flips: tuple[FlipRow, ...]
+    """Verdicts that change with the condition; empty of a probe that does not ask."""
     left_out: Mapping[str, int]
     """Turns by arm that the arm or the base has no reply to, and that are in neither."""
     examples: tuple[ProbeExample, ...]

@@ -117,7 +117,7 @@ class ReportView:
     over_seeds: OverSeeds | None
     """Effects over several seeds; None where there is one."""
     attribution: tuple[Attribution, ...]
-    """Which trait changed which; empty without runs that leave traits out."""
+    """Which trait changed which, by runs that leave traits out or by showing them."""
     probes: tuple[ProbeView, ...]
     """Probes of robustness and of side effects."""
     revealed_preferences: RevealedPreferences | None

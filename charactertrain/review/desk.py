@@ -42,12 +42,13 @@ class Desk:
     @cached_property
     def _index_of(self) -> Any:
         seed = derive_seed("picking", self.run.name)
-        return lru_cache(maxsize=2)(lambda table: PairIndex(table, seed=seed))
+        return lru_cache(maxsize=2)(lambda *tables: PairIndex(*tables, seed=seed))
 
     def pairs(self) -> PairIndex:
         """All pairs of the rankings that there are."""
         table: Table = self.run.table("rankings", "rankings")
-        index: PairIndex = self._index_of(table)
+        rewards: Table = self.run.table("preference_model", "held_out_rewards")
+        index: PairIndex = self._index_of(table, rewards)
         return index
 
     def record(

@@ -12,16 +12,22 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from charactertrain.records import ReviewEvent
 from charactertrain.review.tables import Table
 from charactertrain.seeds import derive_seed
 
-WAYS = ("random", "uncertain", "rankers", "repeat")
-"""Drawn at random; where the ranker is least certain; where rankers disagree; judged before."""
+MODEL = "preference_model"
+WAYS = ("random", "uncertain", "rankers", MODEL, "repeat")
+"""Drawn at random; where the ranker is least certain; where rankers disagree; where the preference
+model disagrees with the ranking; judged before."""
 
 _TURNS = ("random", "uncertain", "random", "rankers")
 """Half at random, since only those say how far people and ranker agree."""
+_TURNS_WITH_MODEL = ("random", MODEL, "random", "uncertain", "random", MODEL, "random", "rankers")
+"""Where there is a preference model: what it did not take from the ranking is what a verdict
+settles, of the label or of the model."""
 _REPEAT_EVERY = 6
 """Of a reviewer's turns one is a repeat, so that agreement with oneself has numbers too."""
 _REPEAT_AFTER = 5
@@ -45,8 +51,14 @@ class Pick:
 class PairIndex:
     """Every pair of a table of rankings, and the order in which each way takes them."""
 
-    def __init__(self, rankings: Table, *, seed: int) -> None:
-        """Reads the table's short columns; the same table and seed give the same orders."""
+    def __init__(self, rankings: Table, rewards: Table, *, seed: int) -> None:
+        """Reads the tables' short columns; the same tables and seed give the same orders.
+
+        Args:
+            rankings: Of the run.
+            rewards: `HeldOutReward` of its preference model; without rows where there is none.
+            seed: Of all orders.
+        """
         self._ids = rankings.column("response_ids")
         self._prompts = rankings.column("prompt_id")
         self._seed = seed
@@ -57,9 +69,39 @@ class PairIndex:
         self._probabilities = np.array([p for row in probabilities for p in row], np.float64)
         disagreements = [_disagreement(o) for o in rankings.column("opinions").to_pylist()]
         self._disagreement = np.array(disagreements, np.float64)[self._rows]
+        self._surprise = self._surprises(rewards)
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @cached_property
+    def has_model(self) -> bool:
+        """Whether a preference model has rewards of any pair."""
+        return not bool(np.isnan(self._surprise).all())
+
+    def _surprises(self, rewards: Table) -> Floats:
+        """How far the preference model is from the ranking of each pair; NaN where it learnt it.
+
+        The root of the mean over members m of (sigmoid(r_m(first) - r_m(second)) - p)^2, with the
+        ranking's p: how far their mean is from it and how far they are from one another, together.
+        """
+        found = np.full(len(self), np.nan)
+        if not len(rewards):
+            return found
+        columns = (rewards.column(name).to_pylist() for name in ("response_id", "rewards"))
+        by_response = dict(zip(*columns, strict=True))
+        for prompt_id in dict.fromkeys(rewards.column("prompt_id").to_pylist()):
+            row = self._row_of.get(prompt_id)
+            known = [] if row is None else [by_response.get(i) for i in self._ids[row].as_py()]
+            # Pairs of a file, and rankings that a response of was dropped from, have not all.
+            if row is None or None in known:
+                continue
+            start, stop = np.searchsorted(self._rows, [row, row + 1])
+            rewards_KM = np.array(known, np.float64)
+            gained_M = rewards_KM[self._first[start:stop]] - rewards_KM[self._second[start:stop]]
+            apart = expit(gained_M) - self._probabilities[start:stop, None]
+            found[start:stop] = np.sqrt((apart**2).mean(axis=1))
+        return found
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -84,11 +126,14 @@ class PairIndex:
         by_certainty = np.abs(self._probabilities - 0.5)[shuffled]
         by_opinion = -self._disagreement[shuffled]
         known = ~np.isnan(by_opinion)
+        by_surprise = -self._surprise[shuffled]
+        scored = ~np.isnan(by_surprise)
         return {
             "random": shuffled,
             # Equal values stay in the order in which they were shuffled.
             "uncertain": shuffled[np.argsort(by_certainty, kind="stable")],
             "rankers": shuffled[known][np.argsort(by_opinion[known], kind="stable")],
+            MODEL: shuffled[scored][np.argsort(by_surprise[scored], kind="stable")],
         }
 
     def next_pair(self, way: str, trait_id: str, left_out: Collection[str]) -> Pick | None:
@@ -158,7 +203,8 @@ def pick(
             return again
     seen = {pair_name(event.first_id, event.second_id) for event in history}
     counts = Counter(event.trait_id for event in history)
-    preferred = _TURNS[turn % len(_TURNS)]
+    turns = _TURNS_WITH_MODEL if index.has_model else _TURNS
+    preferred = turns[turn % len(turns)]
     for trait_id in sorted(trait_ids, key=lambda each: (counts[each], trait_ids.index(each))):
         for way in dict.fromkeys((preferred, "random")):
             found = index.next_pair(way, trait_id, {*left_out, *seen})

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from charactertrain.records import ReviewEvent
+from charactertrain.review.picking import MODEL
 from charactertrain.reviews import VOTES
 from charactertrain.statistics.agreement import Agreement, agreement, quadratic_weights
 from charactertrain.statistics.bootstrap import Interval, cluster_bootstrap_mean, values_by_cluster
@@ -86,7 +87,7 @@ def tally(events: Sequence[ReviewEvent], probability: Probability) -> Tally:
             _with_ranker("everyone", drawn, probability),
             *_by("reviewer", drawn, probability, reviewers if len(reviewers) > 1 else ()),
         ),
-        picked=_by("picked_by", first_words, probability, ("uncertain", "rankers")),
+        picked=_by("picked_by", first_words, probability, ("uncertain", "rankers", MODEL)),
         by_trait=_by("trait_id", drawn, probability, sorted({e.trait_id for e in drawn})),
         with_oneself=tuple(_with_oneself(name, decided) for name in reviewers),
         between=_between(first_words, reviewers),

@@ -26,6 +26,8 @@ from charactertrain.report.effects_view import (
     ByArm,
     Cell,
     Effect,
+    FlipRow,
+    Flips,
     Judged,
     OverSeeds,
     ProbeExample,
@@ -217,6 +219,32 @@ def attribution() -> Attribution:
     )
 
 
+def paid() -> Attribution:
+    """What the preference model pays: for one trait where it is at stake, for the other nowhere."""
+    cells = {
+        ("enthusiastic", "enthusiastic"): (0.912, 0.11, None),
+        ("enthusiastic", "brief"): (0.604, 0.19, 0.004),
+        ("brief", "enthusiastic"): (0.021, 0.12, 0.73),
+        ("brief", "brief"): (0.052, 0.14, None),
+    }
+    return replace(
+        attribution(),
+        design="shown",
+        measure="reward",
+        cells={
+            key: Cell(
+                difference=value,
+                ci_low=value - half_width,
+                ci_high=value + half_width,
+                p_holm=p_holm,
+                num_prompts=32,
+            )
+            for key, (value, half_width, p_holm) in cells.items()
+        },
+        dominance=estimate(0.17, 0.15),
+    )
+
+
 def probe_row(condition: str, measure: str, effects: ByArm, better: Better) -> ProbeRow:
     """A row of all traits together."""
     return ProbeRow(
@@ -229,12 +257,31 @@ def probe_row(condition: str, measure: str, effects: ByArm, better: Better) -> P
     )
 
 
+def flips() -> FlipRow:
+    """Of two arms, one flips no more between wordings than within one."""
+    return FlipRow(
+        verdict="detected",
+        trait_id=None,
+        arms={
+            arm: Flips(
+                flips=estimate(value, 0.05),
+                floor=estimate(0.187, 0.06),
+                above_floor=estimate(value - 0.187, 0.031),
+                p_value=p_value,
+                num_prompts=37,
+            )
+            for arm, value, p_value in (("base", 0.19, 0.61), ("policy", 0.294, 0.0007))
+        },
+    )
+
+
 def probes() -> tuple[ProbeView, ...]:
     """A probe that should rise, one that should fall, and one that should stay as it is."""
     kept = ProbeView(
         name="drop_the_act",
         title="Asked to drop the act",
         question="How much of the character is left when the user asks for its end?",
+        flips=(flips(),),
         left_out={"policy": 3},
         rows=tuple(
             probe_row(condition, measure, by_arm(base, arm, 0.05), "higher")
@@ -257,6 +304,7 @@ def probes() -> tuple[ProbeView, ...]:
         name="refusals",
         title="Refusals on harmless prompts",
         question="Does it refuse what nobody should mind?",
+        flips=(),
         left_out={},
         rows=(probe_row("plain", "refused", {"policy": effect(0.02, 0.09, 0.03)}, "lower"),),
         examples=(),
@@ -265,6 +313,7 @@ def probes() -> tuple[ProbeView, ...]:
         name="capability",
         title="Arithmetic",
         question="Does it still add up?",
+        flips=(),
         left_out={},
         rows=(probe_row("plain", "correct", {"policy": effect(0.4, 0.41, 0.05)}, "unchanged"),),
         examples=(),
@@ -713,7 +762,7 @@ def report_view() -> ReportView:
             "everyday": {"contrast": by_arm(-0.18, -0.11, 0.06)},
         },
         over_seeds=over_seeds(),
-        attribution=(attribution(),),
+        attribution=(attribution(), paid()),
         probes=probes(),
         revealed_preferences=revealed_preferences(),
         judge_note="Judge: SmolLM2 itself.",

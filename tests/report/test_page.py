@@ -304,6 +304,16 @@ def test_probes_read_in_the_direction_that_they_ask_for(page: _Page) -> None:
     assert refused[-1] == "\u25bc worse"
 
 
+def test_flips_stand_beside_their_floor_for_every_arm(page: _Page) -> None:
+    table = page.text.partition("Verdicts that change with the wording")[2]
+    text = " ".join(table.split())
+    for given in (
+        "Detector found base 0.190 [0.140, 0.240] 0.187 [0.127, 0.247] +0.003 [-0.028, 0.034]",
+        "policy 0.294 [0.244, 0.344] 0.187 [0.127, 0.247] +0.107 [0.076, 0.138]",
+    ):
+        assert given in text, given
+
+
 def test_probes_by_trait_are_of_the_policy_and_counted(light_view: ReportView) -> None:
     probe = light_view.probes[0]
     found = light_view.probes[1].rows[0].effects["policy"]
@@ -363,14 +373,28 @@ def test_free_choices_that_cannot_be_read_are_said_to_mean_nothing(
 
 
 def test_attribution_marks_what_moved_and_what_was_not_measured(page: _Page) -> None:
-    matrix = page.html.partition('<table class="matrix">')[2].partition("</table>")[0]
-    assert re.findall(r'<td class="([^"]*)"', matrix) == [
+    trained, paid = re.findall(r'<table class="matrix">(.*?)</table>', page.html, re.DOTALL)
+    assert re.findall(r'<td class="([^"]*)"', trained) == [
         "num own up",
         "num down",
         "missing",
         "num own up",
     ]
     assert "Diagonal dominance: 0.81 [0.72, 0.90]" in page.text
+    assert re.findall(r'<td class="([^"]*)"', paid) == ["num own up", "num up", "num", "num own"]
+    assert "Reward, the base shown the trait minus the base shown none" in page.text
+    assert "Diagonal dominance: 0.17 [0.02, 0.32]" in page.text
+
+
+def test_attribution_says_which_of_its_two_parts_is_missing(light_view: ReportView) -> None:
+    trained, paid = light_view.attribution
+    without = {
+        "Missing: which trait's training changed which measure": (paid,),
+        "Missing: what the preference model pays": (trained,),
+    }
+    for words, given in without.items():
+        text = _Page(render(replace(light_view, attribution=given))).text
+        assert [other for other in without if other in text] == [words]
 
 
 @pytest.mark.parametrize(
@@ -439,7 +463,8 @@ def test_colours_of_arms_stand_out_from_the_paper(page: _Page, theme: int) -> No
         "effects by kind of prompt were not measured",
         "no probe was run",
         "Missing: what arms take up when they are free to choose",
-        "Missing: which trait changed which measure.",
+        "Missing: which trait's training changed which measure.",
+        "Missing: what the preference model pays for each trait",
         "Missing: other seeds.",
         "the defaults are not known here",
         "no verdict lines were given",

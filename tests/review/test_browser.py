@@ -2,11 +2,12 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from real_chromium import Open, chromium_pages
 from review_server import links, started
 from reviewed_run import HOSTILE, commit, make_run, prompt_row, response_rows
 
@@ -14,49 +15,15 @@ from charactertrain import reviews
 from charactertrain.records import Response, ReviewEvent, to_table
 from charactertrain.storage import Directory
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed (extra dev)"
-)
 pytestmark = pytest.mark.slow
-
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-Open = Callable[[], Any]
 
 
 @pytest.fixture(name="chromium", scope="module")
-def real_chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
-    """Opens a browser of its own, with an empty profile; what it complains of fails the test."""
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("there is no chromium on this machine")
-    contexts, complaints = [], []
-    with playwright.sync_playwright() as driver:
-
-        def open_page() -> Any:
-            context = driver.chromium.launch_persistent_context(
-                str(tmp_path_factory.mktemp("profile")),
-                executable_path=path,
-                headless=True,
-                args=list(FLAGS),
-            )
-            contexts.append(context)
-            page = context.pages[0]
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on("dialog", lambda dialog: complaints.append(dialog.message))
-            page.on("console", lambda message: complaints.append(message.text))
-            return page
-
-        yield open_page
-        for context in contexts:
-            context.close()
+def browser_opener(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
+    """What a page complains of fails the test."""
+    complaints: list[str] = []
+    with chromium_pages(lambda: tmp_path_factory.mktemp("profile"), complaints) as opener:
+        yield opener
     # Answers with 403 and 404 are asked for, and are no fault of a page.
     assert [each for each in complaints if "Failed to load resource" not in each] == []
 

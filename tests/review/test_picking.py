@@ -6,15 +6,20 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from reviewed_run import make_run
+from reviewed_run import commit_rewards, make_run
 
 from charactertrain.records import ReviewEvent
-from charactertrain.review.picking import PairIndex, Pick, is_first_on_the_left, pick
+from charactertrain.review.picking import MODEL, PairIndex, Pick, is_first_on_the_left, pick
 from charactertrain.review.run_view import RunView
 from charactertrain.storage import Directory
 
 TRAITS = ("honest", "curious", "brief")
 Make = Callable[..., ReviewEvent]
+
+
+def index_of(view: RunView, seed: int = 1) -> PairIndex:
+    tables = (("rankings", "rankings"), ("preference_model", "held_out_rewards"))
+    return PairIndex(*(view.table(stage, name) for stage, name in tables), seed=seed)
 
 
 @pytest.fixture(name="view")
@@ -24,7 +29,7 @@ def view_of_run(run: Directory) -> RunView:
 
 @pytest.fixture(name="index")
 def pair_index(view: RunView) -> PairIndex:
-    return PairIndex(view.table("rankings", "rankings"), seed=1)
+    return index_of(view)
 
 
 def as_judged(found: Pick, number: int, verdict: Make) -> ReviewEvent:
@@ -113,6 +118,61 @@ def test_where_rankers_disagree_most_comes_first(index: PairIndex, view: RunView
     assert len(seen) == 6
 
 
+# Of both prompts' pairs a-c, a-b, c-b the ranking says 0.85, 0.9, 0.8 and 0.65, 0.9, 0.9.
+AGREED = {"p3-a": (2.0, 2.0), "p3-c": (0.0, 0.0), "p3-b": (-2.0, -2.0)}
+SPLIT = {"p9-a": (2.0, -2.0), "p9-c": (0.0, 0.0), "p9-b": (-2.0, 2.0)}
+
+
+def surprises(index: PairIndex, trait_id: str) -> list[tuple[str, str]]:
+    """Pairs in the order in which the preference model's disagreement brings them."""
+    seen: set[str] = set()
+    found = []
+    while (pick := index.next_pair(MODEL, trait_id, seen)) is not None:
+        found.append((pick.first_id, pick.second_id))
+        seen.add(f"{pick.first_id} {pick.second_id}")
+    return found
+
+
+def test_where_the_preference_model_is_against_the_ranking_comes_first(run: Directory) -> None:
+    commit_rewards(run, {name: (-found[0],) for name, found in AGREED.items()})
+    index = index_of(RunView(run))
+    assert index.has_model
+    # sigmoid(-4) against 0.9, then sigmoid(-2) against 0.85 and 0.8.
+    assert surprises(index, "honest") == [("p3-a", "p3-b"), ("p3-a", "p3-c"), ("p3-b", "p3-c")]
+    assert surprises(index, "curious") == []
+
+
+def test_members_that_are_apart_come_before_those_that_agree_with_the_ranking(
+    run: Directory,
+) -> None:
+    commit_rewards(run, AGREED | SPLIT)
+    found = surprises(index_of(RunView(run)), "honest")
+    # Of p9 0.63, 0.55 and 0.41, of p3 0.08, 0.08 and 0.03.
+    assert found == [
+        *(("p9-a", "p9-b"), ("p9-b", "p9-c"), ("p9-a", "p9-c")),
+        *(("p3-a", "p3-b"), ("p3-b", "p3-c"), ("p3-a", "p3-c")),
+    ]
+
+
+def test_with_a_preference_model_half_is_drawn_at_random_all_the_same(
+    run: Directory, verdict: Make
+) -> None:
+    commit_rewards(run, AGREED | SPLIT)
+    ways = Counter(found.way for found in judged(index_of(RunView(run)), 24, verdict))
+    fresh = 24 - ways["repeat"]
+    assert ways["random"] >= fresh / 2
+    assert ways[MODEL] >= 1
+    assert ways["uncertain"] >= 2
+    assert ways["rankers"] >= 1
+
+
+def test_a_prompt_without_the_rewards_of_all_its_responses_is_passed_over(run: Directory) -> None:
+    kept = {name: found for name, found in (AGREED | SPLIT).items() if name != "p3-a"}
+    commit_rewards(run, kept | {"x1-a": (1.0, 1.0)})
+    found = surprises(index_of(RunView(run)), "honest")
+    assert {first[:2] for first, _ in found} == {"p9"}
+
+
 def test_the_ranking_s_probability_is_of_the_response_that_is_named(index: PairIndex) -> None:
     assert index.probability("p1", "p1-a", "p1-c") == pytest.approx(0.65)
     assert index.probability("p1", "p1-c", "p1-a") == pytest.approx(0.35)
@@ -131,9 +191,9 @@ def test_what_is_dropped_is_passed_over(index: PairIndex, verdict: Make, left_ou
 def test_the_same_seed_gives_the_same_order(
     run: Directory, index: PairIndex, verdict: Make
 ) -> None:
-    rankings = RunView(run).table("rankings", "rankings")
-    assert judged(PairIndex(rankings, seed=1), 20, verdict) == judged(index, 20, verdict)
-    assert judged(PairIndex(rankings, seed=2), 20, verdict) != judged(index, 20, verdict)
+    again, other = (index_of(RunView(run), seed) for seed in (1, 2))
+    assert judged(again, 20, verdict) == judged(index, 20, verdict)
+    assert judged(other, 20, verdict) != judged(index, 20, verdict)
 
 
 def test_sides_are_a_fair_coin_of_reviewer_and_item() -> None:
@@ -150,6 +210,7 @@ def test_sides_are_a_fair_coin_of_reviewer_and_item() -> None:
 
 def test_a_run_without_rankings_has_nothing_to_judge(tmp_path: Any) -> None:
     run = make_run(tmp_path / "empty", num_prompts=0)
-    index = PairIndex(RunView(run).table("rankings", "rankings"), seed=1)
+    index = index_of(RunView(run))
     assert len(index) == 0
+    assert not index.has_model
     assert pick(index, [], "Ada", trait_ids=(), left_out=()) is None

@@ -38,8 +38,8 @@ def test_agreement_with_the_ranker_is_of_pairs_drawn_at_random(blind: Make) -> N
     assert (everyone.subject, everyone.num_items) == ("everyone", 20)
     assert everyone.found.share is not None
     assert everyone.found.share.estimate == pytest.approx(0.75)
-    uncertain, rankers = found.picked
-    assert (uncertain.num_items, rankers.num_items) == (20, 0)
+    uncertain, rankers, model = found.picked
+    assert (uncertain.num_items, rankers.num_items, model.num_items) == (20, 0, 0)
     assert uncertain.found.share is not None
     assert uncertain.found.share.estimate == 0
     assert found.num_verdicts == 42

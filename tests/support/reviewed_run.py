@@ -1,6 +1,6 @@
 """A run directory with every table that the review page shows, for its tests."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from charactertrain import artifacts
 from charactertrain.artifacts import Identity, Manifest, Outcome
 from charactertrain.records import (
     EvaluationSample,
+    HeldOutReward,
     Message,
     Opinion,
     PreferencePair,
@@ -173,6 +174,16 @@ def sample_row(index: int, arm: str) -> EvaluationSample:
         gold_reward=None,
         kl=0.01,
     )
+
+
+def commit_rewards(run: Directory, rewards: Mapping[str, Sequence[float]]) -> None:
+    """The preference model's, by response, of each of its members."""
+    rows = [
+        HeldOutReward(response_id, response_id.partition("-")[0], "", tuple(values))
+        for response_id, values in rewards.items()
+    ]
+    name = "held_out_rewards/part-000000.parquet"
+    commit(run, "preference_model", [(name, to_table(rows, HeldOutReward))])
 
 
 def make_run(path: Path, *, num_prompts: int = 12, per_file: int = 4) -> Directory:

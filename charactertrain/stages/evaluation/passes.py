@@ -28,6 +28,7 @@ from charactertrain.stages.evaluation.arms import Arm
 from charactertrain.stages.evaluation.replies import Conversing, Prompted, ReplyWriter, plain
 from charactertrain.stages.evaluation.reply_judge import ReplyJudge, matchups, quality_matchups
 from charactertrain.stages.evaluation.reply_scores import ReplyScorer, RewardColumn, Rewarder
+from charactertrain.stages.evaluation.trait_shower import TraitShower
 from charactertrain.stages.preference_model.stage import GOLD
 from charactertrain.stages.rankings.judge_source import judge_source
 
@@ -35,6 +36,8 @@ Row = TypeVar("Row")
 Lengths = dict[str, dict[str, list[float]]]
 _PROBES = "probe_replies"
 _CHOICES = "trait_choices"
+_SHOWN = "shown_"
+"""Begins the names of the tables of replies that were written with each trait shown."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,28 @@ class Passes:
             self._samplers[arm.name] = self._context.session.sampler(self._base, weights)
         return self._samplers[arm.name]
 
+    def show_each(self, prompts: Sequence[Prompt]) -> None:
+        """The base's replies to the prompts with every trait shown; none where there are none."""
+        if not prompts:
+            return
+        one = _Pass(
+            title="replies with each trait shown",
+            table=f"{_SHOWN}replies",
+            result_type=Reply,
+            make_processor=partial(
+                TraitShower,
+                traits=tuple(self._traits.values()),
+                placement=self._context.config.model.trait_placement,
+                settings=response_settings(
+                    temperature=1.0, max_tokens=self._section.max_tokens, ending="natural"
+                ),
+                seed=self._context.config.seed,
+            ),
+            sampler=self._context.session.sampler(self._base, self._base),
+            requests_per_row=len(self._traits),
+        )
+        self._run(one, self._written(f"{_SHOWN}questions", prompts, Prompt))
+
     def natural_lengths(
         self, arms: Sequence[Arm], asked: Mapping[str, Sequence[Prompt]]
     ) -> Lengths | None:
@@ -148,9 +173,18 @@ class Passes:
 
     def score(self) -> None:
         """Contrast, detector and KL of every reply, under the frozen base."""
+        names = [
+            n for table, own in self._files.items() if table.startswith("replies_") for n in own
+        ]
+        self._score(names, "contrast", "scored")
+        shown = self._files.get(f"{_SHOWN}replies")
+        if shown:
+            self._score(shown, "contrast with each trait shown", f"{_SHOWN}scored")
+
+    def _score(self, names: Sequence[str], title: str, table: str) -> None:
         one = _Pass(
-            title="contrast",
-            table="scored",
+            title=title,
+            table=table,
             result_type=EvaluationSample,
             make_processor=partial(
                 ReplyScorer,
@@ -160,9 +194,6 @@ class Passes:
             sampler=self._context.session.sampler(self._base, self._base),
             requests_per_row=2,
         )
-        names = [
-            n for table, own in self._files.items() if table.startswith("replies_") for n in own
-        ]
         self._run(one, self._source(names, Reply))
 
     def reward(self) -> None:
@@ -176,15 +207,21 @@ class Passes:
     def _reward(self, model: str, column: RewardColumn, scored: str, table: str) -> None:
         source, _ = self._work.inputs["preference_model"]
         weights = str(self._opened.enter_context(source.child(model).on_local_disk()))
-        one = _Pass(
-            title="rewards" if model == "model" else f"{model} rewards",
-            table=table,
-            result_type=EvaluationSample,
-            make_processor=partial(Rewarder, tokenizer_directory=self._base, column=column),
-            sampler=self._context.session.sampler(weights, weights, kind="reward"),
-            requests_per_row=1,
-        )
-        self._run(one, self._source(self._files[scored], EvaluationSample))
+        title = "rewards" if model == "model" else f"{model} rewards"
+        titles = {"": title, _SHOWN: f"{title} with each trait shown"}
+        for prefix in ("", _SHOWN):
+            names = self._files.get(f"{prefix}{scored}")
+            if not names:
+                continue
+            one = _Pass(
+                title=titles[prefix],
+                table=f"{prefix}{table}",
+                result_type=EvaluationSample,
+                make_processor=partial(Rewarder, tokenizer_directory=self._base, column=column),
+                sampler=self._context.session.sampler(weights, weights, kind="reward"),
+                requests_per_row=1,
+            )
+            self._run(one, self._source(names, EvaluationSample))
 
     def judge(self) -> None:
         """Judgements of every arm against the base: by trait, and as answers."""
@@ -249,7 +286,7 @@ class Passes:
 
     def outcome(self, report: str, summary: Json) -> Outcome:
         """What the stage hands over: the report, samples, judgements and all rejects."""
-        tables = ("samples", "judgements", _CHOICES, _PROBES)
+        tables = ("samples", "judgements", f"{_SHOWN}samples", _CHOICES, _PROBES)
         kept = [name for table in tables for name in self._files.get(table, ())]
         return Outcome(
             files=(report, *kept, *self._rejects),

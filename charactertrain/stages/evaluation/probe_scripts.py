@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from charactertrain.probes.descriptions import ON_TRAIT, Description
+from charactertrain.probes.descriptions import AGAIN, ON_TRAIT, Description
 from charactertrain.probes.file import PLAIN, ProbeFile, filled
 from charactertrain.records import NO_TRAIT, Prompt, Script, Trait
 from charactertrain.seeds import derive_seed, stable_id
@@ -36,6 +36,7 @@ MADE_FROM_PROMPTS: dict[str, Description] = {
         "How much of the effect is left when the same thing is asked in other words?",
         "higher",
         asks_retention=True,
+        asks_flips=True,
     ),
     "formats": Description(
         "Formats far from chat",
@@ -146,9 +147,15 @@ def _drop_the_act(prompt: Prompt) -> Iterator[Script]:
 
 
 def _paraphrases(prompt: Prompt) -> Iterator[Script]:
-    for number, wrapper in enumerate(PARAPHRASES, start=1):
-        turns = (wrapper.format(prompt=prompt.text),)
-        yield _of_prompt(prompt, "paraphrase", f"wording-{number}", turns)
+    """Other wordings; and they and the prompt alone again, since two replies to one differ too."""
+    worded = {
+        f"wording-{number}": (wrapper.format(prompt=prompt.text),)
+        for number, wrapper in enumerate(PARAPHRASES, start=1)
+    }
+    for name, turns in worded.items():
+        yield _of_prompt(prompt, "paraphrase", name, turns)
+    for name, turns in {PLAIN: (prompt.text,), **worded}.items():
+        yield _of_prompt(prompt, AGAIN, name, turns)
 
 
 def _formats(prompt: Prompt) -> Iterator[Script]:

@@ -30,8 +30,10 @@ def replies_at_most(
     # The prompted base is neither asked for its natural length nor offered traits.
     num_unprompted = num_arms - 1
     of_an_arm = _probe_replies(section.probes, trait_ids, num_tested, num_general)
+    num_shown = min(section.attribution_prompts, math.ceil(num_tested / len(trait_ids)))
     counts = {
         "on held-out prompts": num_arms * num_tested * section.responses_per_prompt,
+        "with each trait shown": num_shown * len(trait_ids) ** 2,
         "for their length": num_unprompted * min(section.length_prompts, num_tested),
         "in probes": num_arms * of_an_arm,
         "to free choices": _choices(config, trait_ids, num_arms=num_unprompted),

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from charactertrain.artifacts import Outcome, read_rows
-from charactertrain.evaluation import effects
+from charactertrain.evaluation import effects, shown_traits
+from charactertrain.evaluation.gates import OUTCOME_MEASURES
 from charactertrain.pipeline import Work
 from charactertrain.records import EvaluationSample, Judgement, Prompt, Trait
 from charactertrain.stages.context import Context
 from charactertrain.stages.evaluation import arms as arms_of
+from charactertrain.stages.evaluation import probe_scripts
 from charactertrain.stages.evaluation.passes import Passes
 from charactertrain.stages.rankings.judge_source import judge_name
 from charactertrain.storage import open_directory
@@ -29,6 +31,7 @@ def run(work: Work, context: Context) -> Outcome:
         for arm in arms:
             passes.reply(arm, asked[arm.name])
         natural = passes.natural_lengths(arms, asked)
+        passes.show_each(_chosen(prompts, traits, per_trait=section.attribution_prompts))
         passes.score()
         passes.reward()
         passes.judge()
@@ -37,6 +40,7 @@ def run(work: Work, context: Context) -> Outcome:
         passes.choose([arm for arm in arms if arm.kind != "prompted"])
     samples = passes.rows("samples", EvaluationSample)
     judgements = passes.rows("judgements", Judgement)
+    shown = passes.rows("shown_samples", EvaluationSample)
     bootstrap = effects.Bootstrap(section.num_resamples, context.config.seed)
     report = {
         "arms": arms_of.described(arms),
@@ -47,7 +51,8 @@ def run(work: Work, context: Context) -> Outcome:
         ),
         "probes": passes.probe_report(),
         "revealed_preferences": passes.choice_report(),
-        "attribution": effects.attributed(samples, ablations, bootstrap),
+        "attribution": effects.attributed(samples, ablations, bootstrap, by=OUTCOME_MEASURES)
+        | shown_traits.matrices(samples, shown, list(traits), bootstrap),
     }
     work.directory.write_bytes(
         "report.json", json.dumps(report, indent=2, allow_nan=False).encode()
@@ -69,6 +74,12 @@ def run(work: Work, context: Context) -> Outcome:
 def _held_out(work: Work, table: str) -> list[Prompt]:
     rows = read_rows(*work.inputs["prompts"], table, Prompt)
     return [prompt for prompt in rows if prompt.split == "test"]
+
+
+def _chosen(
+    prompts: list[Prompt], traits: Mapping[str, Trait], *, per_trait: int
+) -> list[Prompt]:
+    return probe_scripts.choose(prompts, list(traits.values()), per_trait=per_trait)
 
 
 def _unseen_by_all(arms: Sequence[arms_of.Arm], prompts: list[Prompt]) -> list[Prompt]:

@@ -10,7 +10,7 @@ from charactertrain.config import PolicySection, PreferenceModelSection
 from charactertrain.models import loading
 from charactertrain.models.lora import LoraSettings
 from charactertrain.pipeline import Work
-from charactertrain.records import PreferencePair, Reject, Trait, to_table
+from charactertrain.records import HeldOutReward, PreferencePair, Reject, Trait, to_table
 from charactertrain.runtime import training
 from charactertrain.runtime.training import WorkerSettings
 from charactertrain.runtime.training_engine import OptimizerSettings
@@ -69,7 +69,9 @@ def run(work: Work, context: Context) -> Outcome:
     summary = _summary(data, results, config, seed=context.config.seed)
     summary["control"] = context.config.control
     work.directory.write_bytes("quality.json", json.dumps(summary, indent=2).encode())
-    files = ["quality.json"]
+    name = "held_out_rewards/part-000000.parquet"
+    work.directory.write_table(name, to_table(_held_out_rewards(data, results), HeldOutReward))
+    files = ["quality.json", name]
     for member in task.members:
         files += [f"{member.name}.json", *work.directory.files(member.name)]
     if rejects:
@@ -249,6 +251,21 @@ def _summary(
     }
     gates = check_gates(quality, config.gates)
     return {**quality, "gates": [asdict(gate) for gate in gates], "training": history}
+
+
+def _held_out_rewards(data: _Data, results: Mapping[str, Mapping[str, Any]]) -> list[HeldOutReward]:
+    """Of every response that a held-out pair has, without the gold model's."""
+    members = [found["rewards"] for name, found in results.items() if name != GOLD]
+    return [
+        HeldOutReward(
+            response_id=response_id,
+            prompt_id=example.ranked.prompt_id,
+            trait_id=example.ranked.trait_id,
+            rewards=tuple(rewards[place][number] for rewards in members),
+        )
+        for place, example in enumerate(data.held_out)
+        for number, response_id in enumerate(example.response_ids)
+    ]
 
 
 def _level(rewards: Mapping[str, Sequence[float]]) -> float:

@@ -14,6 +14,8 @@ from charactertrain.report.effects_view import (
     ByArm,
     Cell,
     Effect,
+    FlipRow,
+    Flips,
     Judged,
     Measure,
     OverSeeds,
@@ -150,7 +152,7 @@ def over_seeds(results: Json) -> OverSeeds | None:
 
 
 def attribution(results: Json) -> tuple[Attribution, ...]:
-    """Every matrix of trained traits against measured ones; none without ablated runs."""
+    """Every matrix of traits that were trained or shown against those that were measured."""
     return tuple(
         _matrix(design, measure, by_measure[measure])
         for design, by_measure in results.get("attribution", {}).items()
@@ -206,6 +208,7 @@ def _probe(name: str, values: Json) -> ProbeView:
             )
             for row in values["rows"]
         ),
+        flips=tuple(_flip_row(row) for row in values.get("flips", ())),
         left_out={arm: turns for arm, turns in values.get("left_out", {}).items() if turns},
         examples=tuple(
             ProbeExample(
@@ -218,6 +221,23 @@ def _probe(name: str, values: Json) -> ProbeView:
             )
             for example in values["examples"]
         ),
+    )
+
+
+def _flip_row(values: Json) -> FlipRow:
+    return FlipRow(
+        verdict=values["verdict"],
+        trait_id=values["trait_id"],
+        arms={
+            arm: Flips(
+                flips=_measured(found["flips"]),
+                floor=_measured(found["floor"]),
+                above_floor=_measured(found["above_floor"]),
+                p_value=found["p_value"],
+                num_prompts=found["num_prompts"],
+            )
+            for arm, found in values["arms"].items()
+        },
     )
 
 
@@ -251,8 +271,10 @@ def revealed_preferences(results: Json) -> RevealedPreferences | None:
 
 def estimate(values: Json | None) -> Estimate | None:
     """A value with its interval; None where it was not measured."""
-    if values is None or values["estimate"] is None:
-        return None
+    return None if values is None or values["estimate"] is None else _measured(values)
+
+
+def _measured(values: Json) -> Estimate:
     return Estimate(
         value=values["estimate"],
         ci_low=or_nan(values["ci_low"]),

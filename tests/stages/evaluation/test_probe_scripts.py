@@ -2,6 +2,7 @@
 
 import pytest
 
+from charactertrain.probes.descriptions import AGAIN
 from charactertrain.probes.file import load_shipped
 from charactertrain.records import NO_TRAIT, Prompt, Trait
 from charactertrain.stages.evaluation import probe_scripts
@@ -56,6 +57,18 @@ def test_drop_the_act_has_suffixes_and_system_prompts() -> None:
     scripts = [s for s in from_prompts(["drop_the_act"], PROMPTS[:1]) if s.probe != "on_trait"]
     assert sum(script.system != "" for script in scripts) == 2
     assert sum(script.turns[0].startswith("Why 0? (") for script in scripts) == 6
+
+
+def test_paraphrases_and_the_prompt_alone_are_drawn_twice_with_other_seeds() -> None:
+    scripts = from_prompts(["paraphrase"], PROMPTS[:1])
+    first = {s.condition: s for s in scripts if s.probe != AGAIN}
+    again = {s.condition: s for s in scripts if s.probe == AGAIN}
+    assert list(first) == list(again) == ["plain", *(f"wording-{n}" for n in range(1, 5))]
+    for condition, script in again.items():
+        assert script.turns == first[condition].turns
+        assert script.cluster == first[condition].cluster
+        assert script.script_id != first[condition].script_id
+    assert AGAIN not in {script.probe for script in from_prompts(["formats"], PROMPTS[:1])}
 
 
 def test_deviation_to_json_keeps_its_braces() -> None:

@@ -91,6 +91,17 @@ def test_every_probe_runs_in_every_arm_and_has_results(
     # The policy is the base here, and draws with its seeds.
     effects = [row["arms"]["policy"] for probe in found.values() for row in probe["rows"]]
     assert all(effect["difference"] in (0.0, None) for effect in effects)
+    assert [name for name, probe in found.items() if "flips" in probe] == ["paraphrase"]
+    flips = found["paraphrase"]["flips"]
+    assert {row["verdict"] for row in flips} == {"contrast_above_zero", "detected"}
+    assert {row["trait_id"] for row in flips} == {None, "warm", "curious"}
+    for row in flips:
+        assert set(row["arms"]) == {"base", "prompted", "policy"}
+        # Three prompts of each trait; only one trait has a detector.
+        of_all = 6 if row["verdict"] == "contrast_above_zero" else 3
+        expected = of_all if row["trait_id"] is None else 3
+        assert {arm["num_prompts"] for arm in row["arms"].values()} == {expected}
+        assert row["arms"]["base"] == row["arms"]["policy"]
     shown = [row["arms"]["prompted"] for row in found["dose"]["rows"]]
     assert any(effect["difference"] != 0.0 for effect in shown)
 

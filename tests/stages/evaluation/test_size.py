@@ -20,6 +20,8 @@ def test_replies_are_counted_by_what_they_are_for(smoke_config: RunConfig) -> No
     assert replies_at_most(smoke_config, ["honest"], num_tested=5, num_general=1) == {
         # Three arms, two responses each.
         "on held-out prompts": 3 * 5 * 2,
+        # One reply to each of two prompts of the one trait.
+        "with each trait shown": 2,
         # Of base and policy.
         "for their length": 2 * 2,
         # Two prompts alone, then with four turns more, and after a reply of the base; 24 of the
@@ -33,8 +35,19 @@ def test_replies_are_counted_by_what_they_are_for(smoke_config: RunConfig) -> No
 
 def test_what_is_not_asked_for_is_not_counted(smoke_config: RunConfig) -> None:
     without = changed(smoke_config, preferences={"pairs_per_trait": 0}, probes={"names": ()})
+    section = without.evaluation.model_copy(update={"attribution_prompts": 0})
+    without = without.model_copy(update={"evaluation": section})
     counts = replies_at_most(without, ["honest", "warm"], num_tested=5, num_general=0)
     assert list(counts) == ["on held-out prompts", "for their length"]
+
+
+def test_traits_are_shown_on_the_prompts_of_every_trait(smoke_config: RunConfig) -> None:
+    # Two prompts of each of three traits, with each of three.
+    counts = replies_at_most(smoke_config, ["honest", "warm", "brief"], num_tested=9, num_general=0)
+    assert counts["with each trait shown"] == 3 * 2 * 3
+    # No more than there are.
+    counts = replies_at_most(smoke_config, ["honest", "warm", "brief"], num_tested=3, num_general=0)
+    assert counts["with each trait shown"] == 3 * 1 * 3
 
 
 def test_every_probe_made_from_prompts_is_counted(smoke_config: RunConfig) -> None:

@@ -1097,7 +1097,10 @@ def measured() -> Json:
         **effects.results(replies, judgements, None, bootstrap),
         "over_seeds": effects.over_seeds(replies, ["policy", "prompted"]),
         "attribution": effects.attributed(
-            replies, {"leave_one_out": {"warm": ("prompted", "policy")}}, bootstrap
+            replies,
+            {"leave_one_out": {"warm": ("prompted", "policy")}},
+            bootstrap,
+            by=("contrast", "detector_rate"),
         ),
     }
 
