@@ -76,9 +76,7 @@ def _held_out(work: Work, table: str) -> list[Prompt]:
     return [prompt for prompt in rows if prompt.split == "test"]
 
 
-def _chosen(
-    prompts: list[Prompt], traits: Mapping[str, Trait], *, per_trait: int
-) -> list[Prompt]:
+def _chosen(prompts: list[Prompt], traits: Mapping[str, Trait], *, per_trait: int) -> list[Prompt]:
     return probe_scripts.choose(prompts, list(traits.values()), per_trait=per_trait)
 
 
