@@ -44,8 +44,10 @@ def start_engine(spec: EngineSpec, weights: str, name: str) -> EngineActor:
     }
     group = None
     if spec.beside is not None:
-        # The device is the training worker's, which Ray has given it whole.
+        # The device is the training worker's, which Ray has given it whole; and the workers may
+        # have the node's CPUs, where nothing but this engine will do.
         options |= {
+            "num_cpus": 0,
             "num_gpus": 0,
             "label_selector": None,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(spec.beside.node_id, soft=False),

@@ -69,6 +69,7 @@ class EngineBroker:
         self._losses = LossMeter()
         self._room: dict[EngineSpec, int] = {}
         """Engines of a kind that there was room for, where it was less than wanted."""
+        self._stopping: set[asyncio.Task[None]] = set()
 
     async def acquire(self, spec: EngineSpec, weights: str) -> str:
         """A lease on an engine of this kind that has these weights, or will have.
@@ -180,10 +181,15 @@ class EngineBroker:
             engine.handle.rest.remote()
 
     async def stop_idle(self) -> None:
-        """Stop the engines that nobody uses, so that training can have their devices."""
+        """Begin to stop the engines that nobody uses, so that training can have their devices."""
         for key, engine in list(self._engines.items()):
             if not engine.leases:
-                self._engines.pop(key).actor.kill()
+                self._stopping.add(task := asyncio.create_task(_stop(self._engines.pop(key))))
+                task.add_done_callback(self._stopping.discard)
+
+    async def is_stopping(self) -> bool:
+        """Whether one of them still holds its device. Answered at once, as `claim` is."""
+        return bool(self._stopping)
 
     async def rename_weights(self, lease: str, weights: str) -> None:
         """Record that an engine's weights were changed by a weight update."""

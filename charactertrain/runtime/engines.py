@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayError
+from ray.exceptions import ActorUnschedulableError, ObjectLostError, RayActorError, RayError
 
 from charactertrain.exceptions import SamplingError
 from charactertrain.runtime.engine_spec import Device, EngineSpec
@@ -62,7 +62,14 @@ class EngineSource:
         ray.get(broker.release_all.remote())
         if self.spec.beside is not None:
             # Workers that start again may be given other devices, whose memory these hold.
-            ray.get(broker.stop_idle.remote())
+            stop_idle(broker)
+
+
+def stop_idle(broker: Any) -> None:
+    """Stop the engines that nobody uses, and wait until their devices are free."""
+    ray.get(broker.stop_idle.remote())
+    while ray.get(broker.is_stopping.remote()):
+        time.sleep(_POLL_SECONDS[0])
 
 
 def start_all(sources: "Sequence[EngineSource]") -> None:
@@ -88,13 +95,15 @@ class LeasedSampler:
         """Lease an engine now, starting one if need be."""
         self._broker, self.spec, self._weights = broker, spec, weights
         self._replacing = threading.Lock()
+        self._is_retired = False
         self._lease()
 
     def _lease(self) -> None:
         try:
             self.lease, self.handle = self._claimed()
-        except RayActorError as error:
-            # Ray's message is the actor's traceback, which ends with what the engine said.
+        except (RayActorError, ActorUnschedulableError) as error:
+            # The second: the node is gone that it had to be on. Ray's message is the actor's
+            # traceback, which ends with what the engine said.
             reason = str(error).rpartition("SamplingError: ")[2]
             raise SamplingError(
                 f"no engine for {self._weights} could be started: {reason}"
@@ -135,6 +144,8 @@ class LeasedSampler:
         with self._replacing:
             if self.handle is not lost:
                 return
+            if self._is_retired:
+                raise SamplingError(f"the sampler of {self._weights} is not in use any more")
             ray.get(self._broker.discard.remote(self.lease))
             if is_last:
                 raise SamplingError(
@@ -178,6 +189,10 @@ class LeasedSampler:
     def disown_weights(self) -> None:
         """Record that the engine's weights are about to be changed by weight updates."""
         ray.get(self._broker.rename_weights.remote(self.lease, "in training"))
+
+    def retire(self) -> None:
+        """Replace no engine any more: calls that still run end with their engine."""
+        self._is_retired = True
 
     def close(self) -> None:
         """Give the lease back."""

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +17,7 @@ from charactertrain.exceptions import ConfigError
 from charactertrain.runtime.dataflow import ChunkJob, PoolSettings, Produced, run_chunks
 from charactertrain.runtime.engine_broker import EngineBroker
 from charactertrain.runtime.engine_spec import EngineCounts, EngineSpec, Latency
-from charactertrain.runtime.engines import EngineSource, start_all
+from charactertrain.runtime.engines import EngineSource, start_all, stop_idle
 from charactertrain.runtime.metrics import MetricLog
 from charactertrain.runtime.placement import beside_the_driver
 from charactertrain.runtime.progress import Progress
@@ -88,14 +89,16 @@ class Session:
         traceback: TracebackType | None,
     ) -> None:
         """Stop what was started, also after an error."""
-        if self._broker is not None:
-            ray.get(self._broker.shutdown.remote())
-            ray.kill(self._broker)
-            self._broker = None
-        self.metrics.board.close()
-        if ray.is_initialized():
-            ray.shutdown()
-        self.metrics.close()
+        # Whatever fails, the rest is stopped too; in the opposite order.
+        with ExitStack() as stack:
+            stack.callback(self.metrics.close)
+            if ray.is_initialized():
+                stack.callback(ray.shutdown)
+            stack.callback(self.metrics.board.close)
+            if self._broker is not None:
+                broker, self._broker = self._broker, None
+                stack.callback(ray.kill, broker)
+                ray.get(broker.shutdown.remote())
 
     @property
     def pool(self) -> PoolSettings:
@@ -174,7 +177,7 @@ class Session:
     def make_room(self) -> None:
         """Before training: idle engines give their GPUs back; on a CPU they hold none."""
         if self._broker is not None and self._engines.gpus_per_engine > 0:
-            ray.get(self._broker.stop_idle.remote())
+            stop_idle(self._broker)
 
     def start_engines(self, sources: Sequence[EngineSource]) -> None:
         """Have engines ready for training to lease: as many of a source as it is named."""

@@ -41,7 +41,8 @@ class CountingLogger(StatLoggerBase):
             self._cached_tokens += iteration_stats.prompt_token_stats.cached_tokens
             self._generated_tokens += iteration_stats.num_generation_tokens
             self._requests += len(iteration_stats.finished_requests)
-        if self._meter.is_due():
+        is_idle = self._running == self._waiting == 0
+        if is_idle or self._meter.is_due():
             self._meter.show(self.counts)
 
     def log_engine_initialized(self) -> None:

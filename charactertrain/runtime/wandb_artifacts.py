@@ -71,7 +71,7 @@ class ArtifactSender:
         while (made := self._queue.get()) is not None:
             try:
                 self._log(made)
-            except faults() as error:
+            except Exception as error:  # noqa: BLE001  or the thread ends, and later ones are lost
                 stage = made.manifest.identity.stage
                 self._problems.append(f"the artifact of {stage} was not logged: {error}")
 

@@ -139,6 +139,8 @@ class WandbRun:
             settings=wandb.Settings(
                 silent=True,
                 console="off",
+                # It would send the command line, in which a URI may have keys.
+                x_disable_meta=True,
                 init_timeout=settings.timeout_seconds,
                 finish_timeout=settings.timeout_seconds,
             ),

@@ -1,5 +1,6 @@
 """From a config to a session: the one place where settings become running things."""
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -68,8 +69,7 @@ def _wandb_settings(
     logging = config.logging
     if logging.wandb == "off":
         return None
-    values = config.model_dump(mode="json")
-    values["run"]["dir"] = without_keys(config.run.dir)
+    values = json.loads(without_keys(config.model_dump_json()))
     *_, last = fingerprints.values()
     return WandbSettings(
         mode=logging.wandb,

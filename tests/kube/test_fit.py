@@ -65,7 +65,7 @@ def fit_problems(documents: Sequence[Manifest], compose: Compose) -> list[str]:
     if engines.gpus_per_engine > 0 and engine_places != engines.num_engines[1]:
         found.append(f"{engine_places} places for {engines.num_engines[1]} engines")
     # On GPUs engines make room, unless the policy stage wants both; separate groups hold both.
-    if samplers == trainers and (cluster.gpus_per_worker == 0 or is_colocated):
+    if samplers == trainers and cluster.gpus_per_worker == 0:
         cpus, needed = sum(pod.most * pod.ray_cpus for pod in trainers), cpus_at_once(config, most)
         found += [f"{cpus:g} CPUs for {needed:g}"] if cpus < needed else []
     elif samplers == trainers and gpus_in_policy(config) > most * cluster.gpus_per_worker:

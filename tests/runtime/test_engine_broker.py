@@ -106,6 +106,11 @@ def test_a_lease_that_was_given_back_is_not_given_back_again(cluster: Cluster) -
         assert cluster.alive == [handle]
         await broker.release(second)
         await broker.stop_idle()
+        # It is asked to end, and then made to.
+        assert await broker.is_stopping()
+        while await broker.is_stopping():
+            await asyncio.sleep(0.001)
+        assert ("shutdown",) in cluster.calls
         assert cluster.alive == []
 
     run(scenario())

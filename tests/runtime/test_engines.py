@@ -7,6 +7,7 @@ import pytest
 import ray
 from engine_specs import FAKE
 
+from charactertrain.exceptions import SamplingError
 from charactertrain.runtime.engine_broker import EngineBroker
 from charactertrain.runtime.engines import EngineSource, open_all, start_all
 
@@ -34,6 +35,16 @@ def test_engines_that_were_started_before_are_those_that_training_gets(
     start_all([source, source])
     leased = [source.open_for_training() for _ in range(2)]
     assert {s.handle for s in leased} == {s.handle for s in started}
+
+
+def test_a_sampler_that_is_retired_takes_no_other_engine(source: EngineSource) -> None:
+    kept, retired = source.open(), source.open()
+    retired.retire()
+    for sampler in (kept, retired):
+        ray.kill(sampler.handle)
+    assert kept.rewards([[1, 2]])
+    with pytest.raises(SamplingError, match="the sampler of start is not in use any more"):
+        retired.rewards([[1, 2]])
 
 
 def test_training_gets_each_engine_once_in_a_second_attempt_too(source: EngineSource) -> None:

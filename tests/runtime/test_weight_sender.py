@@ -155,7 +155,8 @@ def test_a_handle_of_anything_but_bytes_is_not_sent() -> None:
         plain_handles({"gpu-1": (*HANDLE[:5], torch.float32, *HANDLE[6:])})
 
 
-def test_memory_that_no_other_process_can_open_is_refused() -> None:
-    sender._check_allocator({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128"})
-    with pytest.raises(TrainingError, match="cannot open memory of expandable segments"):
-        sender._check_allocator({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_memory_that_no_other_process_can_open_is_refused(name: str) -> None:
+    sender._check_allocator({name: "max_split_size_mb:128"})
+    with pytest.raises(TrainingError, match=f"^{name} .* memory of expandable segments"):
+        sender._check_allocator({name: "expandable_segments:True"})

@@ -7,6 +7,8 @@ from torch import Tensor
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
 _ROW_WORDS = 4096
+_ROWS = 1024
+"""At a time: torch sums a copy in int64, here of 32 MiB."""
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 Sums = dict[str, tuple[int, int, int]]
@@ -17,8 +19,7 @@ def word_sums(weight: Tensor) -> Tensor:
     """Three sums of a weight's words, modulo 2^64, which tell its values and their places.
 
     With the words w in rows of 4,096: the sum of w, of w times its row, of w times its column. One
-    flipped bit changes the first, and words that changed places one of the others. Reads the weight
-    twice and takes no memory of its size.
+    flipped bit changes the first, and words that changed places one of the others.
 
     Returns:
         int64 of shape (3,), on the weight's device; nothing waits for it.
@@ -27,9 +28,18 @@ def word_sums(weight: Tensor) -> Tensor:
     num_rows = words.numel() // _ROW_WORDS
     rows = words[: num_rows * _ROW_WORDS].view(num_rows, _ROW_WORDS)
     rest = words[num_rows * _ROW_WORDS :]
-    of_rows = torch.cat([rows.sum(1, dtype=torch.int64), rest.sum(0, True, dtype=torch.int64)])
-    of_columns = rows.sum(0, dtype=torch.int64)
+    of_columns = torch.zeros(_ROW_WORDS, dtype=torch.int64, device=words.device)
     of_columns[: rest.numel()] += rest
+    of_rows = []
+    for part in rows.split(_ROWS):
+        values = part.to(torch.int64)
+        of_rows.append(values.sum(1))
+        of_columns += values.sum(0)
+    of_rows.append(rest.sum(0, keepdim=True, dtype=torch.int64))
+    return _combined(torch.cat(of_rows), of_columns)
+
+
+def _combined(of_rows: Tensor, of_columns: Tensor) -> Tensor:
     return torch.stack([of_rows.sum(), _by_place(of_rows), _by_place(of_columns)])
 
 

@@ -69,13 +69,15 @@ class EngineClient:
 
     def update_weights(self, update_info: WeightTransferUpdatePayload) -> None:
         """Receive and load."""
+        is_broadcast = torch.cuda.is_available()
         if isinstance(update_info, dict) and "ipc_handles" in update_info:
             handles = plain_handles(update_info["ipc_handles"])
             update_info = update_info | {"ipc_handles": handles}
+            is_broadcast = False
         try:
             self._all("update_weights", WeightTransferUpdateRequest(update_info=update_info))
         except Exception:
-            if not torch.cuda.is_available():
+            if not is_broadcast:
                 raise
             # Called beside NCCL's broadcast, which waits for the engines for ever. Ray Train
             # starts the workers again, from the last checkpoint.
@@ -145,7 +147,7 @@ class WeightSender:
         register()
         source: WeightSource = ZeroWeightSource(weights, dtype)
         summed = None
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and rank == 0:
             # Shared memory is summed part by part, by the transport itself.
             source = SummedSource(source)
             summed = source.summed
@@ -194,9 +196,11 @@ def _init_info(
 
 
 def _check_allocator(environment: Mapping[str, str]) -> None:
-    name = "PYTORCH_CUDA_ALLOC_CONF"
-    if "expandable_segments:True" in environment.get(name, ""):
-        raise TrainingError(
-            f"{name} is {environment[name]!r}, and engines on the workers' GPUs cannot open memory "
-            "of expandable segments; leave them out, or give placement@policy.resources=separate"
-        )
+    # The second is torch's older name.
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        if "expandable_segments:True" in environment.get(name, ""):
+            raise TrainingError(
+                f"{name} is {environment[name]!r}, and engines on the workers' GPUs cannot open "
+                "memory of expandable segments; leave them out, or give "
+                "placement@policy.resources=separate"
+            )

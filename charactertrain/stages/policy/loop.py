@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from charactertrain.exceptions import TrainingError
+from charactertrain.exceptions import SamplingError, TrainingError
 from charactertrain.models.packing import PromptGroup, pack
 from charactertrain.objectives.advantages import RunningBaseline
 from charactertrain.objectives.kl_control import KlController
@@ -207,7 +207,10 @@ class _Optimisation:
             torch.distributed.broadcast_object_list(box, src=0)
             assert box[0] is not None, "rank 0 sends what it has taken"
             if box[0].error is not None:
-                raise TrainingError(f"no rollouts: {box[0].error}")
+                reason = f"no rollouts: {box[0].error}"
+                # Where engines share devices, one that is lost has gone with its worker, or finds
+                # no room beside it; workers that start again give it back.
+                raise (TrainingError if self._spec.beside is None else SamplingError)(reason)
             if box[0].batch is not None:
                 return box[0], box[0].batch
             self._replace(self._lost(box[0]))

@@ -17,8 +17,8 @@ from charactertrain.exceptions import SamplingError, TrainingError
 from charactertrain.models import loading
 from charactertrain.records import Prompt
 from charactertrain.runtime.engine_spec import Device
-from charactertrain.runtime.engines import EngineSource
-from charactertrain.runtime.sampling import SamplerSource
+from charactertrain.runtime.engines import EngineSource, LeasedSampler
+from charactertrain.runtime.sampling import Sampler, SamplerSource
 from charactertrain.stages.policy.ledger import Batch, Ledger, LedgerSettings
 from charactertrain.stages.policy.rollouts import (
     Aborted,
@@ -81,6 +81,17 @@ class RolloutBuffer:
         self._tokenizer_directory = tokenizer_directory
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._error: BaseException | None = None
+        self._opened: list[Sampler] = []
+        """Of the preference models."""
+
+    async def rest(self) -> None:
+        """Ask nothing of anyone until `begin`."""
+        for task in self._tasks.values():
+            task.cancel()
+        for sampler in self._opened:
+            # Threads that wait for a reward are not cancelled.
+            if isinstance(sampler, LeasedSampler):
+                sampler.retire()
 
     async def begin(self, state: dict[str, Any] | None, devices: Sequence[Device]) -> None:
         """Begin to forget what trainers before had asked for, and to go on from a checkpoint.
@@ -111,14 +122,14 @@ class RolloutBuffer:
         gold = settings.gold
         sources = [*settings.rewards, *([] if gold is None else [gold.source])]
         # One after the other: an engine measures what a device has left as it starts.
-        opened = [
+        self._opened = [
             await asyncio.to_thread(_placed(source, place, devices).open)
             for place, source in enumerate(sources)
         ]
-        rewards = opened[: len(settings.rewards)]
+        rewards = self._opened[: len(settings.rewards)]
         self._tokenizer = loading.load_tokenizer(Path(self._tokenizer_directory))
         self._maker = RolloutMaker(rewards, settings.reward, self._tokenizer, settings.rollouts)
-        self._gold = None if gold is None else opened[-1]
+        self._gold = None if gold is None else self._opened[-1]
 
     async def serve(self, engines: list[Any], version: Version) -> None:
         """All these engines have the weights of `version` now.

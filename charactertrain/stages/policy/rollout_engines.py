@@ -70,6 +70,8 @@ class RolloutEngines:
             buffer: The actor.
             state: The buffer's, of the last checkpoint.
         """
+        # Before their engines are stopped, which it would replace.
+        ray.get(buffer.rest.remote())
         sources[0].end_leases()
         # At the same time, on whatever devices.
         start_all(sources)
