@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from charactertrain.runtime.placement import GROUP_LABEL
 
 RAY = str(Path(sys.executable).parent / "ray")
@@ -111,9 +113,9 @@ class TwoMachines:
             "print(sum(node['Alive'] for node in ray.nodes()))"
         )
         end = time.monotonic() + _START_SECONDS
-        found = ""
+        found = error = ""
         while found != str(count):
-            assert time.monotonic() < end, self.log.read_text()[-3000:]
+            assert time.monotonic() < end, f"{error}\n{self.log.read_text()[-2000:]}"
             asked = subprocess.run(
                 self.head.command(sys.executable, "-c", script),
                 env={**os.environ, "RAY_ADDRESS": self.address},
@@ -121,7 +123,7 @@ class TwoMachines:
                 text=True,
                 check=False,
             )
-            found = asked.stdout.strip()
+            found, error = asked.stdout.strip(), asked.stderr[-2000:]
 
     def cut(self) -> None:
         """No packet passes any more, in either direction; nobody is told."""
@@ -145,6 +147,9 @@ def two_machines(log: Path) -> Iterator[TwoMachines]:
     wires = [machine.wire for machine in machines]
     for machine in machines:
         subprocess.run(["ip", "netns", "add", machine.name], check=True)
+    patch = pytest.MonkeyPatch()
+    # Nobody else is on the wire, and both would have to be told a token.
+    patch.setenv("RAY_AUTH_MODE", "disabled")
     try:
         subprocess.run(
             ["ip", "link", "add", wires[0], "type", "veth", "peer", "name", wires[1]], check=True
@@ -156,6 +161,7 @@ def two_machines(log: Path) -> Iterator[TwoMachines]:
             machine.do("ip", "link", "set", "lo", "up")
         yield TwoMachines(*machines, log)
     finally:
+        patch.undo()
         for machine in machines:
             machine.stop_ray()
             # The wire goes with its ends.
