@@ -18,6 +18,7 @@ from charactertrain.records import (
     Draft,
     EvaluationSample,
     Facet,
+    HeldOutReward,
     Judgement,
     Matchup,
     Message,
@@ -189,6 +190,7 @@ EXAMPLES: list[list[Any]] = [
         TraitChoice("r", "honest", "base", OFFER, TEXT, 2, "stop", (1 / 3,)),
         TraitChoice("r", "honest", "base", OFFER, TEXT, 2, "stop", (0.0, 1.0)),
     ],
+    [HeldOutReward("r", "p1", "honest", (0.5, -1 / 3))],
     [Reject("r", "honest", "responses", "loop", TEXT)],
 ]
 ROW_TYPES = [type(rows[0]) for rows in EXAMPLES]

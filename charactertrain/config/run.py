@@ -68,15 +68,11 @@ class LoggingSection(Section):
 
     wandb: Literal["off", "offline", "online"]
     project: Annotated[str, Field(min_length=1)]
-    entity: Annotated[str, Field(min_length=1)] | None
-    """The team or user on wandb; None for the key's own."""
     group: Annotated[str, Field(min_length=1, max_length=128)] | None
     """What runs belong to that are looked at together; None: the sweep, or else constitution and
     model, which a run has in common with its controls."""
     upload: tuple[str, ...]
     """Stages whose files wandb is sent; of the others it is told names, checksums and places."""
-    timeout_seconds: PositiveFloat
-    """Longest to wait for wandb at a run's start, and at its end for what is not sent yet."""
 
 
 class RunConfig(Section):

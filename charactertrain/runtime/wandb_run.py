@@ -26,7 +26,6 @@ class WandbSettings:
 
     mode: Mode
     project: str
-    entity: str | None
     group: str
     job_type: str
     run_id: str
@@ -124,7 +123,6 @@ class WandbRun:
             local.mkdir(parents=True, exist_ok=True)
         run = wandb.init(
             project=settings.project,
-            entity=settings.entity,
             group=settings.group,
             job_type=settings.job_type,
             id=settings.run_id,

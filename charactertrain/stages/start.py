@@ -18,6 +18,9 @@ from charactertrain.runtime.wandb_artifacts import ALIAS_DIGITS
 from charactertrain.runtime.wandb_run import WandbSettings
 from charactertrain.storage import Directory, without_keys
 
+_WANDB_SECONDS = 60.0
+"""Longest to wait for wandb at a run's start, and at its end for what is not sent yet."""
+
 
 def open_session(
     config: RunConfig, directory: Directory, console: Console, fingerprints: Mapping[str, str]
@@ -74,14 +77,13 @@ def _wandb_settings(
     return WandbSettings(
         mode=logging.wandb,
         project=logging.project,
-        entity=logging.entity,
         group=logging.group or f"{PurePosixPath(config.constitution).stem}-{config.model.name}",
         job_type=config.control or "traits",
         # Two runs of the same settings in two directories are two.
         run_id=xxhash.xxh3_64_hexdigest(f"{last} {directory.uri}".encode()),
         artifacts=frozenset(digits[:ALIAS_DIGITS] for digits in fingerprints.values()),
         upload=logging.upload,
-        timeout_seconds=logging.timeout_seconds,
+        timeout_seconds=_WANDB_SECONDS,
         config=values,
     )
 

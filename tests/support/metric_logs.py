@@ -17,7 +17,6 @@ def wandb_settings(mode: Mode, upload: tuple[str, ...] = ()) -> WandbSettings:
     return WandbSettings(
         mode=mode,
         project="tests",
-        entity=None,
         group="a-sweep",
         job_type="placebo",
         run_id=RUN_ID,
