@@ -1,7 +1,9 @@
 """What is said of trouble with a Kubernetes cluster."""
 
 import os
+import socket
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from rich.console import Console
 from charactertrain.exceptions import ConfigError
 from launch import following, submit
 from launch.clusters import ClusterError, UnreachableError
+from launch.kuberay import api
 
 
 def test_a_run_is_followed_without_a_look_at_pods_and_events(
@@ -128,6 +131,21 @@ def test_a_cluster_that_is_not_there_is_named(
     (tmp_path / "kubeconfig").write_text(kubeconfig(address))
     with pytest.raises(UnreachableError, match=f"the API server {address} cannot be reached"):
         submit.run(RUN, console)
+
+
+def test_a_server_that_never_answers_is_not_waited_for(
+    kube: KubeServer, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(api, "_TIMEOUT_SECONDS", (5.0, 0.2))
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        (tmp_path / "kubeconfig").write_text(kubeconfig(address))
+        # Who waits all the same is told another error.
+        hang_up = threading.Timer(20.0, mute.shutdown, [socket.SHUT_RDWR])
+        hang_up.start()
+        with pytest.raises(UnreachableError, match=f"{address} cannot be reached: .*timed out"):
+            submit.run(RUN, console)
+        hang_up.cancel()
 
 
 def test_without_a_kubeconfig_no_cluster_is_named(
