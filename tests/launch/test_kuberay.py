@@ -65,47 +65,6 @@ def test_a_dry_run_shows_what_would_be_applied(kube: KubeServer, console: Consol
     assert not kube.applied
 
 
-def test_the_log_is_shown_once_and_in_order(
-    kube: KubeServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shown: list[str] = []
-
-    def print_and_finish(server: KubeServer, job: Document) -> None:
-        run_on(server, job)
-        # Several lines in a second, some of them equal, one with a bar of progress.
-        text = f"line {len(shown)}\r50 %" if len(shown) % 3 else "again"
-        server.print_line(job, text, second=len(shown) // 4)
-        shown.append(text)
-        if len(shown) == 20:
-            succeed(server, job)
-
-    kube.step = print_and_finish
-    assert submit.run(RUN, Console(width=400, soft_wrap=True)) == 0
-    log = "".join(f"{text}\n" for text in shown)
-    # The console drops carriage returns.
-    assert log.replace("\r", "") in capsys.readouterr().out
-
-
-def test_a_new_submitters_log_is_shown_from_its_beginning(
-    kube: KubeServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    steps: list[int] = []
-
-    def begin_anew(server: KubeServer, job: Document) -> None:
-        run_on(server, job)
-        steps.append(1)
-        if len(steps) == 1:
-            server.print_line(job, "first cluster", second=30)
-        if len(steps) == 5:
-            server.print_line(job, "second cluster", second=0, pod="2")
-        if len(steps) == 8:
-            succeed(server, job)
-
-    kube.step = begin_anew
-    assert submit.run(RUN, Console(width=400, soft_wrap=True)) == 0
-    assert "first cluster\nsecond cluster\n" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("step", "expected", "said"),
     [
