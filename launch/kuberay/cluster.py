@@ -110,7 +110,13 @@ class RayJobs:
 def _gone(job: Job) -> Job:
     if job.is_over:
         return job
-    return replace(job, status="STOPPED", message="its RayJob was deleted", notices=())
+    return replace(
+        job,
+        status="STOPPED",
+        message="its RayJob was deleted",
+        notices=(),
+        is_being_deleted=False,
+    )
 
 
 class SubmitterLog:

@@ -89,6 +89,7 @@ def job_of(document: Json, notices: tuple[str, ...] = ()) -> Job:
         start_time=_milliseconds(status.get("startTime") or metadata.get("creationTimestamp")),
         end_time=_milliseconds(status.get("endTime")),
         notices=notices,
+        is_being_deleted=state == "RUNNING" and "deletionTimestamp" in metadata,
     )
 
 

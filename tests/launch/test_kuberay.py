@@ -14,7 +14,8 @@ from kube_server import CLAIM, RUN, Document, KubeServer, fail, run_on, set_stat
 from rich.console import Console
 
 from charactertrain.exceptions import ConfigError
-from launch import submit
+from launch import submission, submit
+from launch.clusters import ClusterError
 from launch.runs import compose_run
 
 
@@ -211,6 +212,36 @@ def test_a_rayjob_that_is_deleted_is_stopped(kube: KubeServer, console: Console)
     kube.step = go_away
     assert submit.run(RUN, console) == 130
     assert "is stopped: its RayJob was deleted" in console.export_text()
+
+
+def test_a_run_waits_until_its_rayjob_that_is_being_deleted_is_gone(
+    kube: KubeServer, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kube.step = run_on
+    submit.run([*RUN, "--detach"], console)
+    name, job = only_rayjob(kube)
+    job["metadata"]["deletionTimestamp"] = "2026-01-01T00:10:00Z"
+    with monkeypatch.context() as patch:
+        patch.setattr(submission, "_DELETION_SECONDS", 0.1)
+        with pytest.raises(ClusterError, match=f"{name} is still being deleted after"):
+            submit.run(RUN, console)
+    num_asked = 0
+
+    def go_away(server: KubeServer, job: Document) -> None:
+        nonlocal num_asked
+        if "deletionTimestamp" not in job["metadata"]:
+            succeed(server, job)
+            return
+        num_asked += 1
+        if num_asked == 5:
+            server.objects.pop(("rayjobs", name))
+
+    kube.step = go_away
+    assert submit.run(RUN, console) == 0
+    assert list(kube.rayjobs) == [f"{name}-2"]
+    text = console.export_text()
+    assert text.count(f"waiting until what is being deleted is gone: {name}") == 2
+    assert f"{name} is stopped: its RayJob was deleted" in text
 
 
 def test_nothing_is_kept_if_asked(kube: KubeServer, console: Console) -> None:
