@@ -55,9 +55,11 @@ def test_a_server_that_fails_for_a_while_is_asked_again(kube: KubeServer, consol
 
 def test_another_run_of_the_same_rayjob_name_is_refused(kube: KubeServer, console: Console) -> None:
     kube.step = succeed
-    submit.run([*RUN, "--name", "a.b"], console)
-    with pytest.raises(ClusterError, match=r"is another run: 'a\.b', and this is 'a_b'"):
-        submit.run([*RUN, "--name", "a_b"], console)
+    submit.run(RUN, console)
+    (job,) = kube.rayjobs.values()
+    job["metadata"]["annotations"]["charactertrain.dev/run-name"] = "theirs"
+    with pytest.raises(ClusterError, match=r"is another run: 'theirs', and this is 'first'"):
+        submit.run(RUN, console)
 
 
 def test_fields_of_another_manager_are_left_as_they_are(kube: KubeServer, console: Console) -> None:
@@ -105,6 +107,18 @@ def test_a_manifest_that_the_crd_does_not_know_is_refused_before_anything_is_app
     with pytest.raises(ClusterError, match=r"is not valid to .* strict decoding error.*nosuch"):
         submit.run([*RUN, "--overlay", str(overlay)], console)
     assert not kube.applied
+
+
+def test_a_run_of_an_overlay_without_its_label_is_found(
+    kube: KubeServer, console: Console, tmp_path: Path
+) -> None:
+    patch = "- op: remove\n  path: /metadata/labels\n"
+    overlay = own_overlay(
+        tmp_path / "own", patches=[{"target": {"kind": "RayJob"}, "patch": patch}]
+    )
+    kube.step = run_on
+    submit.run([*RUN, "--overlay", str(overlay), "--detach"], console)
+    assert submit.run(["status", "first", "--kuberay"], console) == 3
 
 
 def own_overlay(directory: Path, **more: Any) -> Path:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from charactertrain.exceptions import ConfigError
 from launch import submit
-from launch.kuberay.rayjobs import rayjob_patch
+from launch.kuberay.rayjobs import rayjob_name, rayjob_patch
 from launch.runs import Run
 
 pytestmark = pytest.mark.skipif(
@@ -87,13 +87,27 @@ def test_an_image_without_a_tag_is_refused(console: Console, image: str) -> None
 @pytest.mark.parametrize("name", ["9 Lives!", "x" * 160, "Kl.coef=0.1,Seed=1", "-"])
 @pytest.mark.parametrize("attempt", [1, 23])
 def test_names_are_those_that_kuberay_takes(name: str, attempt: int) -> None:
-    run = Run(name, "f" * 32, "report", "/shared/runs/a", (), is_dry=False)
+    run = run_of_name(name)
     metadata = rayjob_patch(run, attempt, {}, keeps_cluster=False)["metadata"]
     assert DNS_LABEL.fullmatch(metadata["name"])
     assert len(metadata["name"]) <= MAX_JOB_NAME
     assert metadata["name"].endswith("-ffffffffffff" + ("-23" if attempt == 23 else ""))
     for value in metadata["labels"].values():
         assert re.fullmatch(r"([A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?)?", value, re.ASCII)
+
+
+def run_of_name(name: str) -> Run:
+    return Run(name, "f" * 32, "report", "/shared/runs/a", (), is_dry=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("a.b", "a_b"), ("kl", "KL"), ("x" * 60 + "1", "x" * 60 + "2")]
+)
+def test_names_that_kuberay_does_not_take_as_they_are_stay_apart(name: str, other: str) -> None:
+    assert rayjob_name(run_of_name(name), 1) != rayjob_name(run_of_name(other), 1)
+    # And attempts at one run are seen to be so.
+    first, second = (rayjob_name(run_of_name(name), attempt) for attempt in (1, 2))
+    assert second == f"{first}-2"
 
 
 def test_kubectl_is_asked_for(
