@@ -188,7 +188,9 @@ def _configuration(context: str | None) -> Any:
     path = os.environ.get("KUBECONFIG") or None
     is_inside = "KUBERNETES_SERVICE_HOST" in os.environ
     try:
-        if path is None and is_inside and not (Path.home() / ".kube" / "config").is_file():
+        has_file = path is not None or (Path.home() / ".kube" / "config").is_file()
+        # A context is of a file: where one is asked for and there is none, that is said.
+        if is_inside and context is None and not has_file:
             config.load_incluster_config(client_configuration=configuration)
         else:
             config.load_kube_config(

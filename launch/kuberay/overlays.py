@@ -94,7 +94,11 @@ def build(directory: Path) -> list[Json]:
     """
     command = ["kubectl", "kustomize", str(directory)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        # In a session of its own: an interrupt at the keyboard is ours, and would else come back as
+        # a refusal of kubectl's.
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, start_new_session=True
+        )
     except FileNotFoundError as error:
         raise ConfigError(
             "kubectl is not installed (or not on PATH), and its kustomize builds the overlays"

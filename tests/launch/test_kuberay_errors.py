@@ -1,6 +1,8 @@
 """What is said of trouble with a Kubernetes cluster."""
 
 import os
+import shutil
+import signal
 import socket
 import sys
 import threading
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from jobs_server import serving
+from jobs_server import command, serving, wait_until
 from kube_server import CLAIM, RUN, Document, KubeServer, kubeconfig, run_on, succeed
 from rich.console import Console
 
@@ -170,6 +172,45 @@ def test_without_a_kubeconfig_no_cluster_is_named(
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nosuch"))
     with pytest.raises(ConfigError, match=r"no cluster is named: .*nosuch \(KUBECONFIG names"):
         submit.run(RUN, console)
+
+
+def test_inside_a_cluster_a_context_wants_a_kubeconfig(
+    kube: KubeServer, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG")
+    with pytest.raises(ConfigError, match=r"Invalid kube-config file.*the context theirs"):
+        submit.run([*RUN, "--context", "theirs"], console)
+
+
+_SLOW_KUBECTL = """#!/bin/sh
+# Builds a run's own kustomization, which lies in no overlay, when the test says so.
+case "$2" in */overlays/*) exec {kubectl} "$@" ;; esac
+touch {directory}/asked
+while [ ! -e {directory}/go ]; do sleep 0.05; done
+exec {kubectl} "$@"
+"""
+
+
+def test_an_interrupt_at_the_keyboard_while_kubectl_runs_is_one(
+    kube: KubeServer, tmp_path: Path
+) -> None:
+    kubectl = tmp_path / "bin" / "kubectl"
+    kubectl.parent.mkdir()
+    kubectl.write_text(_SLOW_KUBECTL.format(kubectl=shutil.which("kubectl"), directory=tmp_path))
+    kubectl.chmod(0o755)
+    path = os.pathsep.join([str(kubectl.parent), os.environ["PATH"]])
+    arguments = [sys.executable, "-m", "launch.submit", *RUN]
+    with command(arguments, env={**os.environ, "PATH": path}, process_group=0) as process:
+        wait_until((tmp_path / "asked").is_file, seconds=60)
+        # To all of the foreground, as a terminal does.
+        os.killpg(process.pid, signal.SIGINT)
+        (tmp_path / "go").touch()
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == submit.DETACHED, output
+    assert "interrupted; nothing that was submitted" in output
+    assert not kube.rayjobs
 
 
 def test_the_client_is_asked_for(
