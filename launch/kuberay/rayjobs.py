@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-import yaml
-
 from charactertrain.artifacts import Json
 from charactertrain.seeds import stable_id
 from launch.clusters import Job, reason_of
+from launch.kuberay.overlays import as_yaml
 from launch.runs import Run
 
 API_VERSION = "ray.io/v1"
@@ -56,12 +55,12 @@ def _stem(name: str) -> str:
 
 
 def rayjob_patch(run: Run, attempt: int, runtime_env: Json, *, keeps_cluster: bool) -> Json:
-    """What makes an overlay's RayJob an attempt at a run."""
+    """What makes an overlay's RayJob an attempt at a run; an empty `runtime_env` changes none."""
     metadata = run.metadata(attempt)
     commit = metadata["code_version"].partition("+")[2] or metadata["code_version"]
     spec: Json = {"entrypoint": run.entrypoint}
     if runtime_env:
-        spec["runtimeEnvYAML"] = yaml.safe_dump(runtime_env)
+        spec["runtimeEnvYAML"] = as_yaml(runtime_env)
     if keeps_cluster:
         spec |= {"shutdownAfterJobFinishes": False, "ttlSecondsAfterFinished": None}
     return {
