@@ -57,6 +57,8 @@ class Job:
     end_time: int | None
     notices: tuple[str, ...] = ()
     """What stands in its way, by the cluster's reports: a line each."""
+    is_being_deleted: bool = False
+    """Whether it runs only until it is gone, and then is stopped."""
 
     @property
     def is_over(self) -> bool:

@@ -1,13 +1,24 @@
 """Handing a run to a cluster, unless it is there already."""
 
+import asyncio
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from charactertrain.exceptions import ConfigError
-from launch.clusters import Cluster, DuplicateError, Job, Reach
+from launch.clusters import Cluster, ClusterError, DuplicateError, Job, Reach
 from launch.runs import Run, attempt_number
+
+_POLL_SECONDS = 2.0
+_DELETION_SECONDS = 300.0
+"""For KubeRay to ask a driver to stop, and for its pods to end."""
+
+
+STILL_BEING_DELETED = (
+    f"is still being deleted after {_DELETION_SECONDS:.0f} s; kubectl describe says what keeps it"
+)
 
 
 class Submitter(Protocol):
@@ -56,8 +67,13 @@ async def submit_run(
     submitter: Submitter, run: Run, *, again: bool, say: Callable[[str], None]
 ) -> tuple[str, int | None]:
     """The id of the job to follow; or also an exit status, where there is nothing to follow."""
-    attempts = run.attempts(await submitter.cluster.jobs())
+    attempts = run.attempts(await settled_jobs(submitter.cluster, [run], say))
     last = attempts[-1] if attempts else None
+    if last is not None and last.is_being_deleted:
+        raise ClusterError(
+            f"{last.submission_id} {STILL_BEING_DELETED}. An attempt beside it would write into "
+            "its directory."
+        )
     if last is not None and not last.is_over:
         say(f"{last.submission_id} is {last.status.lower()} already: following it")
         return last.submission_id, None
@@ -76,6 +92,25 @@ async def submit_run(
     else:
         say(f"submitted {submission_id}: {run.entrypoint}")
     return submission_id, None
+
+
+async def settled_jobs(
+    cluster: Cluster, runs: Sequence[Run], say: Callable[[str], None]
+) -> list[Job]:
+    """All jobs, when no attempt at one of the runs is being deleted any more, or after a while."""
+    end = time.monotonic() + _DELETION_SECONDS
+    said = False
+    while True:
+        jobs = await cluster.jobs()
+        deleted = [
+            job.submission_id for run in runs for job in run.attempts(jobs) if job.is_being_deleted
+        ]
+        if not deleted or time.monotonic() >= end:
+            return jobs
+        if not said:
+            say(f"waiting until what is being deleted is gone: {', '.join(deleted)}")
+            said = True
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 def next_attempt(attempts: Sequence[Job]) -> int:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 
 from charactertrain.__main__ import ROOT
 from charactertrain.exceptions import CharacterTrainError, ConfigError
 from launch.clusters import Reach
+from launch.kuberay.overlays import manifests
 from launch.kuberay.target import KubeRayTarget, RayJobSettings
 from launch.ray_jobs import JobSettings, JobsTarget
 from launch.runs import Run, compose_run
@@ -64,7 +64,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
     target.prepare()
     if options.render:
         documents = KubeRayTarget(_rayjob_settings(options)).render(planned, 1)
-        console.out(yaml.safe_dump_all(documents, sort_keys=False), end="")
+        console.out(manifests(documents), end="")
         return 0
     if planned.is_dry:
         for line in target.plan(planned):

@@ -11,7 +11,7 @@ from launch import runs
 from launch.clusters import ClusterError, DuplicateError, Job, Log, UnreachableError
 from launch.following import Contact
 from launch.runs import Run
-from launch.submission import Submitter, next_attempt
+from launch.submission import STILL_BEING_DELETED, Submitter, next_attempt, settled_jobs
 
 _LOOK_SECONDS = 30.0
 _MAX_LINE = 100
@@ -50,6 +50,8 @@ class Point:
     """waiting, pending, running, finished, failed or stopped."""
     submission_id: str | None = None
     job: Job | None = None
+    is_being_sent: bool = False
+    """Whether that job may be on the cluster: it was sent, and no answer has come yet."""
     num_retries: int = 0
     attempts: list[Job] = field(default_factory=list)
     """Jobs of this run that the cluster remembered when the sweep began."""
@@ -113,7 +115,8 @@ class Sweep:
     async def cancel(self) -> None:
         """Ask the cluster to stop the jobs of all points; one that it cannot stop is named."""
         for point in self._points:
-            if point.is_over or point.submission_id is None:
+            # One that waits for its retry has the job that failed, and the only log of why.
+            if point.submission_id is None or not (point.is_submitted or point.is_being_sent):
                 continue
             try:
                 await self._cluster.stop(point.submission_id)
@@ -124,7 +127,11 @@ class Sweep:
 
     async def _find(self) -> None:
         """Take up what an earlier invocation left: finished points, and jobs that go on."""
-        jobs = await self._cluster.jobs()
+        jobs = await settled_jobs(
+            self._cluster,
+            [point.run for point in self._points],
+            lambda line: self._say(self._points[0], line),
+        )
         for point in self._points:
             point.attempts = point.run.attempts(jobs)
             last = point.attempts[-1] if point.attempts else None
@@ -132,6 +139,9 @@ class Sweep:
                 await self._finish(point, "is finished already")
             elif last is None or last.status in ("FAILED", "STOPPED"):
                 continue
+            elif last.is_being_deleted:
+                # Another job beside it would write into the same directory.
+                self._end(point, "failed", f"{last.submission_id} {STILL_BEING_DELETED}")
             elif last.status == "SUCCEEDED":
                 point.submission_id, point.job = last.submission_id, last
                 await self._finish(point, "was finished by an earlier job")
@@ -147,10 +157,12 @@ class Sweep:
             attempt = next_attempt(point.attempts) + point.num_retries
             # Before it is sent: an interrupt in between is to find it.
             point.submission_id = self._submitter.submission_id(point.run, attempt)
+            point.is_being_sent = True
             point.log = self._cluster.log(point.submission_id)
             # A duplicate was sent before, when the answer was lost, or by another sweep.
             with suppress(DuplicateError):
                 await self._submitter.submit(point.run, attempt)
+            point.is_being_sent = False
             self._enter(point, "pending", f"submitted as {point.submission_id}")
 
     async def _update(self) -> None:

@@ -34,6 +34,14 @@ _TIMEOUT_SECONDS = (10.0, 60.0)
 """To connect, and to be answered."""
 
 
+class _ImpatientClient(DynamicClient):  # type: ignore[misc]  # untyped
+    """Waits so long for every answer, also to what it asks by itself: what a cluster serves."""
+
+    def request(self, method: str, path: str, body: Any = None, **params: Any) -> Any:
+        params.setdefault("_request_timeout", _TIMEOUT_SECONDS)
+        return super().request(method, path, body, **params)
+
+
 class KubernetesApi:
     """One namespace of a cluster; `connect` makes it."""
 
@@ -57,7 +65,7 @@ class KubernetesApi:
         # temporary directory that others can guess, and that outlives what is installed meanwhile.
         with tempfile.TemporaryDirectory() as directory:
             make = partial(
-                DynamicClient,
+                _ImpatientClient,
                 client.ApiClient(configuration),
                 cache_file=str(Path(directory) / "served.json"),
             )
@@ -85,7 +93,6 @@ class KubernetesApi:
             query_params=[("fieldValidation", "Strict")],
             dry_run="All" if dry_run else None,
             serializer=_plain,
-            _request_timeout=_TIMEOUT_SECONDS,
         )
         await self._ask(what, send)
 
@@ -141,13 +148,7 @@ class KubernetesApi:
         return await _ask(what, self.address, ask)
 
     def _get(self, path: str, query: list[tuple[str, str]]) -> Any:
-        return self._dynamic.request(
-            "get",
-            path,
-            query_params=list(query),
-            serializer=_plain,
-            _request_timeout=_TIMEOUT_SECONDS,
-        )
+        return self._dynamic.request("get", path, query_params=list(query), serializer=_plain)
 
     def _found(self, path: str) -> Any:
         try:
@@ -159,22 +160,14 @@ class KubernetesApi:
 
     def _deleted(self, path: str) -> None:
         try:
-            self._dynamic.request(
-                "delete", path, serializer=_plain, _request_timeout=_TIMEOUT_SECONDS
-            )
+            self._dynamic.request("delete", path, serializer=_plain)
         except DynamicApiError as error:
             if error.status != 404:
                 raise
 
     def _text(self, path: str, query: list[tuple[str, str]]) -> str:
         try:
-            answer = self._dynamic.request(
-                "get",
-                path,
-                query_params=list(query),
-                serialize=False,
-                _request_timeout=_TIMEOUT_SECONDS,
-            )
+            answer = self._dynamic.request("get", path, query_params=list(query), serialize=False)
         except DynamicApiError as error:
             # The pod is gone, or its container has not started.
             if error.status not in (400, 404):
@@ -195,7 +188,9 @@ def _configuration(context: str | None) -> Any:
     path = os.environ.get("KUBECONFIG") or None
     is_inside = "KUBERNETES_SERVICE_HOST" in os.environ
     try:
-        if path is None and is_inside and not (Path.home() / ".kube" / "config").is_file():
+        has_file = path is not None or (Path.home() / ".kube" / "config").is_file()
+        # A context is of a file: where one is asked for and there is none, that is said.
+        if is_inside and context is None and not has_file:
             config.load_incluster_config(client_configuration=configuration)
         else:
             config.load_kube_config(

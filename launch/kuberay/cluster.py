@@ -110,7 +110,13 @@ class RayJobs:
 def _gone(job: Job) -> Job:
     if job.is_over:
         return job
-    return replace(job, status="STOPPED", message="its RayJob was deleted", notices=())
+    return replace(
+        job,
+        status="STOPPED",
+        message="its RayJob was deleted",
+        notices=(),
+        is_being_deleted=False,
+    )
 
 
 class SubmitterLog:
@@ -127,7 +133,9 @@ class SubmitterLog:
         self._pod = ""
         self._since: str | None = None
         self._num_since = 0
-        """Lines that were given of that second."""
+        """Whole lines that were given of that second."""
+        self._num_characters = 0
+        """Given of the line after them, whose end was not printed yet."""
         self._is_forbidden = False
 
     async def read(self) -> AsyncIterator[str]:
@@ -155,16 +163,21 @@ class SubmitterLog:
         name = pod["metadata"]["name"]
         if name != self._pod:
             # KubeRay began anew: another pod, whose log has another beginning.
-            self._pod, self._since, self._num_since = name, None, 0
+            self._pod, self._since, self._num_since, self._num_characters = name, None, 0, 0
         container = pod["spec"]["containers"][0]["name"]
         text = await self._api.pod_log(name, container, self._since)
         # At line feeds alone: bars of progress are full of carriage returns.
         lines = io.StringIO(text, newline="\n").readlines()
         new = lines[self._num_since :]
+        texts = [line.partition(" ")[2] for line in new]
+        given = self._num_characters
         if new:
+            is_cut = not new[-1].endswith("\n")
             self._since = _second(new[-1])
-            self._num_since = sum(_second(line) == self._since for line in lines)
-        return "".join(line.partition(" ")[2] for line in new)
+            whole = lines[:-1] if is_cut else lines
+            self._num_since = sum(_second(line) == self._since for line in whole)
+            self._num_characters = len(texts[-1]) if is_cut else 0
+        return "".join(texts)[given:]
 
     async def _last_pod(self) -> Json | None:
         pods = await self._api.select("v1", "Pod", labels=f"job-name={self._job}")

@@ -1,6 +1,8 @@
 """The overlays of kube/ as kustomize builds them, alone and with a run in them."""
 
+import json
 import os
+import re
 import shlex
 import subprocess
 import tempfile
@@ -82,8 +84,33 @@ def with_run(overlay: Overlay, kustomization: Json) -> list[Json]:
             "resources": resources,
             **kustomization,
         }
-        (directory / "kustomization.yaml").write_text(yaml.safe_dump(complete, sort_keys=False))
+        (directory / "kustomization.yaml").write_text(as_yaml(complete), encoding="utf-8")
         return build(directory)
+
+
+def as_yaml(value: Json) -> str:
+    """Values for programs in Go to read: JSON, which is YAML without room for another reading.
+
+    PyYAML leaves 1e5 without quotes, which they take for a number.
+    """
+    # What only YAML has are dates; its parsers refuse the halves of a character that JSON escapes.
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes also what only Go takes for a number."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9.]+[eE][-+]?[0-9]+|0o[0-7]+)$"),
+    list("-+.0123456789"),
+)
+
+
+def manifests(documents: Sequence[Json]) -> str:
+    """The documents as YAML for people and kubectl."""
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False)
 
 
 def build(directory: Path) -> list[Json]:
@@ -94,7 +121,11 @@ def build(directory: Path) -> list[Json]:
     """
     command = ["kubectl", "kustomize", str(directory)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        # In a session of its own: an interrupt at the keyboard is ours, and would else come back as
+        # a refusal of kubectl's.
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, start_new_session=True
+        )
     except FileNotFoundError as error:
         raise ConfigError(
             "kubectl is not installed (or not on PATH), and its kustomize builds the overlays"
@@ -131,11 +162,19 @@ def repository(image: str) -> str:
 def merged(overlay: Sequence[str], given: Sequence[str]) -> list[str]:
     """The overlay's overrides without those whose keys are given, then those that are.
 
-    Of one key the last would count, but a group may be given once.
+    Of one key the last would count, but a group may be given once. What the overlay adds to the
+    config is not there without its `+`.
     """
     keys = {_key(text) for text in given}
-    return [*(text for text in overlay if _key(text) not in keys), *given]
+    signs = {_key(text): _sign(text) for text in overlay if _sign(text) != "~"}
+    taken = [text if _sign(text) else signs.get(_key(text), "") + text for text in given]
+    return [*(text for text in overlay if _key(text) not in keys), *taken]
 
 
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
+
+
+def _sign(override: str) -> str:
+    """How it changes the config: + or ++ adds, ~ takes away, nothing sets."""
+    return override[: len(override) - len(override.lstrip("+~"))]

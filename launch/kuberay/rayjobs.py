@@ -5,19 +5,24 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-import yaml
-
 from charactertrain.artifacts import Json
+from charactertrain.seeds import stable_id
 from launch.clusters import Job, reason_of
+from launch.kuberay.overlays import as_yaml
 from launch.runs import Run
 
 API_VERSION = "ray.io/v1"
 KIND = "RayJob"
-ALL = "app.kubernetes.io/name=charactertrain"
-"""The label of every RayJob of the overlays."""
+_NAME_LABEL = "app.kubernetes.io/name"
+_NAME = "charactertrain"
+ALL = f"{_NAME_LABEL}={_NAME}"
+"""The label of every RayJob of a run."""
 _PREFIX = "charactertrain.dev/"
 _MAX_NAME = 47
 """Characters; KubeRay makes longer names of it."""
+_MAX_STEM = 30
+"""What a fingerprint's digits and an attempt's number leave: attempts have one stem."""
+_NAME_DIGITS = 5
 _MAX_LABEL = 63
 _ID_DIGITS = 12
 _EXIT_CODE = re.compile(r"failed with exit code (-?\d+)")
@@ -35,19 +40,27 @@ _WAITING = {
 def rayjob_name(run: Run, attempt: int) -> str:
     """A DNS label that KubeRay takes, of the run's name, its fingerprint and the attempt."""
     end = f"-{run.fingerprint[:_ID_DIGITS]}" + ("" if attempt == 1 else f"-{attempt}")
-    name = re.sub(r"[^a-z0-9]+", "-", run.name.lower()).strip("-")
-    if not name[:1].isalpha():
-        name = f"run-{name}"
-    return name[: _MAX_NAME - len(end)].rstrip("-") + end
+    return _stem(run.name)[: _MAX_NAME - len(end)].rstrip("-") + end
+
+
+def _stem(name: str) -> str:
+    stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if not stem[:1].isalpha():
+        stem = f"run-{stem}"
+    if stem == name and len(stem) <= _MAX_STEM:
+        return stem
+    # Other names may come to the same, and one fingerprint may run in several directories.
+    end = f"-{stable_id(name)[:_NAME_DIGITS]}"
+    return stem[: _MAX_STEM - len(end)].rstrip("-") + end
 
 
 def rayjob_patch(run: Run, attempt: int, runtime_env: Json, *, keeps_cluster: bool) -> Json:
-    """What makes an overlay's RayJob an attempt at a run."""
+    """What makes an overlay's RayJob an attempt at a run; an empty `runtime_env` changes none."""
     metadata = run.metadata(attempt)
     commit = metadata["code_version"].partition("+")[2] or metadata["code_version"]
     spec: Json = {"entrypoint": run.entrypoint}
     if runtime_env:
-        spec["runtimeEnvYAML"] = yaml.safe_dump(runtime_env)
+        spec["runtimeEnvYAML"] = as_yaml(runtime_env)
     if keeps_cluster:
         spec |= {"shutdownAfterJobFinishes": False, "ttlSecondsAfterFinished": None}
     return {
@@ -56,6 +69,7 @@ def rayjob_patch(run: Run, attempt: int, runtime_env: Json, *, keeps_cluster: bo
         "metadata": {
             "name": rayjob_name(run, attempt),
             "labels": {
+                _NAME_LABEL: _NAME,
                 f"{_PREFIX}run": _label(run.name),
                 f"{_PREFIX}fingerprint": run.fingerprint,
                 f"{_PREFIX}commit": _label(commit),
@@ -89,6 +103,7 @@ def job_of(document: Json, notices: tuple[str, ...] = ()) -> Job:
         start_time=_milliseconds(status.get("startTime") or metadata.get("creationTimestamp")),
         end_time=_milliseconds(status.get("endTime")),
         notices=notices,
+        is_being_deleted=state == "RUNNING" and "deletionTimestamp" in metadata,
     )
 
 

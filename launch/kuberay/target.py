@@ -5,14 +5,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
-import yaml
-
 from charactertrain.artifacts import Json
 from charactertrain.exceptions import ConfigError
 from launch.clusters import ClusterError, DuplicateError, Reach
 from launch.kuberay.cluster import RayJobs, connect, reach
 from launch.kuberay.overlays import (
     Overlay,
+    as_yaml,
     head_image,
     merged,
     rayjob,
@@ -73,7 +72,7 @@ class KubeRayTarget:
         """Look for the overlay and the variables, and at the image's name."""
         if self._settings.image is not None:
             _image(self._overlay.image, self._settings.image)
-        passed_variables(self._settings.variables)
+        _variables(self._settings.variables)
 
     def plan(self, run: Run) -> list[str]:
         """What would be applied for a run."""
@@ -99,10 +98,10 @@ class KubeRayTarget:
             ConfigError: They do not build, or something that was asked for has no effect.
         """
         settings, overlay = self._settings, self._overlay
-        passed = passed_variables(settings.variables)
-        environment = dict(overlay.runtime_env)
-        if passed:
-            environment["env_vars"] = {**environment.get("env_vars", {}), **passed}
+        environment: Json = {}
+        if passed := _variables(settings.variables):
+            variables = {**overlay.runtime_env.get("env_vars", {}), **passed}
+            environment = {**overlay.runtime_env, "env_vars": variables}
         patch = rayjob_patch(run, attempt, environment, keeps_cluster=settings.keeps_cluster)
         kustomization: Json = {
             "namespace": self._namespace,
@@ -110,7 +109,7 @@ class KubeRayTarget:
                 {
                     "target": {"kind": KIND},
                     "options": {"allowNameChange": True},
-                    "patch": yaml.safe_dump(patch, sort_keys=False),
+                    "patch": as_yaml(patch),
                 }
             ],
         }
@@ -131,6 +130,18 @@ class KubeRayTarget:
         """The cluster, to submit to."""
         async with connect(self._settings.context, self._namespace) as cluster:
             yield RayJobSubmitter(cluster, self)
+
+
+def _variables(names: Sequence[str]) -> dict[str, str]:
+    """The variables to pass; raises ConfigError for what would not arrive as it is."""
+    variables = passed_variables(names)
+    expanded = [name for name, value in variables.items() if "$" in value or "`" in value]
+    if expanded:
+        raise ConfigError(
+            "variables to be passed to the job hold $ or `, which a shell of KubeRay's expands: "
+            f"{', '.join(expanded)}. Name a Secret in the overlay instead (kube/README.md)."
+        )
+    return variables
 
 
 def _image(name: str, given: str) -> Json:

@@ -12,7 +12,7 @@ import kube_server
 import pytest
 from rich.console import Console
 
-from launch import following, submit
+from launch import following, submission, submit
 from launch.kuberay import cluster
 
 
@@ -42,6 +42,7 @@ def api_server_of_a_cluster(
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setattr(following, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(submission, "_POLL_SECONDS", 0.02)
     monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.02)
     monkeypatch.setattr(cluster, "_READ_SECONDS", 0.05)
     with jobs_server.serving(kube_server.KubeServer()) as server:

@@ -14,7 +14,8 @@ from kube_server import CLAIM, RUN, Document, KubeServer, fail, run_on, set_stat
 from rich.console import Console
 
 from charactertrain.exceptions import ConfigError
-from launch import submit
+from launch import submission, submit
+from launch.clusters import ClusterError
 from launch.runs import compose_run
 
 
@@ -63,47 +64,6 @@ def test_a_dry_run_shows_what_would_be_applied(kube: KubeServer, console: Consol
     assert f"beside it      PersistentVolumeClaim {CLAIM}" in text
     assert not kube.checked
     assert not kube.applied
-
-
-def test_the_log_is_shown_once_and_in_order(
-    kube: KubeServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shown: list[str] = []
-
-    def print_and_finish(server: KubeServer, job: Document) -> None:
-        run_on(server, job)
-        # Several lines in a second, some of them equal, one with a bar of progress.
-        text = f"line {len(shown)}\r50 %" if len(shown) % 3 else "again"
-        server.print_line(job, text, second=len(shown) // 4)
-        shown.append(text)
-        if len(shown) == 20:
-            succeed(server, job)
-
-    kube.step = print_and_finish
-    assert submit.run(RUN, Console(width=400, soft_wrap=True)) == 0
-    log = "".join(f"{text}\n" for text in shown)
-    # The console drops carriage returns.
-    assert log.replace("\r", "") in capsys.readouterr().out
-
-
-def test_a_new_submitters_log_is_shown_from_its_beginning(
-    kube: KubeServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    steps: list[int] = []
-
-    def begin_anew(server: KubeServer, job: Document) -> None:
-        run_on(server, job)
-        steps.append(1)
-        if len(steps) == 1:
-            server.print_line(job, "first cluster", second=30)
-        if len(steps) == 5:
-            server.print_line(job, "second cluster", second=0, pod="2")
-        if len(steps) == 8:
-            succeed(server, job)
-
-    kube.step = begin_anew
-    assert submit.run(RUN, Console(width=400, soft_wrap=True)) == 0
-    assert "first cluster\nsecond cluster\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -252,6 +212,36 @@ def test_a_rayjob_that_is_deleted_is_stopped(kube: KubeServer, console: Console)
     kube.step = go_away
     assert submit.run(RUN, console) == 130
     assert "is stopped: its RayJob was deleted" in console.export_text()
+
+
+def test_a_run_waits_until_its_rayjob_that_is_being_deleted_is_gone(
+    kube: KubeServer, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kube.step = run_on
+    submit.run([*RUN, "--detach"], console)
+    name, job = only_rayjob(kube)
+    job["metadata"]["deletionTimestamp"] = "2026-01-01T00:10:00Z"
+    with monkeypatch.context() as patch:
+        patch.setattr(submission, "_DELETION_SECONDS", 0.1)
+        with pytest.raises(ClusterError, match=f"{name} is still being deleted after"):
+            submit.run(RUN, console)
+    num_asked = 0
+
+    def go_away(server: KubeServer, job: Document) -> None:
+        nonlocal num_asked
+        if "deletionTimestamp" not in job["metadata"]:
+            succeed(server, job)
+            return
+        num_asked += 1
+        if num_asked == 5:
+            server.objects.pop(("rayjobs", name))
+
+    kube.step = go_away
+    assert submit.run(RUN, console) == 0
+    assert list(kube.rayjobs) == [f"{name}-2"]
+    text = console.export_text()
+    assert text.count(f"waiting until what is being deleted is gone: {name}") == 2
+    assert f"{name} is stopped: its RayJob was deleted" in text
 
 
 def test_nothing_is_kept_if_asked(kube: KubeServer, console: Console) -> None:

@@ -1,19 +1,24 @@
 """What is said of trouble with a Kubernetes cluster."""
 
 import os
+import shutil
+import signal
+import socket
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from jobs_server import serving
+from jobs_server import command, serving, wait_until
 from kube_server import CLAIM, RUN, Document, KubeServer, kubeconfig, run_on, succeed
 from rich.console import Console
 
 from charactertrain.exceptions import ConfigError
 from launch import following, submit
 from launch.clusters import ClusterError, UnreachableError
+from launch.kuberay import api
 
 
 def test_a_run_is_followed_without_a_look_at_pods_and_events(
@@ -52,9 +57,11 @@ def test_a_server_that_fails_for_a_while_is_asked_again(kube: KubeServer, consol
 
 def test_another_run_of_the_same_rayjob_name_is_refused(kube: KubeServer, console: Console) -> None:
     kube.step = succeed
-    submit.run([*RUN, "--name", "a.b"], console)
-    with pytest.raises(ClusterError, match=r"is another run: 'a\.b', and this is 'a_b'"):
-        submit.run([*RUN, "--name", "a_b"], console)
+    submit.run(RUN, console)
+    (job,) = kube.rayjobs.values()
+    job["metadata"]["annotations"]["charactertrain.dev/run-name"] = "theirs"
+    with pytest.raises(ClusterError, match=r"is another run: 'theirs', and this is 'first'"):
+        submit.run(RUN, console)
 
 
 def test_fields_of_another_manager_are_left_as_they_are(kube: KubeServer, console: Console) -> None:
@@ -104,6 +111,18 @@ def test_a_manifest_that_the_crd_does_not_know_is_refused_before_anything_is_app
     assert not kube.applied
 
 
+def test_a_run_of_an_overlay_without_its_label_is_found(
+    kube: KubeServer, console: Console, tmp_path: Path
+) -> None:
+    patch = "- op: remove\n  path: /metadata/labels\n"
+    overlay = own_overlay(
+        tmp_path / "own", patches=[{"target": {"kind": "RayJob"}, "patch": patch}]
+    )
+    kube.step = run_on
+    submit.run([*RUN, "--overlay", str(overlay), "--detach"], console)
+    assert submit.run(["status", "first", "--kuberay"], console) == 3
+
+
 def own_overlay(directory: Path, **more: Any) -> Path:
     directory.mkdir()
     base = os.path.relpath(submit.ROOT / "kube" / "overlays" / "cpu-demo", directory.resolve())
@@ -130,6 +149,21 @@ def test_a_cluster_that_is_not_there_is_named(
         submit.run(RUN, console)
 
 
+def test_a_server_that_never_answers_is_not_waited_for(
+    kube: KubeServer, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(api, "_TIMEOUT_SECONDS", (5.0, 0.2))
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        (tmp_path / "kubeconfig").write_text(kubeconfig(address))
+        # Who waits all the same is told another error.
+        hang_up = threading.Timer(20.0, mute.shutdown, [socket.SHUT_RDWR])
+        hang_up.start()
+        with pytest.raises(UnreachableError, match=f"{address} cannot be reached: .*timed out"):
+            submit.run(RUN, console)
+        hang_up.cancel()
+
+
 def test_without_a_kubeconfig_no_cluster_is_named(
     kube: KubeServer, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -138,6 +172,45 @@ def test_without_a_kubeconfig_no_cluster_is_named(
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nosuch"))
     with pytest.raises(ConfigError, match=r"no cluster is named: .*nosuch \(KUBECONFIG names"):
         submit.run(RUN, console)
+
+
+def test_inside_a_cluster_a_context_wants_a_kubeconfig(
+    kube: KubeServer, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG")
+    with pytest.raises(ConfigError, match=r"Invalid kube-config file.*the context theirs"):
+        submit.run([*RUN, "--context", "theirs"], console)
+
+
+_SLOW_KUBECTL = """#!/bin/sh
+# Builds a run's own kustomization, which lies in no overlay, when the test says so.
+case "$2" in */overlays/*) exec {kubectl} "$@" ;; esac
+touch {directory}/asked
+while [ ! -e {directory}/go ]; do sleep 0.05; done
+exec {kubectl} "$@"
+"""
+
+
+def test_an_interrupt_at_the_keyboard_while_kubectl_runs_is_one(
+    kube: KubeServer, tmp_path: Path
+) -> None:
+    kubectl = tmp_path / "bin" / "kubectl"
+    kubectl.parent.mkdir()
+    kubectl.write_text(_SLOW_KUBECTL.format(kubectl=shutil.which("kubectl"), directory=tmp_path))
+    kubectl.chmod(0o755)
+    path = os.pathsep.join([str(kubectl.parent), os.environ["PATH"]])
+    arguments = [sys.executable, "-m", "launch.submit", *RUN]
+    with command(arguments, env={**os.environ, "PATH": path}, process_group=0) as process:
+        wait_until((tmp_path / "asked").is_file, seconds=60)
+        # To all of the foreground, as a terminal does.
+        os.killpg(process.pid, signal.SIGINT)
+        (tmp_path / "go").touch()
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == submit.DETACHED, output
+    assert "interrupted; nothing that was submitted" in output
+    assert not kube.rayjobs
 
 
 def test_the_client_is_asked_for(

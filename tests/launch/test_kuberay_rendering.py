@@ -1,5 +1,6 @@
 """What a run makes of an overlay, without a cluster."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -14,7 +15,8 @@ from rich.console import Console
 
 from charactertrain.exceptions import ConfigError
 from launch import submit
-from launch.kuberay.rayjobs import rayjob_patch
+from launch.kuberay.overlays import merged
+from launch.kuberay.rayjobs import rayjob_name, rayjob_patch
 from launch.runs import Run
 
 pytestmark = pytest.mark.skipif(
@@ -84,16 +86,76 @@ def test_an_image_without_a_tag_is_refused(console: Console, image: str) -> None
         submit.run([*RUN, "--render", "--image", image], console)
 
 
+def test_texts_that_look_like_numbers_stay_texts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed = {"A_NUMBER": "1e5", "A_TEXT": 'é 😀 "quoted" \\ and\nmore', "A_DATE": "2026-01-01"}
+    for name, value in passed.items():
+        monkeypatch.setenv(name, value)
+    options = [option for name in passed for option in ("--env", name)]
+    job = rayjob_of(rendered(capsys, *options, "--name", "1e5", "--image", "ours:1e5"))
+    assert json.loads(job["spec"]["runtimeEnvYAML"]) == {"env_vars": passed}
+    assert job["metadata"]["labels"]["charactertrain.dev/run"] == "1e5"
+    assert "'image': 'ours:1e5'" in str(job)
+
+
+def test_rendered_texts_that_go_takes_for_numbers_are_quoted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert submit.run([*RUN, "--render", "--name", "1e5"], Console(soft_wrap=True)) == 0
+    assert "charactertrain.dev/run: '1e5'\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["a$b", "a`b`"])
+def test_a_variable_that_a_shell_would_expand_is_refused(
+    console: Console, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("KEY", value)
+    with pytest.raises(ConfigError, match=r"expands: KEY\. Name a Secret") as raised:
+        submit.run([*RUN, "--render", "--env", "KEY"], console)
+    assert value not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "given", "expected"),
+    [
+        (["a=1", "b=2"], ["a=3"], ["b=2", "a=3"]),
+        (["+a=1"], ["a=3"], ["+a=3"]),
+        (["++a=1"], ["+a=3"], ["+a=3"]),
+        (["a=1"], ["~a"], ["~a"]),
+        (["~a"], ["a=1"], ["a=1"]),
+    ],
+)
+def test_given_overrides_take_the_place_of_the_overlays(
+    overlay: list[str], given: list[str], expected: list[str]
+) -> None:
+    assert merged(overlay, given) == expected
+
+
 @pytest.mark.parametrize("name", ["9 Lives!", "x" * 160, "Kl.coef=0.1,Seed=1", "-"])
 @pytest.mark.parametrize("attempt", [1, 23])
 def test_names_are_those_that_kuberay_takes(name: str, attempt: int) -> None:
-    run = Run(name, "f" * 32, "report", "/shared/runs/a", (), is_dry=False)
+    run = run_of_name(name)
     metadata = rayjob_patch(run, attempt, {}, keeps_cluster=False)["metadata"]
     assert DNS_LABEL.fullmatch(metadata["name"])
     assert len(metadata["name"]) <= MAX_JOB_NAME
     assert metadata["name"].endswith("-ffffffffffff" + ("-23" if attempt == 23 else ""))
     for value in metadata["labels"].values():
         assert re.fullmatch(r"([A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?)?", value, re.ASCII)
+
+
+def run_of_name(name: str) -> Run:
+    return Run(name, "f" * 32, "report", "/shared/runs/a", (), is_dry=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("a.b", "a_b"), ("kl", "KL"), ("x" * 60 + "1", "x" * 60 + "2")]
+)
+def test_names_that_kuberay_does_not_take_as_they_are_stay_apart(name: str, other: str) -> None:
+    assert rayjob_name(run_of_name(name), 1) != rayjob_name(run_of_name(other), 1)
+    # And attempts at one run are seen to be so.
+    first, second = (rayjob_name(run_of_name(name), attempt) for attempt in (1, 2))
+    assert second == f"{first}-2"
 
 
 def test_kubectl_is_asked_for(

@@ -1,8 +1,10 @@
 """A multirun whose points are RayJobs; test_sweeps has what all sweeps have in common."""
 
+import asyncio
 import shlex
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,11 @@ from jobs_server import wait_until
 from kube_server import Document, KubeServer, fail, run_on, succeed
 from multirun import Multirun
 
+from launch import submission
+from launch.kuberay.target import KubeRayTarget, RayJobSettings
 from launch.runs import compose_run
+from launch.submission import submit_run
+from launch.sweeps import Point, Sweep, SweepSettings
 
 Step = Callable[[KubeServer, Document], None]
 
@@ -114,6 +120,105 @@ def test_an_interrupt_cancels_only_if_asked(sweep: Sweeping, cancel: bool) -> No
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
     assert len(sweep.server.deleted) == (2 if cancel else 0)
+
+
+class Sweeper:
+    """A sweep of two points in this process, one at a time; of the second there is a RayJob."""
+
+    def __init__(self) -> None:
+        self.target = KubeRayTarget(RayJobSettings("cpu-demo", None, None, None, (), is_alone=True))
+        self.said: list[str] = []
+        self.points = []
+        for seed in (1, 2):
+            given = ["experiment=smoke", f"seed={seed}", f"run.dir=/shared/runs/{seed}"]
+            run = compose_run(self.target.overrides(given), name=f"seed-{seed}")
+            self.points.append(Point(seed, f"seed={seed}", run))
+
+    async def run(self, while_it_runs: Callable[[], bool]) -> None:
+        """Run, and cancel as an interrupt does as soon as the condition does not hold."""
+        settings = SweepSettings(max_concurrent=1, max_retries=1, poll_seconds=0.05)
+        async with self.target.connect() as submitter:
+            sweep = Sweep(submitter, self.points, settings=settings, say=self.say)
+            task = asyncio.create_task(sweep.run())
+            while while_it_runs() and not task.done():
+                await asyncio.sleep(0.02)
+            if task.done():
+                await task
+                return
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await sweep.cancel()
+
+    async def submit_second(self) -> str:
+        """The RayJob's name."""
+        run = self.points[1].run
+        async with self.target.connect() as submitter:
+            name, _ = await submit_run(submitter, run, again=False, say=self.said.append)
+        return name
+
+    def say(self, point: Point, line: str) -> None:
+        self.said.append(f"[{point.number}] {line}")
+
+
+def test_canceling_keeps_the_log_of_a_point_that_waits_for_its_retry(kube: KubeServer) -> None:
+    kube.step = run_on
+    sweep = Sweeper()
+    name = asyncio.run(sweep.submit_second())
+    num_asked = 0
+
+    def fail_the_second(server: KubeServer, job: Document) -> None:
+        nonlocal num_asked
+        num_asked += job["metadata"]["name"] == name
+        is_broken = job["metadata"]["name"] == name and num_asked > 2
+        (fail(137) if is_broken else run_on)(server, job)
+
+    kube.step = fail_the_second
+    asyncio.run(sweep.run(lambda: sweep.points[0].state != "running"))
+    assert sweep.points[1].state == "waiting"
+    assert sweep.points[1].num_retries == 1
+    assert list(kube.rayjobs) == [name]
+    assert kube.deleted == [sweep.points[0].submission_id]
+
+
+def test_a_sweep_waits_until_a_rayjob_that_is_being_deleted_is_gone(kube: KubeServer) -> None:
+    kube.step = run_on
+    sweep = Sweeper()
+    name = asyncio.run(sweep.submit_second())
+    kube.rayjobs[name]["metadata"]["deletionTimestamp"] = "2026-01-01T00:10:00Z"
+    num_asked = 0
+
+    def go_away(server: KubeServer, job: Document) -> None:
+        nonlocal num_asked
+        num_asked += job["metadata"]["name"] == name
+        if job["metadata"]["name"] != name:
+            succeed(server, job)
+        elif num_asked == 5:
+            server.objects.pop(("rayjobs", name))
+
+    kube.step = go_away
+    asyncio.run(sweep.run(lambda: True))
+    assert [point.state for point in sweep.points] == ["finished", "finished"]
+    assert f"[1] waiting until what is being deleted is gone: {name}" in sweep.said
+    assert f"{name}-2" in kube.rayjobs
+
+
+def test_a_rayjob_that_does_not_go_away_holds_up_no_other_point(
+    kube: KubeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "_DELETION_SECONDS", 0.1)
+    kube.step = run_on
+    sweep = Sweeper()
+    name = asyncio.run(sweep.submit_second())
+    kube.rayjobs[name]["metadata"]["deletionTimestamp"] = "2026-01-01T00:10:00Z"
+    kube.step = succeed_but(name)
+    asyncio.run(sweep.run(lambda: True))
+    assert [point.state for point in sweep.points] == ["finished", "failed"]
+    assert "is still being deleted after" in sweep.points[1].reason
+
+
+def succeed_but(name: str) -> Step:
+    return lambda server, job: (run_on if job["metadata"]["name"] == name else succeed)(server, job)
 
 
 def test_a_dry_sweep_applies_nothing(sweep: Sweeping) -> None:

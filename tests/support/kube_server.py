@@ -51,6 +51,8 @@ class Line:
     second: int
     """Since the pod started."""
     text: str
+    is_whole: bool = True
+    """Whether its line feed was printed."""
 
     @property
     def time(self) -> datetime:
@@ -264,7 +266,7 @@ class KubeServer:
         since = request.query.get("sinceTime")
         begin = _START if since is None else datetime.fromisoformat(since)
         stamped = [
-            f"{line.time:%Y-%m-%dT%H:%M:%S}.{number:09d}Z {line.text}\n"
+            f"{line.time:%Y-%m-%dT%H:%M:%S}.{number:09d}Z {line.text}" + "\n" * line.is_whole
             for number, line in enumerate(lines)
             if line.time >= begin
         ]
