@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from charactertrain.config import RunConfig
 from charactertrain.plan.lengths import Length, Lengths
-from charactertrain.plan.work import Job, StageWork, reading
+from charactertrain.plan.work import Job, StageWork, reading, scoring
 from charactertrain.records import Brief, Facet, PromptCall, Trait
 from charactertrain.stages.counts import Counts
 from charactertrain.stages.rankings.ranker_choice import considered
@@ -52,8 +52,8 @@ def prompts(config: RunConfig, counts: Counts, lengths: Lengths) -> StageWork:
             messages,
             Job("template check, plain", probes, plain, reply, longest),
             Job("template check, with the trait", probes, shown_trait, reply, longest),
-            reading("its contrast, plain", 2 * probes, _followed(plain, reply)),
-            reading("its contrast, with the trait", 2 * probes, _followed(shown_trait, reply)),
+            scoring("its contrast, plain", 2 * probes, _followed(plain, reply)),
+            scoring("its contrast, with the trait", 2 * probes, _followed(shown_trait, reply)),
         )
     )
 
@@ -138,7 +138,7 @@ def _ranker_jobs(
     reply = lengths.reply(config.responses.max_tokens, is_fixed=config.responses.ending == "fixed")
     if name == "contrast":
         return [
-            reading(
+            scoring(
                 f"contrast, {how}",
                 num_prompts * candidates,
                 _shared(_followed(length, reply), lengths.message, candidates),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from charactertrain.config import RunConfig
 from charactertrain.plan.lengths import Length, Lengths, mean_length
 from charactertrain.plan.training_work import num_gold
-from charactertrain.plan.work import Job, StageWork, reading
+from charactertrain.plan.work import Job, StageWork, reading, scoring
 from charactertrain.probes.measures import EVERY_TRAIT
 from charactertrain.records import NO_TRAIT, Message, Script
 from charactertrain.stages.counts import Counts
@@ -32,6 +32,7 @@ def evaluation(config: RunConfig, counts: Counts, lengths: Lengths) -> StageWork
         num_general=num_general,
     )
     jobs = _replies(config, counts, lengths, num_arms)
+    jobs += _shown_in_turn(config, lengths, replies.get("with each trait shown", 0))
     jobs += _judgements(config, counts, lengths, num_arms - 1)
     scripts = probe_scripts_at_most(
         section.probes,
@@ -67,11 +68,28 @@ def _replies(config: RunConfig, counts: Counts, lengths: Lengths, num_arms: int)
             lengths.reply(section.length_max_tokens),
             section.length_max_tokens,
         ),
-        reading("contrast, with the trait", total, _and_reply(with_trait, reply)),
-        reading("contrast, plain", total, _and_reply(lengths.plain(), reply)),
+        scoring("contrast, with the trait", total, _and_reply(with_trait, reply)),
+        scoring("contrast, plain", total, _and_reply(lengths.plain(), reply)),
     ]
     rewards = total * (1 + num_gold(config))
     return [*jobs, reading("rewards", rewards, _and_reply(lengths.plain(), reply), "reward")]
+
+
+def _shown_in_turn(config: RunConfig, lengths: Lengths, num_replies: int) -> list[Job]:
+    """The base's replies with each trait shown, of which the attribution is made, and their scores.
+
+    The trait that is shown need not be the one at stake, by which a reply is scored.
+    """
+    longest = config.evaluation.max_tokens
+    reply, shown = lengths.reply(longest), lengths.at_stake(REFERENCE_VARIANT)
+    title, rewards = "with each trait shown", num_replies * (1 + num_gold(config))
+    plain = _and_reply(lengths.plain(), reply)
+    return [
+        Job(f"replies {title}", num_replies, shown, reply, longest),
+        scoring(f"contrast {title}, with the trait", num_replies, _and_reply(shown, reply)),
+        scoring(f"contrast {title}, plain", num_replies, plain),
+        reading(f"rewards {title}", rewards, plain, "reward"),
+    ]
 
 
 def _prompted(config: RunConfig, lengths: Lengths) -> Length:
@@ -130,7 +148,7 @@ def _probes(
     return [
         Job("probes", (num_arms - 1) * number, plain, reply, longest),
         Job("probes with the character", number, shown, reply, longest),
-        reading("contrast of probes", num_arms * scored, _and_reply(plain, reply)),
+        scoring("contrast of probes", num_arms * scored, _and_reply(plain, reply)),
     ]
 
 
@@ -166,9 +184,9 @@ def _choices(config: RunConfig, lengths: Lengths, num_replies: int) -> list[Job]
     offered = Job("free choices", num_replies, Length(told, 0.0), reply, section.max_tokens)
     if not section.judged:
         read = Length(told + reply, 0.0)
-    elif config.evaluation.judge.endpoint is None:
+        return [offered, scoring("readings of free choices", 2 * num_replies, read)]
+    if config.evaluation.judge.endpoint is None:
         judged = taken_up_conversation(message, lengths.text(reply), "thoughtful", "witty")
         read = Length(lengths.of(judged), 0.0)
-    else:
-        return [offered]
-    return [offered, reading("readings of free choices", 2 * num_replies, read)]
+        return [offered, reading("readings of free choices", 2 * num_replies, read)]
+    return [offered]

@@ -8,7 +8,7 @@ from charactertrain.config.training import PolicySection, PreferenceModelSection
 from charactertrain.plan.hours import engines_of, step_time, training_section
 from charactertrain.plan.layout import Layout
 from charactertrain.plan.speeds import GIB, Speeds
-from charactertrain.plan.training_work import has_reference
+from charactertrain.plan.training_work import has_reference, of_section
 from charactertrain.plan.work import Online, StageWork
 from charactertrain.sizing.memory import (
     EngineMemory,
@@ -36,7 +36,10 @@ class Held:
 def held(config: RunConfig, work: dict[str, StageWork], layout: Layout, speeds: Speeds) -> Held:
     """The memory of training workers and engines, against that of a GPU."""
     trainers = {
-        stage: trainer_memory(speeds.architecture, _training(stage, section, config, layout, work))
+        stage: trainer_memory(
+            of_section(speeds.architecture, section),
+            _training(stage, section, config, layout, work),
+        )
         for stage in ("preference_model", "policy")
         if (section := training_section(stage, config)) is not None
     }
@@ -130,13 +133,10 @@ def _engine_problems(engine: EngineMemory, config: RunConfig, speeds: Speeds) ->
         f"cache room for {engine.cache_tokens:.0f} tokens, of model.context_tokens {context}: "
     )
     more = 2 * gpus
-    split = (
-        f"sampler.resources.tensor_parallel_size={more} with gpus_per_engine={more}, which the "
-        "policy stage does not take"
-    )
     return [
-        found + f"lower model.context_tokens, raise sampler.resources.memory_fraction, or give "
-        f"GPUs with more memory; for the stages up to the preference model also {split}"
+        f"{found}lower model.context_tokens, raise sampler.resources.memory_fraction, give "
+        f"sampler.resources.tensor_parallel_size={more} with sampler.resources.gpus_per_engine="
+        f"{more}, or GPUs with more memory"
     ]
 
 

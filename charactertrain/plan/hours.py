@@ -9,6 +9,7 @@ from charactertrain.config.training import PolicySection, PreferenceModelSection
 from charactertrain.plan.layout import Layout
 from charactertrain.plan.speeds import Engines, Speeds
 from charactertrain.plan.storage import checkpoint_bytes
+from charactertrain.plan.training_work import of_section, trained_parameters
 from charactertrain.plan.work import Online, StageWork
 from charactertrain.sizing.ranges import NOTHING, Range, later
 from charactertrain.sizing.roofline import Workers
@@ -102,6 +103,8 @@ def workers_of(
         per_node=speeds.section.gpus_per_node,
         zero_stage=section.deepspeed.stage,
         tokens_per_microbatch=section.resources.tokens_per_microbatch,
+        parameters=of_section(speeds.architecture, section).parameters,
+        trained=trained_parameters(speeds.architecture, section),
     )
 
 

@@ -13,6 +13,7 @@ from charactertrain.config.plan import RatesFile, validate_rates
 from charactertrain.exceptions import ConfigError
 from charactertrain.models.configs import read_config
 from charactertrain.sizing.architecture import from_config
+from charactertrain.sizing.roofline import training_passes
 from charactertrain.storage import open_directory
 
 _FILES = (".json", ".yaml", ".yml")
@@ -59,7 +60,7 @@ def _of_run(location: str) -> RatesFile:
         parameters=architecture.parameters,
         write_tokens_per_second=write,
         read_tokens_per_second=read,
-        train_tokens_per_second=_training_rate(lines, config["cluster"]["num_workers"]),
+        train_tokens_per_second=_training_rate(lines, config),
     )
 
 
@@ -99,8 +100,12 @@ def _computed(job: dict[str, Any]) -> float:
     return float(job["prompt_tokens_per_second"] * (1 - job["cache_hit_share"]))
 
 
-def _training_rate(lines: Sequence[dict[str, Any]], num_workers: int | list[int]) -> Rate:
-    """Tokens a second of a worker: the middle half of the preference model's steps."""
+def _training_rate(lines: Sequence[dict[str, Any]], config: dict[str, Any]) -> Rate:
+    """Tokens a second of a worker: the middle half of the preference model's steps.
+
+    As if each passed three times, forward and backward: a run that recomputed or trained adapters
+    took more passes or fewer.
+    """
     steps = [line for line in lines if line.get("stage") == "preference_model" and "tokens" in line]
     rates = [
         step["tokens"] / (step["time"] - before["time"])
@@ -109,13 +114,21 @@ def _training_rate(lines: Sequence[dict[str, Any]], num_workers: int | list[int]
     ]
     if len(rates) < _FEWEST_STEPS:
         return None
+    num_workers: int | list[int] = config["cluster"]["num_workers"]
     if not isinstance(num_workers, int):
         raise ConfigError(
             f"plan.rates: the run had {num_workers[0]} to {num_workers[1]} training workers, so "
             "that its rate of one is not known; give a file of rates"
         )
     low, _, high = quantiles(rates, n=4)
-    return low / num_workers, high / num_workers
+    section = config["preference_model"]
+    passes = training_passes(
+        has_adapters=section["lora"] is not None,
+        recomputes=section["resources"]["recompute_activations"],
+        has_reference=False,
+    )
+    factor = passes.total / 3 / num_workers
+    return low * factor, high * factor
 
 
 def _spread(rates: Sequence[float], count: int) -> Rate:

@@ -90,7 +90,9 @@ class Speeds:
             self.architecture,
             self.device.times(engines.gpus),
             tokens=tokens,
-            context=job.length.shown / 2,
+            # What is computed stands at the end, after all that a cache holds.
+            context=job.length.common + job.length.own / 2,
+            predicted_share=job.predicted_share,
         )
         return at_shares(ideal, self.section.prefill_share)
 
@@ -107,7 +109,7 @@ class Speeds:
             self.section.train_share,
         )
         moving = at_shares(
-            roofline.step_network_seconds(self.architecture, self.device, step, workers),
+            roofline.step_network_seconds(self.device, step, workers),
             self.section.network_share,
         )
         return computing, roofline.beside_each_other(computing, moving)

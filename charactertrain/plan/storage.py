@@ -6,7 +6,7 @@ from charactertrain.config import RunConfig
 from charactertrain.config.plan import PlanSection
 from charactertrain.config.training import PolicySection, PreferenceModelSection
 from charactertrain.plan.lengths import Lengths
-from charactertrain.plan.training_work import is_watched, num_gold
+from charactertrain.plan.training_work import is_watched, num_gold, of_section, trained_parameters
 from charactertrain.plan.work import StageWork
 from charactertrain.sizing.architecture import Architecture
 from charactertrain.stages.counts import Counts
@@ -29,10 +29,8 @@ def checkpoint_bytes(
     architecture: Architecture, section: PreferenceModelSection | PolicySection
 ) -> float:
     """Of all workers: masters and Adam's moments in fp32, 12 T, and the weights in bf16, 2 P."""
-    trained = architecture.parameters
-    if section.lora is not None:
-        trained = architecture.adapter_parameters(section.lora.rank)
-    return 12.0 * trained + 2.0 * architecture.parameters
+    trained = trained_parameters(architecture, section)
+    return 12.0 * trained + 2.0 * of_section(architecture, section).parameters
 
 
 def stored(
@@ -76,7 +74,8 @@ def models_stored(config: RunConfig, architecture: Architecture) -> dict[str, St
     best = 2 * model if is_watched(config) else 0.0
     return {
         "preference_model": Stored(
-            members * model, 2 * checkpoint_bytes(architecture, config.preference_model)
+            members * 2.0 * of_section(architecture, config.preference_model).parameters,
+            2 * checkpoint_bytes(architecture, config.preference_model),
         ),
         "policy": Stored(
             (1 + warm) * model, 2 * checkpoint_bytes(architecture, config.policy) + best

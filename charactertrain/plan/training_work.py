@@ -6,17 +6,35 @@ from charactertrain.config import RunConfig
 from charactertrain.config.training import PolicySection, PreferenceModelSection
 from charactertrain.plan.lengths import Length, Lengths
 from charactertrain.plan.work import Job, Online, StageWork, Trained, reading
-from charactertrain.sizing.roofline import Passes, Step
+from charactertrain.sizing.architecture import Architecture
+from charactertrain.sizing.roofline import Passes, Step, training_passes
 from charactertrain.stages.counts import Counts
 from charactertrain.stages.policy.watch import reading_steps
 
 
+def of_section(
+    architecture: Architecture, section: PreferenceModelSection | PolicySection
+) -> Architecture:
+    """The model that a section trains, of the run's."""
+    is_policy = isinstance(section, PolicySection)
+    return architecture if is_policy else architecture.with_scalar_head()
+
+
+def trained_parameters(
+    architecture: Architecture, section: PreferenceModelSection | PolicySection
+) -> int:
+    """All of the section's model, or those of the adapters."""
+    if section.lora is not None:
+        return architecture.adapter_parameters(section.lora.rank)
+    return of_section(architecture, section).parameters
+
+
 def passes(section: PreferenceModelSection | PolicySection, *, has_reference: bool) -> Passes:
     """Of a training section's steps."""
-    return Passes(
-        trained=3.0 if section.lora is None else 2.0,
-        recomputed=float(section.resources.recompute_activations),
-        frozen=float(has_reference),
+    return training_passes(
+        has_adapters=section.lora is not None,
+        recomputes=section.resources.recompute_activations,
+        has_reference=has_reference,
     )
 
 

@@ -1,7 +1,7 @@
 """What a run's stages are to compute: requests to engines, and steps of training."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from charactertrain.plan.lengths import Length
@@ -23,6 +23,8 @@ class Job:
     longest: float
     """Tokens that one may write."""
     reader: Reader = "model"
+    predicted_share: float = 0.0
+    """Of the tokens computed of what is shown, those that pass the output layer."""
 
     @property
     def tokens_written(self) -> float:
@@ -41,8 +43,13 @@ class Job:
 
 
 def reading(name: str, requests: float, length: Length, reader: Reader = "model") -> Job:
-    """Texts that are scored or judged: what engines write of it is one token."""
+    """Texts that are rewarded or judged: what engines write of it is one token."""
     return Job(name, requests, length, 1.0 if reader == "model" else 0.0, 1.0, reader)
+
+
+def scoring(name: str, requests: float, length: Length) -> Job:
+    """Texts whose log-probabilities are asked for: vLLM makes logits of all that it computes."""
+    return replace(reading(name, requests, length), predicted_share=1.0)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ vocabulary.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from charactertrain.exceptions import ModelError
@@ -74,6 +74,13 @@ class Architecture:
         Body and output layer; of the embedding a token's row alone is read.
         """
         return self.body_parameters + self.vocabulary * self.hidden
+
+    def with_scalar_head(self) -> "Architecture":
+        """The preference model's: one output, too small to count, in place of the output layer.
+
+        Parameters are those of the body and the embedding, as where the output layer is tied.
+        """
+        return replace(self, is_tied=True)
 
     def adapter_parameters(self, rank: int) -> int:
         """Of low-rank adapters on every matrix of the body: rank (inputs + outputs) of each."""

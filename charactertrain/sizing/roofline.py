@@ -85,17 +85,23 @@ def decode_seconds(
 
 
 def prefill_seconds(
-    architecture: Architecture, device: Device, *, tokens: float, context: float
+    architecture: Architecture,
+    device: Device,
+    *,
+    tokens: float,
+    context: float,
+    predicted_share: float,
 ) -> float:
-    """Tokens that are read and not found in a cache: tokens f(c) / peak, the output layer left out.
+    """Tokens that are read and not found in a cache: tokens f(c) / peak.
 
     Args:
         architecture: Of the model.
         device: Of the engine.
         tokens: Computed.
         context: Tokens that each attends to, on average.
+        predicted_share: Share of them that pass the output layer.
     """
-    operations = architecture.forward_operations(context, predicted_share=0.0)
+    operations = architecture.forward_operations(context, predicted_share=predicted_share)
     return tokens * operations / device.operations_per_second
 
 
@@ -114,6 +120,15 @@ class Passes:
     def total(self) -> float:
         """All of them."""
         return self.trained + self.recomputed + self.frozen
+
+
+def training_passes(*, has_adapters: bool, recomputes: bool, has_reference: bool) -> Passes:
+    """Of a step that learns."""
+    return Passes(
+        trained=2.0 if has_adapters else 3.0,
+        recomputed=float(recomputes),
+        frozen=float(has_reference),
+    )
 
 
 @dataclass(frozen=True)
@@ -136,6 +151,10 @@ class Workers:
     per_node: int
     zero_stage: int
     tokens_per_microbatch: int
+    parameters: int
+    """Of the model."""
+    trained: int
+    """Of them, or of the adapters on them, those that have gradients."""
 
     def busiest_tokens(self, step: Step) -> float:
         """Tokens of the worker with most of them: no group is divided.
@@ -154,26 +173,28 @@ def step_operation_seconds(
     return tokens * step.passes.total * operations / device.operations_per_second
 
 
-def step_network_seconds(
-    architecture: Architecture, device: Device, step: Step, workers: Workers
-) -> float:
+def step_network_seconds(device: Device, step: Step, workers: Workers) -> float:
     """What workers exchange in a step, over the slower of the links that they use.
 
     (W - 1) / W of 2 bytes a parameter and exchange (Rajbhandari et al., 2020, section 7,
     https://arxiv.org/abs/1910.02054). In every microbatch: at stage 3 the weights for the forward
     pass, again for the backward one and for the reference, and the gradients; at 1 and 2 the
-    gradients; at 0 these twice, to sum and to hand out. At 1 and 2 the weights once a step.
+    gradients; at 0 these twice, to sum and to hand out. At 1 and 2 the weights once a step. Of
+    adapters alone there are gradients, and new weights to hand out; stage 3 gathers the others too.
     """
     if workers.count == 1:
         return 0.0
     microbatches = max(1.0, workers.busiest_tokens(step) / workers.tokens_per_microbatch)
-    each, once = {0: (2.0, 0.0), 1: (1.0, 1.0), 2: (1.0, 1.0), 3: (3.0, 0.0)}[workers.zero_stage]
     if workers.zero_stage == 3:
-        each += step.passes.frozen
-    exchanges = microbatches * each + once
+        gathered = (2 + step.passes.frozen) * workers.parameters
+        exchanged = microbatches * (gathered + workers.trained)
+    elif workers.zero_stage == 0:
+        exchanged = microbatches * 2 * workers.trained
+    else:
+        exchanged = (microbatches + 1) * workers.trained
     is_one_node = workers.count <= workers.per_node
     rate = device.link_bytes_per_second if is_one_node else device.network_bytes_per_second
-    moved = exchanges * 2 * architecture.parameters * (workers.count - 1) / workers.count
+    moved = 2 * exchanged * (workers.count - 1) / workers.count
     return moved / rate
 
 

@@ -30,12 +30,20 @@ def steps(count: int, seconds: float, tokens: int) -> list[dict[str, Any]]:
     return [line | {"time": 100.0 + seconds * step} for step in range(count)]
 
 
-def finished(directory: Path, lines: list[dict[str, Any]], num_workers: object = 2) -> str:
+def finished(
+    directory: Path,
+    lines: list[dict[str, Any]],
+    num_workers: object = 2,
+    *,
+    lora: object = None,
+    recomputes: bool = False,
+) -> str:
     """A run directory as far as rates are read from it."""
     config = {
         "model": {"path": "embedded:smollm2_135m"},
         "sampler": {"resources": {"num_engines": [1, 2]}},
         "cluster": {"num_workers": num_workers},
+        "preference_model": {"lora": lora, "resources": {"recompute_activations": recomputes}},
     }
     directory.mkdir(exist_ok=True)
     (directory / "config.yaml").write_text(json.dumps(config))
@@ -70,6 +78,24 @@ def test_the_spread_of_jobs_and_steps_is_the_range(tmp_path: Path) -> None:
     assert found.read_tokens_per_second == pytest.approx((50, 150))
     assert found.write_tokens_per_second is None
     assert found.train_tokens_per_second is None
+
+
+@pytest.mark.parametrize(
+    ("lora", "recomputes", "passes"),
+    [
+        (None, False, 3),
+        (None, True, 4),
+        ({"rank": 8, "alpha": 16}, False, 2),
+        ({"rank": 8, "alpha": 16}, True, 3),
+    ],
+)
+def test_a_training_rate_is_of_three_passes_however_many_the_run_took(
+    tmp_path: Path, lora: object, recomputes: bool, passes: int
+) -> None:
+    lines = steps(6, seconds=2.0, tokens=500)
+    directory = finished(tmp_path / "run", lines, lora=lora, recomputes=recomputes)
+    rate = 125 * passes / 3
+    assert read_rates(directory).train_tokens_per_second == pytest.approx((rate, rate))
 
 
 def test_a_run_whose_workers_changed_gives_no_rate_of_one(tmp_path: Path) -> None:

@@ -85,6 +85,9 @@ def test_the_state_of_8_billion_parameters_does_not_fit_a_gpu_at_stage_2(planned
     parameters = 8_190_735_360
     workers = plan.layout.workers
     assert memory.parameters == memory.reference == 2 * parameters
+    # The preference model has no output layer.
+    scalar = plan.held.trainers["preference_model"]
+    assert scalar.parameters == 2 * (parameters - 151_936 * 4096)
     assert memory.optimizer == pytest.approx(12 * parameters / workers)
     problems = "\n".join(plan.held.problems)
     assert "policy: a training worker needs" in problems
@@ -102,6 +105,14 @@ def test_the_state_of_8_billion_parameters_does_not_fit_a_gpu_at_stage_2(planned
 def test_an_engine_whose_weights_leave_no_cache_is_said(planned: Any) -> None:
     plan = planned(*QWEN, "plan.num_gpus=8", "plan.gpu.memory_gib=20")
     assert any("KV cache room for 0 tokens" in problem for problem in plan.held.problems)
+    # With the ranks of one that the plan names they do.
+    (advice,) = (problem for problem in plan.held.problems if "KV cache" in problem)
+    ranks = "sampler.resources.tensor_parallel_size=2", "sampler.resources.gpus_per_engine=2"
+    assert all(setting in advice for setting in ranks)
+    split = planned(*QWEN, "plan.num_gpus=8", "plan.gpu.memory_gib=20", *ranks)
+    assert not any("KV cache" in problem for problem in split.held.problems)
+    assert split.config.sampler.resources.tensor_parallel_size == 2
+    assert split.gpus["policy"] == 8
     # 0.85 of 79 GiB, less 15.3 of weights and 4 of reserve, by 144 KiB a token.
     whole = planned(*QWEN, "plan.num_gpus=8").held.engine
     weights = 2 * 8_190_735_360
@@ -163,6 +174,23 @@ def test_responses_take_what_the_roofline_says(planned: Any) -> None:
     assert parts["writing"].low == parts["writing"].high == pytest.approx(expected)
 
 
+def test_what_is_read_takes_what_the_roofline_says(planned: Any) -> None:
+    settings = ("ranker=contrast", "rankings.second_opinions=[]", "plan.prefill_share=[1,1]")
+    plan = planned(*QWEN, "plan.num_gpus=8", *settings)
+    # With logits, by 2 operations a parameter; and 4 x 36 x 4,096 for each token attended to,
+    # which are those of the cache and half of what is computed.
+    operations = sum(
+        job.tokens_computed
+        * (
+            2 * (8_190_735_360 - 151_936 * 4096)
+            + 4 * 36 * 4096 * (job.length.common + (job.length.shown - job.length.common) / 2)
+        )
+        for job in plan.work["rankings"].jobs
+    )
+    reading = plan.times["rankings"].parts["reading"]
+    assert reading.low == reading.high == pytest.approx(operations / 8 / 989e12, rel=1e-3)
+
+
 def test_measured_rates_take_the_place_of_rooflines(planned: Any, tmp_path: Path) -> None:
     file = tmp_path / "rates.yaml"
     file.write_text(
@@ -185,8 +213,10 @@ def test_measured_rates_take_the_place_of_rooflines(planned: Any, tmp_path: Path
 def test_storage_is_of_weights_and_checkpoints(planned: Any) -> None:
     plan = planned(*QWEN, "plan.num_gpus=8", "preference_model.ensemble=2")
     model = 2 * 8_190_735_360
-    # Two and a gold one; the warm start and the policy.
-    assert plan.models["preference_model"].left == 3 * model
+    # Two and a gold one, without the output layer; the warm start and the policy.
+    scalar = model - 2 * 151_936 * 4096
+    assert plan.models["preference_model"].left == 3 * scalar
+    assert plan.models["preference_model"].passing == 2 * 7 * scalar
     assert plan.models["policy"].left == 2 * model
     # Two checkpoints of 14 bytes a parameter, and two of what may be the best.
     assert plan.models["policy"].passing == 2 * 7 * model + 2 * model

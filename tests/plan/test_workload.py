@@ -153,9 +153,29 @@ def test_replies_of_the_evaluation_are_those_that_its_size_names(composed: Any) 
     # Three arms with two replies each, and whether there is a gold model.
     assert jobs["contrast, plain"].requests == 3 * 90 * 2
     assert jobs["rewards"].requests == 2 * 3 * 90 * 2
+    # Two prompts of each of three traits with each of them, scored as the arms' replies are.
+    title = "with each trait shown"
+    shown = jobs[f"replies {title}"]
+    assert (shown.requests, shown.longest) == (replies[title], 16) == (18, 16)
+    assert shown.length.common > 10
+    for scored in (f"contrast {title}, with the trait", f"contrast {title}, plain"):
+        assert jobs[scored].requests == 18
+    assert jobs[f"rewards {title}"].requests == 2 * 18
     # Two arms against the base in both orders: 2 prompts of each trait, and 3 of none.
     assert jobs["judgements"].requests == 2 * 2 * 2 * 3
     assert jobs["judgements as answers"].requests == 2 * 2 * 3
+
+
+def test_tokens_whose_log_probabilities_are_asked_for_pass_the_output_layer(composed: Any) -> None:
+    settings = (*SIZES, "rankings.second_opinions=[judge]", "ranker=contrast")
+    work = workload(*composed(*settings))
+    jobs = [job for stage in work.values() for job in stage.jobs if job.written <= 1]
+    scored = {job.name for job in jobs if job.predicted_share == 1}
+    others = {job.name for job in jobs if job.predicted_share == 0}
+    assert len(scored) + len(others) == len({job.name for job in jobs})
+    assert all("contrast" in name or name == "readings of free choices" for name in scored)
+    assert not any("contrast" in name for name in others)
+    assert {"judge", "judgements", "rewards"} <= others
 
 
 RECORDED = {

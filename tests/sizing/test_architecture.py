@@ -21,6 +21,11 @@ def test_parameters_are_those_counted_by_hand() -> None:
     assert SMALL.adapter_parameters(2) == 2 * 2 * (28 + 36)
 
 
+def test_a_preference_model_has_no_output_layer() -> None:
+    assert SMALL.with_scalar_head().parameters == 308 + 40
+    assert SMALL.with_scalar_head().with_scalar_head() == SMALL.with_scalar_head()
+
+
 def test_kv_cache_and_operations_are_those_counted_by_hand() -> None:
     # Keys and values, 2 layers, 2 wide, 2 bytes.
     assert SMALL.kv_bytes() == 2 * 2 * 2 * 2
@@ -56,9 +61,16 @@ def test_the_random_model_is_as_its_directory_says(tiny_model: Any) -> None:
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_parameters_are_those_of_the_model_that_transformers_builds(model_type: str) -> None:
+@pytest.mark.parametrize("has_output", [True, False])
+def test_parameters_are_those_of_the_model_that_transformers_builds(
+    model_type: str, has_output: bool
+) -> None:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
 
     config = AutoConfig.for_model(
         model_type,
@@ -74,9 +86,16 @@ def test_parameters_are_those_of_the_model_that_transformers_builds(model_type: 
         eos_token_id=2,
     )
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    expected = sum(parameter.numel() for parameter in model.parameters())
-    assert from_config(config.to_dict(), model_type).parameters == expected
+        kind = AutoModelForCausalLM if has_output else AutoModelForSequenceClassification
+        model = kind.from_config(config)
+    found = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if not name.startswith("score.")
+    )
+    architecture = from_config(config.to_dict(), model_type)
+    expected = architecture if has_output else architecture.with_scalar_head()
+    assert found == expected.parameters
 
 
 def test_another_kind_of_model_is_refused_by_name() -> None:

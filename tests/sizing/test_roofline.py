@@ -31,7 +31,9 @@ SLOW_SUMS = replace(SLOW_MEMORY, operations_per_second=1000.0, memory_bytes_per_
 STEP = Step(
     groups=5, tokens_per_group=10, predicted_share=0.5, context=10, passes=Passes(3.0, 1.0, 1.0)
 )
-TWO = Workers(count=2, per_node=8, zero_stage=3, tokens_per_microbatch=10)
+TWO = Workers(
+    count=2, per_node=8, zero_stage=3, tokens_per_microbatch=10, parameters=388, trained=388
+)
 
 
 def test_a_step_of_an_engine_reads_weights_and_cache_or_computes() -> None:
@@ -61,9 +63,12 @@ def test_twice_the_gpus_take_half_the_time() -> None:
     assert two == pytest.approx(one / 2)
 
 
-def test_what_is_read_is_computed_without_the_output_layer() -> None:
-    seconds = prefill_seconds(SMALL, SLOW_SUMS, tokens=100, context=10)
-    assert seconds == pytest.approx(100 * (2 * 308 + 320) / 1000)
+def test_what_is_read_passes_the_output_layer_as_far_as_its_logits_are_made() -> None:
+    def seconds(share: float) -> float:
+        return prefill_seconds(SMALL, SLOW_SUMS, tokens=100, context=10, predicted_share=share)
+
+    assert seconds(0.0) == pytest.approx(100 * (2 * 308 + 320) / 1000)
+    assert seconds(1.0) == pytest.approx(100 * (2 * 348 + 320) / 1000)
 
 
 def test_a_training_step_waits_for_the_worker_with_most_groups() -> None:
@@ -90,11 +95,27 @@ def test_a_training_step_waits_for_the_worker_with_most_groups() -> None:
 def test_workers_exchange_weights_and_gradients_by_stage(stage: int, exchanges: int) -> None:
     workers = replace(TWO, zero_stage=stage)
     moved = exchanges * 2 * 388 / 2
-    assert step_network_seconds(SMALL, SLOW_SUMS, STEP, workers) == pytest.approx(moved / 1000)
+    assert step_network_seconds(SLOW_SUMS, STEP, workers) == pytest.approx(moved / 1000)
     # Between nodes, by the network.
     apart = replace(workers, per_node=1)
-    assert step_network_seconds(SMALL, SLOW_SUMS, STEP, apart) == pytest.approx(moved / 100)
-    assert step_network_seconds(SMALL, SLOW_SUMS, STEP, replace(workers, count=1)) == 0
+    assert step_network_seconds(SLOW_SUMS, STEP, apart) == pytest.approx(moved / 100)
+    assert step_network_seconds(SLOW_SUMS, STEP, replace(workers, count=1)) == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "exchanged"),
+    [
+        # Of 388 parameters with adapters of 256: what is gathered is of all, the rest of adapters.
+        (3, 3 * (3 * 388 + 256)),
+        (2, (3 + 1) * 256),
+        (1, (3 + 1) * 256),
+        (0, 3 * 2 * 256),
+    ],
+)
+def test_of_adapters_alone_gradients_are_exchanged(stage: int, exchanged: int) -> None:
+    workers = replace(TWO, zero_stage=stage, trained=SMALL.adapter_parameters(2))
+    found = step_network_seconds(SLOW_SUMS, STEP, workers)
+    assert found == pytest.approx(exchanged * 2 / 2 / 1000)
 
 
 def test_shares_of_a_rate_bound_the_time() -> None:
