@@ -27,6 +27,8 @@ _START_SECONDS = 900.0
 _FIRST_START_SECONDS = 3600.0
 """For the first of a kind: a node may have to boot, and a large model to be read."""
 _SHUTDOWN_SECONDS = 30.0
+_WITH_ITS_NODE = "because its node has died"
+"""What Ray 2.60 says of an actor, and in no other way."""
 
 Claim = Literal["ready", "waiting", "gone", "no room"]
 
@@ -102,8 +104,10 @@ class EngineBroker:
         if error is None:
             return "ready", engine.handle
         await self.discard(lease)
-        # An idle engine may have died unnoticed; one that cannot start never will.
-        if engine.started_at is not None and isinstance(error, RayActorError):
+        # An idle engine may have died unnoticed, and a node while one started on it; an engine that
+        # cannot start never will.
+        is_loss = engine.started_at is not None or _WITH_ITS_NODE in str(error)
+        if is_loss and isinstance(error, RayActorError):
             return "gone", None
         raise error
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from engine_specs import FAKE
+from ray.exceptions import RayActorError
 
 from charactertrain.runtime import engine_broker
 from charactertrain.runtime.engine_actor import EngineActor
@@ -25,7 +26,13 @@ class Remote:
 
     def remote(self, *arguments: object) -> Any:
         self._cluster.calls.append((self._name, *arguments))
+        if self._name == "ready" and self._cluster.deaths:
+            return asyncio.ensure_future(died(self._cluster.deaths.pop()))
         return asyncio.ensure_future(asyncio.sleep(3600 if self._is_stuck else 0))
+
+
+async def died(reason: str) -> None:
+    raise RayActorError(error_msg=reason)
 
 
 @dataclass(eq=False)
@@ -45,6 +52,8 @@ class Cluster:
     room: int = 99
     alive: list[Handle] = field(default_factory=list)
     calls: list[tuple[object, ...]] = field(default_factory=list)
+    deaths: list[str] = field(default_factory=list)
+    """Of engines that start; why."""
 
     def start(self, spec: EngineSpec, weights: str, key: str) -> EngineActor:
         self.alive.append(Handle(self, key, is_stuck=len(self.alive) >= self.room))
@@ -203,5 +212,25 @@ def test_shutdown_stops_every_engine_and_waits_for_none_that_never_started(
         await broker.shutdown()
         assert cluster.alive == []
         assert [call for call in cluster.calls if call[0] == "shutdown"] == [("shutdown",)]
+
+    run(scenario())
+
+
+def test_an_engine_whose_node_died_as_it_started_is_replaced(cluster: Cluster) -> None:
+    async def scenario() -> None:
+        broker = EngineBroker(max_engines=1)
+        cluster.deaths.append("The actor died because its node has died. Node Id: 9ea6")
+        _, handle = await ready(broker, SPEC, "w")
+        assert cluster.alive == [handle]
+
+    run(scenario())
+
+
+def test_an_engine_that_cannot_start_is_not_tried_again(cluster: Cluster) -> None:
+    async def scenario() -> None:
+        broker = EngineBroker(max_engines=1)
+        cluster.deaths.append("The actor died because of an error raised in its creation task")
+        with pytest.raises(RayActorError, match="creation task"):
+            await ready(broker, SPEC, "w")
 
     run(scenario())
