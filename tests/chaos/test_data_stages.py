@@ -16,7 +16,6 @@ import psutil
 import pytest
 from chaos_runs import SIMULATED, Command, Undisturbed
 from ray.cluster_utils import Cluster
-from remains import before
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -85,7 +84,6 @@ def test_responses_are_the_same_whatever_is_killed(
         lambda process: process.kill(),
         lambda _: nodes.replace_second(),
     ]
-    there = before()
     found = command(nodes, *SIMULATED).run_disturbed(
         fake_run,
         tmp_path / "run",
@@ -93,7 +91,6 @@ def test_responses_are_the_same_whatever_is_killed(
         delay_seconds=random.Random(seed).uniform(0, 1.5),
     )
     assert found == fake_run.responses
-    assert there.remains(nodes.cluster.address) == []
 
 
 _ONE_ENGINE = ("sampler.resources.num_engines=[1,1]",)
@@ -109,14 +106,12 @@ def undisturbed_real_run(nodes: TwoNodes, tmp_path_factory: pytest.TempPathFacto
 def test_responses_of_a_real_engine_are_complete_though_it_is_killed(
     nodes: TwoNodes, real_run: Undisturbed, tmp_path: Path
 ) -> None:
-    there = before()
     found = command(nodes, *_ONE_ENGINE).run_disturbed(
         real_run,
         tmp_path / "run",
         lambda _: kill_engine("VllmEngine"),
         delay_seconds=0.1,
     )
-    assert there.remains(nodes.cluster.address) == []
     assert found.keys() == real_run.responses.keys()
     # In fp32 on one machine a seed gives one text, however requests are batched.
     assert {key: row.text for key, row in found.items()} == {
