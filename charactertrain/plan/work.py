@@ -90,6 +90,24 @@ class Online:
     scorers: int
     """Reward models, each with an engine of its own."""
 
+    @property
+    def tokens_written(self) -> float:
+        """By engines."""
+        read = sum(job.tokens_written for job in self.read)
+        return self.steps * self.sampled.tokens_written + self.readings * read
+
+    @property
+    def tokens_read(self) -> float:
+        """By engines, from a cache or not."""
+        scored = self.scorers * self.scored.tokens_read
+        read = sum(job.tokens_read for job in self.read)
+        return self.steps * (self.sampled.tokens_read + scored) + self.readings * read
+
+    @property
+    def tokens_trained(self) -> float:
+        """That the policy learns from."""
+        return self.steps * self.trained.groups * self.trained.tokens_per_group
+
 
 @dataclass(frozen=True)
 class StageWork:
@@ -102,31 +120,19 @@ class StageWork:
     @property
     def tokens_written(self) -> float:
         """By engines."""
-        online = self.online
-        more = 0.0
-        if online is not None:
-            more = online.steps * online.sampled.tokens_written
-            more += online.readings * sum(job.tokens_written for job in online.read)
+        more = 0.0 if self.online is None else self.online.tokens_written
         return _sum(job.tokens_written for job in self.jobs) + more
 
     @property
     def tokens_read(self) -> float:
         """By engines, from a cache or not."""
-        online = self.online
-        more = 0.0
-        if online is not None:
-            scored = online.scorers * online.scored.tokens_read
-            more = online.steps * (online.sampled.tokens_read + scored)
-            more += online.readings * sum(job.tokens_read for job in online.read)
+        more = 0.0 if self.online is None else self.online.tokens_read
         return _sum(job.tokens_read for job in self.jobs) + more
 
     @property
     def tokens_trained(self) -> float:
         """That models learn from, each counted once however often it passes through them."""
-        online = self.online
-        more = 0.0
-        if online is not None:
-            more = online.steps * online.trained.groups * online.trained.tokens_per_group
+        more = 0.0 if self.online is None else self.online.tokens_trained
         return _sum(part.tokens for part in self.trained if part.learns) + more
 
 

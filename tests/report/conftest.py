@@ -1,6 +1,7 @@
 """A whole report view of plausible numbers, to be changed with `dataclasses.replace`."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -193,6 +194,22 @@ def over_seeds() -> OverSeeds:
     )
 
 
+def cells_of(
+    found: Mapping[tuple[str, str], tuple[float, float, float | None]], *, num_prompts: int
+) -> dict[tuple[str, str], Cell]:
+    """Of differences, half widths of their intervals, and p-values."""
+    return {
+        key: Cell(
+            difference=value,
+            ci_low=value - half_width,
+            ci_high=value + half_width,
+            p_holm=p_holm,
+            num_prompts=num_prompts,
+        )
+        for key, (value, half_width, p_holm) in found.items()
+    }
+
+
 def attribution() -> Attribution:
     """Two traits that changed themselves, and one of them the other a little."""
     cells = {
@@ -205,16 +222,7 @@ def attribution() -> Attribution:
         measure="contrast",
         rows=("enthusiastic", "brief"),
         columns=("enthusiastic", "brief"),
-        cells={
-            key: Cell(
-                difference=value,
-                ci_low=value - half_width,
-                ci_high=value + half_width,
-                p_holm=p_holm,
-                num_prompts=43,
-            )
-            for key, (value, half_width, p_holm) in cells.items()
-        },
+        cells=cells_of(cells, num_prompts=43),
         dominance=estimate(0.81, 0.09),
     )
 
@@ -231,16 +239,7 @@ def paid() -> Attribution:
         attribution(),
         design="shown",
         measure="reward",
-        cells={
-            key: Cell(
-                difference=value,
-                ci_low=value - half_width,
-                ci_high=value + half_width,
-                p_holm=p_holm,
-                num_prompts=32,
-            )
-            for key, (value, half_width, p_holm) in cells.items()
-        },
+        cells=cells_of(cells, num_prompts=32),
         dominance=estimate(0.17, 0.15),
     )
 

@@ -13,10 +13,7 @@ from vllm.distributed.weight_transfer.ipc_engine import (
     IPCWeightTransferEngine,
     IPCWeightTransferUpdateInfo,
 )
-from vllm.distributed.weight_transfer.nccl_engine import (
-    NCCLWeightTransferEngine,
-    NCCLWeightTransferUpdateInfo,
-)
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
 from charactertrain.runtime.weight_sync.checksums import Summed, Sums
 
@@ -62,21 +59,21 @@ class _SummingModel:
         return self._model.load_weights(self.summed.passed(weights))
 
 
-class SummingNcclEngine(NCCLWeightTransferEngine):
-    """Receives by NCCL's broadcast."""
+class _Summing:
+    """What the checksums add to an engine of vLLM's, whose methods come after these."""
 
     model: Any
 
     def start_weight_update(self) -> None:
         """Prepare to reload layer by layer."""
-        super().start_weight_update()
+        super().start_weight_update()  # type: ignore[misc]
         self._summing = _SummingModel(self.model)
 
-    def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
+    def receive_weights(self, update_info: Any) -> None:
         """Receive, sum and load."""
         model, self.model = self.model, self._summing
         try:
-            super().receive_weights(update_info)
+            super().receive_weights(update_info)  # type: ignore[misc]
         finally:
             self.model = model
 
@@ -85,15 +82,12 @@ class SummingNcclEngine(NCCLWeightTransferEngine):
         return self._summing.summed.sums()
 
 
-class SummingIpcEngine(IPCWeightTransferEngine):
+class SummingNcclEngine(_Summing, NCCLWeightTransferEngine):
+    """Receives by NCCL's broadcast."""
+
+
+class SummingIpcEngine(_Summing, IPCWeightTransferEngine):
     """Reads the trainer's buffer on the device that both are on."""
-
-    model: Any
-
-    def start_weight_update(self) -> None:
-        """Prepare to reload layer by layer."""
-        super().start_weight_update()
-        self._summing = _SummingModel(self.model)
 
     def parse_update_info(self, update_dict: dict[str, Any]) -> IPCWeightTransferUpdateInfo:
         """With the handles as torch wants them."""
@@ -102,15 +96,3 @@ class SummingIpcEngine(IPCWeightTransferEngine):
             update_dict | {"ipc_handles": handles}
         )
         return info
-
-    def receive_weights(self, update_info: IPCWeightTransferUpdateInfo) -> None:
-        """Copy, sum and load."""
-        model, self.model = self.model, self._summing
-        try:
-            super().receive_weights(update_info)
-        finally:
-            self.model = model
-
-    def received_sums(self) -> Sums:
-        """Of the update's weights so far."""
-        return self._summing.summed.sums()
