@@ -62,10 +62,14 @@ class ArtifactSender:
 
     def finish(self, timeout_seconds: float) -> list[str]:
         """Wait for what is under way; what went wrong."""
-        self._queue.put(None)
+        self.stop()
         self._thread.join(timeout_seconds)
         late = ["not all artifacts were sent in time"] if self._thread.is_alive() else []
         return [*self._problems, *late]
+
+    def stop(self) -> None:
+        """Log what is under way, and nothing after it."""
+        self._queue.put(None)
 
     def _work(self) -> None:
         while (made := self._queue.get()) is not None:

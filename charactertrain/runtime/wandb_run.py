@@ -193,6 +193,8 @@ class WandbRun:
                 path.rename(target)
 
     def _give_up(self, error: BaseException) -> None:
+        if self._artifacts is not None:
+            self._artifacts.stop()
         self._run = self._artifacts = None
         self._say(
             f"wandb stopped ({_in_short(error)}): this attempt goes on without it; metrics.jsonl "
